@@ -1,0 +1,141 @@
+"""Weights folders: `config.json` and one safetensors file a part.
+
+Both are written atomically and read strictly: every tensor is used and none is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from magicfuse_ros.model.config import ConfigError, MagicFuseConfig
+
+CONFIG_FILE = "config.json"
+
+
+class CheckpointError(ValueError):
+    """A weights folder that cannot be used; the message names the file or tensor and what to do."""
+
+
+def read_config(folder: Path) -> MagicFuseConfig:
+    """Read `config.json`.
+
+    Raises
+    ------
+    CheckpointError
+        The folder or the file is missing or malformed, or a value in it is not accepted.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no model folder {folder}; give a folder with {CONFIG_FILE} and "
+            "safetensors files"
+        )
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"model folder {folder} has no {CONFIG_FILE}; it is not a model, or not a whole one"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}; check its permissions"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not JSON ({error}); copy the model folder again"
+        ) from error
+    try:
+        return MagicFuseConfig.from_dict(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def write_config(folder: Path, config: MagicFuseConfig) -> None:
+    """Write `config.json`, making the folder where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{CONFIG_FILE}.partial"
+    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / CONFIG_FILE)
+
+
+def save_part(folder: Path, part: str, module: nn.Module) -> None:
+    """Write one part's tensors to `<part>.safetensors`."""
+    save_tensors(folder, part, module.state_dict())
+
+
+def save_tensors(folder: Path, part: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write `<part>.safetensors`; a reader sees the old file or the new one, never a torn one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{part}.safetensors.partial"
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial)
+    partial.replace(folder / f"{part}.safetensors")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU; `CheckpointError` when it is missing or corrupt."""
+    if not path.is_file():
+        raise CheckpointError(f"weights file {path} is missing; copy the model folder again")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"weights file {path} is corrupt ({error}); copy the model folder again"
+        ) from error
+
+
+def load_part(folder: Path, part: str, module: nn.Module) -> None:
+    """Put `<part>.safetensors` into `module` (which may be on the meta device).
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing or corrupt, or a tensor is missing, unexpected or of another shape; the
+        message names the first.
+    """
+    path = folder / f"{part}.safetensors"
+    load_tensors(read_tensors(path), module, str(path))
+
+
+def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
+    """Put `tensors` into `module` as float32; raises as `check_tensors` does."""
+    check_tensors(tensors, module, source)
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
+    """Check that `tensors` are exactly those of `module`.
+
+    Raises
+    ------
+    CheckpointError
+        A tensor is missing, unexpected, of another shape or not of real numbers; the message names
+        the first, and `source`, where they came from.
+    """
+    expected = module.state_dict()
+    for name, parameter in expected.items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{source} lacks the tensor {name!r}; the weights do not belong to this config"
+            )
+        tensor = tensors[name]
+        if tensor.shape != parameter.shape:
+            raise CheckpointError(
+                f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, the config makes "
+                f"it {tuple(parameter.shape)}; the weights do not belong to this config"
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{source}: tensor {name!r} is of {tensor.dtype}; accepted: floating point"
+            )
+    unexpected = sorted(set(tensors) - set(expected))
+    if unexpected:
+        raise CheckpointError(
+            f"{source} has a tensor {unexpected[0]!r} that the config does not; "
+            "they do not belong together"
+        )

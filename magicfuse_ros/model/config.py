@@ -1,0 +1,448 @@
+"""The configuration of a model: frozen dataclasses, checked when they are made.
+
+A size of MagicFuse (`paper`, `tiny`) is one `MagicFuseConfig`; there is one implementation for all
+sizes. This module is the one source of every default that belongs to the model; `config.json` in a
+weights folder is its serialised form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+Prediction = Literal["eps", "v", "z0"]
+Spacing = Literal["leading", "trailing"]
+Norm = Literal["instance", "none"]
+
+
+class ConfigError(ValueError):
+    """A configuration value that is not accepted; the message names it and what is accepted."""
+
+
+def _require(
+    condition: bool,  # noqa: FBT001  # reads as an assertion
+    name: str,
+    value: object,
+    accepted: str,
+) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {value!r}; accepted: {accepted}")
+
+
+def _require_choice(name: str, value: str, choices: object) -> None:
+    accepted = get_args(choices)
+    _require(value in accepted, name, value, ", ".join(accepted))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """E and D, shared by Ψ and Φ; the latent is `stride` times smaller than the image.
+
+    Attributes
+    ----------
+    width, blocks
+        Channels, and residual blocks at each resolution, of E (`encoder_*`) and D (`decoder_*`).
+    patch
+        Space-to-depth factor at the image side; 1 works on pixels.
+    downsamples
+        Strided convolutions (E) and bilinear doublings (D) after the patch.
+    norm
+        `instance` (no affine), or `none`.
+    noise_channels
+        Channels of Gaussian noise concatenated in E at latent resolution; 0 for a deterministic E.
+    linear_path
+        A linear map beside each network, and clipping in place of the sigmoids: PCA of the patches starts the map, and the
+        networks learn only what it misses. Needs `downsamples` 0.
+    """
+
+    latent_channels: int = 8
+    encoder_width: int = 32
+    encoder_blocks: int = 3
+    decoder_width: int = 32
+    decoder_blocks: int = 3
+    patch: int = 1
+    downsamples: int = 2
+    norm: Norm = "instance"
+    noise_channels: int = 32
+    linear_path: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("latent_channels", "encoder_width", "decoder_width", "patch"):
+            value = getattr(self, name)
+            _require(value >= 1, f"autoencoder.{name}", value, "1 or more")
+        for name in ("encoder_blocks", "decoder_blocks", "downsamples", "noise_channels"):
+            value = getattr(self, name)
+            _require(value >= 0, f"autoencoder.{name}", value, "0 or more")
+        _require_choice("autoencoder.norm", self.norm, Norm)
+        _require(
+            not self.linear_path or self.downsamples == 0,
+            "autoencoder.downsamples with linear_path",
+            self.downsamples,
+            "0",
+        )
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per latent position, along each axis."""
+        return int(self.patch * 2**self.downsamples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """Ψ or Φ: the latent-diffusion U-Net on the condition latent and z_t.
+
+    Attributes
+    ----------
+    width, multipliers, blocks
+        Base channels, their multiple at each level, residual blocks a level.
+    attention_levels
+        Levels (0 = finest) with a spatial transformer; the middle block always has one.
+    heads, norm_groups
+        Attention heads, and GroupNorm groups.
+    patch
+        Space-to-depth factor on the latent before the U-Net.
+    prediction
+        What the network predicts: `eps`, `v` or `z0`.
+    condition_skip
+        Adds the condition latent to the output (`z0` prediction only): the network then learns the
+        difference from its input.
+    """
+
+    width: int
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2
+    attention_levels: tuple[int, ...] = ()
+    heads: int = 4
+    norm_groups: int = 32
+    patch: int = 1
+    prediction: Prediction = "eps"
+    condition_skip: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("width", "blocks", "heads", "norm_groups", "patch"):
+            value = getattr(self, name)
+            _require(value >= 1, f"denoiser.{name}", value, "1 or more")
+        _require(
+            len(self.multipliers) >= 1,
+            "denoiser.multipliers",
+            self.multipliers,
+            "one number a level",
+        )
+        for multiplier in self.multipliers:
+            channels = multiplier * self.width
+            _require(
+                multiplier >= 1 and channels % self.norm_groups == 0 and channels % self.heads == 0,
+                "denoiser.width × multiplier",
+                channels,
+                f"a multiple of norm_groups ({self.norm_groups}) and of heads ({self.heads})",
+            )
+        levels = range(len(self.multipliers))
+        for level in self.attention_levels:
+            _require(level in levels, "denoiser.attention_levels", level, f"0 to {len(levels) - 1}")
+        _require_choice("denoiser.prediction", self.prediction, Prediction)
+        _require(
+            not self.condition_skip or self.prediction == "z0",
+            "denoiser.condition_skip with prediction",
+            self.prediction,
+            "z0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """F and S: layer l has `widths[l]` channels, `scales[l]` times coarser than the patched latent.
+
+    With every scale 1 this is the paper's chain of layers; coarser scales in the middle give S a
+    wide receptive field for little computation, and a layer that returns to an earlier scale also
+    receives that earlier layer's features.
+
+    Attributes
+    ----------
+    attention
+        Per layer: single-head self-attention over every position, or not.
+    taps
+        Feature maps a layer hands to S: 2 (after the residual blocks and after the attention) or 1
+        (after the attention).
+    mlp_width, head_width
+        Hidden channels of each layer's 1×1 MLP, and of the convolutions that give w.
+    """
+
+    widths: tuple[int, ...] = (96, 96, 96, 96, 96)
+    scales: tuple[int, ...] = (1, 1, 1, 1, 1)
+    attention: tuple[bool, ...] = (True, True, True, True, True)
+    taps: int = 2
+    mlp_width: int = 192
+    head_width: int = 96
+    time_width: int = 96
+    norm_groups: int = 32
+    patch: int = 1
+
+    def __post_init__(self) -> None:
+        _require(len(self.widths) >= 1, "fusion.widths", self.widths, "one number a layer")
+        for name in ("scales", "attention"):
+            value = getattr(self, name)
+            _require(
+                len(value) == len(self.widths),
+                f"fusion.{name}",
+                value,
+                f"{len(self.widths)} entries, as widths",
+            )
+        for width in self.widths:
+            _require(
+                width >= 1 and width % self.norm_groups == 0,
+                "fusion.widths",
+                width,
+                f"multiples of {self.norm_groups}",
+            )
+        for scale in self.scales:
+            _require(scale in (1, 2, 4, 8), "fusion.scales", scale, "1, 2, 4 or 8")
+        _require(
+            self.scales[-1] == 1,
+            "fusion.scales (last)",
+            self.scales[-1],
+            "1: w and z^s are at full resolution",
+        )
+        _require(self.taps in (1, 2), "fusion.taps", self.taps, "1 or 2")
+        for name in ("mlp_width", "head_width", "patch", "norm_groups"):
+            value = getattr(self, name)
+            _require(value >= 1, f"fusion.{name}", value, "1 or more")
+        _require(
+            self.time_width >= 2 and self.time_width % 2 == 0,
+            "fusion.time_width",
+            self.time_width,
+            "an even number",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The noise schedule and how the reverse process is run.
+
+    Attributes
+    ----------
+    train_steps, beta_start, beta_end
+        T, and the linear β schedule over it.
+    steps, spacing
+        DDIM steps at inference, and how their timesteps are spread over T.
+    clip_z0
+        Clip every z0 estimate to [-1, 1]; latents are bounded, so this is legitimate and steadies
+        few-step sampling.
+    tau
+        τ of Eq. 11: the most that Ψ's noise may weigh inside thermal classes.
+    seed
+        Seed of the starting noise; the same frame in gives the same frame out.
+    """
+
+    train_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.0120
+    steps: int = 25
+    spacing: Spacing = "leading"
+    clip_z0: bool = False
+    tau: float = 0.4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.train_steps >= 1, "diffusion.train_steps", self.train_steps, "1 or more")
+        _require(
+            0.0 < self.beta_start <= self.beta_end < 1.0,
+            "diffusion.beta_start, beta_end",
+            (self.beta_start, self.beta_end),
+            "0 < beta_start <= beta_end < 1",
+        )
+        check_steps(self.steps, self.train_steps)
+        check_tau(self.tau)
+        _require_choice("diffusion.spacing", self.spacing, Spacing)
+
+
+def check_steps(steps: int, train_steps: int) -> None:
+    """Raise `ConfigError` unless `steps` is a possible number of DDIM steps."""
+    _require(1 <= steps <= train_steps, "steps", steps, f"1 to {train_steps}")
+
+
+def check_tau(tau: float) -> None:
+    """Raise `ConfigError` unless `tau` is a possible τ of Eq. 11."""
+    _require(0.0 <= tau <= 1.0, "tau", tau, "0.0 to 1.0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagicFuseConfig:
+    """A whole model.
+
+    Attributes
+    ----------
+    name
+        What the node and the reports call it.
+    labels
+        Name of a built-in label set, or the path of a YAML file (relative to the weights folder).
+    resolution
+        (width, height) in pixels that the model was made for; frames are fitted into it.
+    trained
+        False while the weights are random; outputs are then marked as such.
+    """
+
+    name: str
+    labels: str
+    resolution: tuple[int, int]
+    trained: bool = False
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    psi: DenoiserConfig
+    phi: DenoiserConfig
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def __post_init__(self) -> None:
+        for side in self.resolution:
+            _require(
+                side >= self.multiple_of,
+                "resolution",
+                self.resolution,
+                f"sides of at least {self.multiple_of}",
+            )
+            _require(
+                side % self.multiple_of == 0,
+                "resolution",
+                self.resolution,
+                f"multiples of {self.multiple_of}",
+            )
+
+    @property
+    def multiple_of(self) -> int:
+        """Image sides must be multiples of this; inside, the networks take odd sizes."""
+        patch = math.lcm(self.psi.patch, self.phi.patch, self.fusion.patch)
+        return self.autoencoder.stride * patch
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MagicFuseConfig:
+        """Build from `to_dict`'s form; raises `ConfigError` for a missing, unknown or mistyped key."""
+        return dataclass_from(cls, values, "config")
+
+
+T = TypeVar("T")
+
+
+def dataclass_from(cls: type[T], values: object, where: str) -> T:
+    """Build a dataclass from plain JSON or YAML values, nested ones included; lists become tuples.
+
+    Raises
+    ------
+    ConfigError
+        A key is unknown or missing, or a value has the wrong type or is refused by the dataclass;
+        `where` is what the message calls the place.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} is {values!r}; accepted: a mapping of {cls.__name__}'s fields")
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(f"{where} has unknown keys {unknown}; accepted: {sorted(hints)}")
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where} lacks the keys {missing}; add them")
+    arguments = {key: _value(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _value(value: object, hint: Any, where: str) -> Any:
+    """Convert one JSON or YAML value to a field's type; a value of another type is an error."""
+    if dataclasses.is_dataclass(hint):
+        return dataclass_from(hint, value, where)  # type: ignore[arg-type]
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
+        _require(len(value) == len(kinds), where, value, f"a list of {len(kinds)}")
+        pairs = zip(value, kinds, strict=True)
+        return tuple(_value(part, kind, f"{where}[{i}]") for i, (part, kind) in enumerate(pairs))
+    if origin is tuple:
+        accepted, fits = "a list", False
+    elif origin is Literal:
+        accepted, fits = ", ".join(inner), value in inner
+    else:
+        # bool is a subclass of int, and a whole number is a number.
+        fits = type(value) is hint or (hint is float and type(value) is int)
+        accepted = _KINDS[hint]
+    _require(fits, where, value, accepted)
+    return value
+
+
+PAPER = MagicFuseConfig(
+    name="paper",
+    labels="mfnet",
+    resolution=(640, 480),
+    psi=DenoiserConfig(width=64, heads=4, attention_levels=(2, 3)),
+    phi=DenoiserConfig(width=256, heads=8, attention_levels=(2,)),
+)
+"""The published model.
+
+E 220,968, D 188,163, Ψ 39,652,104, Φ 517,670,920, F & S 2,742,148 parameters.
+"""
+
+TINY = MagicFuseConfig(
+    name="tiny",
+    labels="drive",
+    resolution=(320, 240),
+    autoencoder=AutoencoderConfig(
+        encoder_width=32,
+        encoder_blocks=1,
+        decoder_width=40,
+        decoder_blocks=2,
+        patch=4,
+        downsamples=0,
+        norm="none",
+        noise_channels=0,
+        linear_path=True,
+    ),
+    psi=DenoiserConfig(
+        width=48,
+        multipliers=(1, 2, 2),
+        blocks=1,
+        heads=4,
+        norm_groups=8,
+        patch=2,
+        prediction="z0",
+        condition_skip=True,
+    ),
+    phi=DenoiserConfig(
+        width=40,
+        multipliers=(1, 2, 3),
+        blocks=1,
+        heads=4,
+        norm_groups=8,
+        attention_levels=(2,),
+        patch=2,
+        prediction="z0",
+    ),
+    fusion=FusionConfig(
+        widths=(48, 96, 160, 96, 48),
+        scales=(1, 2, 4, 2, 1),
+        attention=(False, False, True, True, False),
+        taps=1,
+        mlp_width=96,
+        head_width=24,
+        time_width=32,
+        norm_groups=8,
+        patch=2,
+    ),
+    diffusion=DiffusionConfig(steps=1, spacing="trailing", clip_z0=True),
+)
+"""The embedded default, for two CPU cores."""
+
+SIZES = {config.name: config for config in (PAPER, TINY)}

@@ -1,0 +1,239 @@
+"""F and S, the multi-domain knowledge fusion (MKF) branch, and Eq. 8 and 11."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from magicfuse_ros.model.config import FusionConfig
+
+
+def time_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding of the timesteps `t` (B,), shape (B, width)."""
+    half = width // 2
+    frequencies = torch.exp(
+        -math.log(10000.0) / max(half - 1, 1) * torch.arange(half, device=t.device)
+    )
+    angles = t.float()[:, None] * frequencies[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class TimeResidualBlock(nn.Module):
+    """A residual block conditioned on the time embedding."""
+
+    def __init__(self, inputs: int, outputs: int, time_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs, eps=1e-6)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time = nn.Linear(time_channels, outputs)
+        self.norm2 = nn.GroupNorm(groups, outputs, eps=1e-6)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut: nn.Module = (
+            nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        )
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Map x (B, inputs, h, w) and time (B, time_channels) to (B, outputs, h, w)."""
+        h = self.conv1(functional.silu(self.norm1(x)))
+        h = h + self.time(functional.silu(time))[:, :, None, None]
+        residual: Tensor = self.shortcut(x) + self.conv2(functional.silu(self.norm2(h)))
+        return residual
+
+
+class SelfAttention(nn.Module):
+    """Single-head self-attention over every position, with a residual connection."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same shape."""
+        normed = self.norm(x)
+        q, k, v = (
+            project(normed).flatten(2).transpose(1, 2)[:, None]
+            for project in (self.q, self.k, self.v)
+        )
+        # Never a materialised h·w × h·w map: at 640×480 that is 19,200 squared.
+        attended = functional.scaled_dot_product_attention(q, k, v)
+        projected: Tensor = self.out(attended[:, 0].transpose(1, 2).reshape(x.shape))
+        return x + projected
+
+
+class FusionLayer(nn.Module):
+    """One layer of F: two residual blocks, a 1×1 MLP that sees both noises, self-attention."""
+
+    def __init__(
+        self, inputs: int, width: int, noise: int, config: FusionConfig, *, attention: bool
+    ) -> None:
+        super().__init__()
+        time_channels = 4 * config.time_width
+        self.res1 = TimeResidualBlock(inputs, width, time_channels, config.norm_groups)
+        self.res2 = TimeResidualBlock(width, width, time_channels, config.norm_groups)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(width + noise, config.mlp_width, 1),
+            nn.SiLU(),
+            nn.Conv2d(config.mlp_width, width, 1),
+        )
+        self.att: nn.Module = (
+            SelfAttention(width, config.norm_groups) if attention else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, noises: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the layer.
+
+        Parameters
+        ----------
+        x
+            (B, inputs, h, w).
+        noises
+            ε_ψ and ε_φ, concatenated and patched, (B, noise, h, w).
+        time
+            (B, 4 · time_width).
+
+        Returns
+        -------
+        before, after
+            The features after the residual blocks and after the attention, (B, width, h, w).
+        """
+        before = self.res2(self.res1(x, time), time)
+        return before, self.att(self.mlp(torch.cat([before, noises], dim=1)))
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    if (x.shape[-2], x.shape[-1]) == size:
+        return x
+    mode = "area" if size[0] < x.shape[-2] else "bilinear"
+    return functional.interpolate(x, size=size, mode=mode)
+
+
+class Fusion(nn.Module):
+    """F and S: the weight w (Eq. 9) and the segmentation state z^s (Eq. 10) of one step."""
+
+    def __init__(self, config: FusionConfig, latent_channels: int, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = classes
+        patched = latent_channels * config.patch**2
+        state = classes * config.patch**2
+        time_channels = 4 * config.time_width
+        self.time_embed = nn.Sequential(
+            nn.Linear(config.time_width, time_channels),
+            nn.SiLU(),
+            nn.Linear(time_channels, time_channels),
+        )
+        self.inconv = nn.Conv2d(3 * patched, config.widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        self.segproj = nn.ModuleList()
+        width = config.widths[0]
+        for index, attention in enumerate(config.attention):
+            inputs = width + self._skip_width(index)
+            width = config.widths[index]
+            self.blocks.append(FusionLayer(inputs, width, 2 * patched, config, attention=attention))
+            self.segproj.extend(
+                nn.Conv2d(width + state, state, 3, padding=1) for _ in range(config.taps)
+            )
+        self.normout = nn.Conv2d(width, patched, 1)
+        self.estimate = nn.Sequential(
+            nn.Conv2d(3 * latent_channels, config.head_width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(config.head_width, latent_channels, 3, padding=1),
+        )
+
+    def _skip_source(self, index: int) -> int | None:
+        """Find the earlier layer whose features layer `index` also receives.
+
+        It is the last one at the same scale, where `index` returns from a coarser scale.
+        """
+        scales = self.config.scales
+        if index == 0 or scales[index] >= scales[index - 1]:
+            return None
+        earlier = [i for i in range(index) if scales[i] == scales[index]]
+        return earlier[-1] if earlier else None
+
+    def _skip_width(self, index: int) -> int:
+        source = self._skip_source(index)
+        return 0 if source is None else self.config.widths[source]
+
+    def forward(
+        self,
+        z0_psi: Tensor,
+        z0_phi: Tensor,
+        z_f: Tensor,
+        eps_psi: Tensor,
+        eps_phi: Tensor,
+        state: Tensor,
+        t: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Run one step of F and S.
+
+        Parameters
+        ----------
+        z0_psi, z0_phi
+            One-step estimates of the two clean latents, (B, 8, h, w).
+        z_f
+            The fused latent at this step, (B, 8, h, w).
+        eps_psi, eps_phi
+            The two estimated noises, (B, 8, h, w).
+        state
+            z^s, the segmentation state of the previous step, (B, classes, h, w).
+        t
+            Timesteps, (B,) or (1,).
+
+        Returns
+        -------
+        w, state
+            The weight of Ψ's noise (B, 8, h, w), not squashed, and the new z^s (B, classes, h, w):
+            the logits at latent size.
+        """
+        patch = self.config.patch
+        time = self.time_embed(time_embedding(t, self.config.time_width).to(z_f.dtype))
+        x = functional.pixel_unshuffle(torch.cat([z0_psi, z0_phi, z_f], dim=1), patch)
+        noises = functional.pixel_unshuffle(torch.cat([eps_psi, eps_phi], dim=1), patch)
+        state = functional.pixel_unshuffle(state, patch)
+        height, width = x.shape[-2:]
+        x = functional.silu(self.inconv(x))
+        features: list[Tensor] = []
+        projections = iter(self.segproj)
+        for index, (layer, scale) in enumerate(zip(self.blocks, self.config.scales, strict=True)):
+            size = (math.ceil(height / scale), math.ceil(width / scale))
+            x = _resized(x, size)
+            source = self._skip_source(index)
+            if source is not None:
+                x = torch.cat([x, features[source]], dim=1)
+            before, x = layer(x, _resized(noises, size), time)
+            features.append(x)
+            state = _resized(state, size)
+            for feature in (before, x)[-self.config.taps :]:
+                state = next(projections)(torch.cat([feature, state], dim=1))
+        estimate = functional.pixel_shuffle(self.normout(x), patch)
+        w = self.estimate(torch.cat([estimate, eps_psi, eps_phi], dim=1))
+        return w, functional.pixel_shuffle(state, patch)
+
+
+def radiation_category_map(state: Tensor, thermal_ids: tuple[int, ...]) -> Tensor:
+    """M of Eq. 11: 1 where argmax(z^s) is a thermal class, else 0.
+
+    `state` is (B, classes, h, w); the result is (B, 1, h, w) in the same dtype.
+    """
+    category = state.argmax(dim=1, keepdim=True)
+    thermal = torch.zeros(state.shape[1], dtype=state.dtype, device=state.device)
+    thermal[list(thermal_ids)] = 1.0
+    return thermal[category]
+
+
+def modulated_weight(w: Tensor, radiation: Tensor, tau: float) -> Tensor:
+    """w_r of Eq. 11: M·min(w, τ) + (1 − M)·w."""
+    return radiation * w.clamp(max=tau) + (1.0 - radiation) * w
+
+
+def fused_noise(w_r: Tensor, eps_psi: Tensor, eps_phi: Tensor) -> Tensor:
+    """ε_f of Eq. 8: w_r·ε_ψ + (1 − w_r)·ε_φ."""
+    return w_r * eps_psi + (1.0 - w_r) * eps_phi

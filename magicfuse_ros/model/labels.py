@@ -1,0 +1,153 @@
+"""Label sets: what the segmentation head S can say, and which classes radiate heat.
+
+A label set is a YAML file; the built-in ones are in `label_sets/` and are examples for a user's
+own::
+
+    name: drive
+    labels:            # in the order of their ids, from 0
+      - {name: unlabeled, color: [0, 0, 0], thermal: false}
+      - {name: person, color: [64, 64, 0], thermal: true}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+UNKNOWN = 255
+"""The id of a pixel of no known class, in masks and in training labels (which ignore it)."""
+
+_BUILT_IN = Path(__file__).parent / "label_sets"
+
+
+class LabelSetError(ValueError):
+    """A label set that is unknown or malformed; the message says what is accepted."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class.
+
+    Attributes
+    ----------
+    id
+        Its value in masks.
+    name, color
+        What people call it, and its (R, G, B), each 0 to 255.
+    thermal
+        Whether it is a source of heat (Eq. 11).
+    """
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+    thermal: bool
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The classes of a segmentation head; `labels[i].id == i`."""
+
+    name: str
+    labels: tuple[Label, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.labels) < UNKNOWN:
+            raise LabelSetError(
+                f"label set {self.name!r} has {len(self.labels)} labels; accepted: 1 to {UNKNOWN - 1}"
+            )
+        names = self.names()
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise LabelSetError(
+                f"label set {self.name!r} repeats the names {repeated}; give each label its own name"
+            )
+        for index, label in enumerate(self.labels):
+            if label.id != index:
+                raise LabelSetError(
+                    f"label {label.name!r} of {self.name!r} has id {label.id}; its place gives {index}"
+                )
+            if len(label.color) != 3 or not all(0 <= part <= 255 for part in label.color):
+                raise LabelSetError(
+                    f"label {label.name!r} has color {label.color}; accepted: [R, G, B], each 0 to 255"
+                )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def names(self) -> list[str]:
+        """Class names in the order of their ids."""
+        return [label.name for label in self.labels]
+
+    def id_of(self, name: str) -> int:
+        """Find the id of the class `name`; raises `LabelSetError` naming the accepted ones."""
+        for label in self.labels:
+            if label.name == name:
+                return label.id
+        raise LabelSetError(
+            f"label set {self.name!r} has no class {name!r}; accepted: {', '.join(self.names())}"
+        )
+
+    def palette(self) -> list[tuple[int, int, int]]:
+        """(R, G, B) of each class in the order of their ids."""
+        return [label.color for label in self.labels]
+
+    def thermal_ids(self) -> tuple[int, ...]:
+        """Ids of the classes that the radiation category map M marks (Eq. 11)."""
+        return tuple(label.id for label in self.labels if label.thermal)
+
+    @staticmethod
+    def built_in() -> list[str]:
+        """Names that `load` accepts besides paths."""
+        return sorted(path.stem for path in _BUILT_IN.glob("*.yaml"))
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> LabelSet:
+        """Load a built-in label set by name, or a user's own by the path of its YAML file.
+
+        Raises
+        ------
+        LabelSetError
+            The name is unknown, the file is missing, or its content is not a label set.
+        """
+        path = Path(name_or_path)
+        if path.suffix not in (".yaml", ".yml"):
+            path = _BUILT_IN / f"{name_or_path}.yaml"
+            if str(name_or_path) not in cls.built_in():
+                raise LabelSetError(
+                    f"unknown label set {str(name_or_path)!r}; accepted: {', '.join(cls.built_in())}, "
+                    "or the path of a .yaml file"
+                )
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise LabelSetError(
+                f"label set file {path} cannot be read: {error.strerror}; check the path"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise LabelSetError(
+                f"label set file {path} is not YAML: {' '.join(str(error).split())}"
+            ) from error
+        return cls._from_content(content, path)
+
+    @classmethod
+    def _from_content(cls, content: object, path: Path) -> LabelSet:
+        if not isinstance(content, dict) or not isinstance(content.get("labels"), list):
+            raise LabelSetError(f"label set file {path} must hold 'name' and a list 'labels'")
+        labels = []
+        for index, entry in enumerate(content["labels"]):
+            try:
+                color = tuple(int(part) for part in entry["color"])
+                name, thermal = entry["name"], entry.get("thermal", False)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise LabelSetError(
+                    f"label {index} in {path} is {entry!r}; accepted: {{name: ..., color: [R, G, B], thermal: true|false}}"
+                ) from error
+            if not isinstance(name, str) or not isinstance(thermal, bool):
+                raise LabelSetError(
+                    f"label {index} in {path}: name must be text and thermal true or false"
+                )
+            labels.append(Label(index, name, color, thermal))  # type: ignore[arg-type]
+        return cls(str(content.get("name", path.stem)), tuple(labels))

@@ -1,0 +1,188 @@
+"""The whole model: E, D, Ψ, Φ and F & S, from a configuration or from a weights folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from magicfuse_ros.model import checkpoint
+from magicfuse_ros.model.autoencoder import Decoder, Encoder
+from magicfuse_ros.model.config import MagicFuseConfig
+from magicfuse_ros.model.denoiser import Denoiser
+from magicfuse_ros.model.diffusion import Estimate
+from magicfuse_ros.model.fusion import Fusion
+from magicfuse_ros.model.labels import LabelSet
+from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
+
+PARTS = ("encoder", "decoder", "psi", "phi", "fusion")
+"""The networks of a model: attribute names of `MagicFuse` and file names in a weights folder."""
+
+
+class Pictures(NamedTuple):
+    """The decoded outcome of one sample.
+
+    Attributes
+    ----------
+    magimg, enhanced, infrared
+        (B, 3, H, W) in [0, 1]: D(z0_f) (Eq. 14), D(z0_ψ) and D(z0_φ).
+    logits
+        (B, classes, H, W): z^s upsampled bilinearly.
+    step
+        The sample they were decoded from.
+    """
+
+    magimg: Tensor
+    enhanced: Tensor
+    infrared: Tensor
+    logits: Tensor
+    step: Step
+
+
+class MagicFuse(nn.Module):
+    """The model in plain PyTorch; a runtime makes the same parts fast.
+
+    It is itself the `Networks` that `sample` needs.
+    """
+
+    def __init__(self, config: MagicFuseConfig, labels: LabelSet) -> None:
+        super().__init__()
+        channels = config.autoencoder.latent_channels
+        self.config = config
+        self.labels = labels
+        self.encoder = Encoder(config.autoencoder)
+        self.decoder = Decoder(config.autoencoder)
+        self.psi = Denoiser(config.psi, channels)
+        self.phi = Denoiser(config.phi, channels)
+        self.fusion = Fusion(config.fusion, channels, len(labels))
+
+    @classmethod
+    def from_config(cls, config: MagicFuseConfig) -> MagicFuse:
+        """Build with random weights; raises `LabelSetError` for an unknown label set."""
+        return cls(config, LabelSet.load(config.labels))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> MagicFuse:
+        """Load a weights folder (`config.json`, one safetensors file a part), in evaluation mode.
+
+        Raises
+        ------
+        CheckpointError
+            The folder or a file is missing or corrupt, or a tensor does not fit the configuration;
+            the message names it.
+        LabelSetError
+            The configuration names a label set that is unknown.
+        """
+        folder = Path(folder)
+        config = checkpoint.read_config(folder)
+        labels = LabelSet.load(
+            folder / config.labels if config.labels.endswith((".yaml", ".yml")) else config.labels
+        )
+        with torch.device("meta"):
+            model = cls(config, labels)
+        for part in PARTS:
+            checkpoint.load_part(folder, part, getattr(model, part))
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and one safetensors file a part; `from_pretrained` is its inverse."""
+        checkpoint.write_config(Path(folder), self.config)
+        for part in PARTS:
+            checkpoint.save_part(Path(folder), part, getattr(self, part))
+
+    def denoise(
+        self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        """Predictions of Ψ and Φ at timestep t."""
+        step = torch.tensor([t], device=condition.device)
+        return self.psi(condition, z_psi, step), self.phi(condition, z_phi, step)
+
+    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
+        """Prediction of Ψ alone."""
+        prediction: Tensor = self.psi(condition, z_psi, torch.tensor([t], device=condition.device))
+        return prediction
+
+    def fuse(
+        self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        """Weight w and the next z^s."""
+        step = torch.tensor([t], device=z_f.device)
+        w, state = self.fusion(psi.z0, phi.z0, z_f, psi.eps, phi.eps, state, step)
+        return w, state
+
+    def draw_noise(
+        self, height: int, width: int, generator: torch.Generator, batch: int = 1
+    ) -> Noise:
+        """Draw the starting noise for images of `height` × `width` pixels, on the CPU."""
+        stride = self.config.autoencoder.stride
+        size = (height // stride, width // stride)
+        channels = self.config.autoencoder.latent_channels
+        latent = torch.randn((batch, channels, *size), generator=generator)
+        return Noise(latent, torch.randn((batch, len(self.labels), *size), generator=generator))
+
+    def draw_encoder_noise(
+        self, height: int, width: int, generator: torch.Generator, batch: int = 1
+    ) -> Tensor | None:
+        """Draw the noise that E takes, on the CPU; None where this E takes none."""
+        config = self.config.autoencoder
+        if config.noise_channels == 0:
+            return None
+        size = (height // config.stride, width // config.stride)
+        return torch.randn((batch, config.noise_channels, *size), generator=generator)
+
+    def forward(
+        self,
+        image: Tensor,
+        noise: Noise,
+        settings: SamplerSettings,
+        encoder_noise: Tensor | None = None,
+    ) -> Pictures:
+        """Fuse degraded visible images.
+
+        Parameters
+        ----------
+        image
+            (B, 3, H, W) in [0, 1]; H and W multiples of `config.multiple_of`.
+        noise
+            As `draw_noise` makes it for H and W.
+        settings
+            How to sample.
+        encoder_noise
+            As `draw_encoder_noise` makes it.
+        """
+        step = sample(self, self.encoder(image, encoder_noise), noise, self.config, settings)
+        enhanced, infrared = self.decoder(step.z0_psi), self.decoder(step.z0_phi)
+        if settings.variant == "late_fusion":
+            magimg = late_fusion(enhanced, infrared, step.w_r)
+        else:
+            magimg = self.decoder(step.z0_fused)
+        return Pictures(
+            magimg, enhanced, infrared, upsampled_logits(step.state, image.shape[-2:]), step
+        )
+
+
+def late_fusion(enhanced: Tensor, infrared: Tensor, w_r: Tensor) -> Tensor:
+    """Fuse as Model III does: weigh the two decoded images instead of the two noises.
+
+    Parameters
+    ----------
+    enhanced, infrared
+        (B, 3, H, W) in [0, 1].
+    w_r
+        (B, 8, h, w); its mean over the channels, limited to [0, 1], is the weight of `enhanced`.
+    """
+    weight = functional.interpolate(
+        w_r.mean(dim=1, keepdim=True).clamp(0.0, 1.0),
+        size=enhanced.shape[-2:],
+        mode="bilinear",
+        align_corners=False,
+    )
+    return weight * enhanced + (1.0 - weight) * infrared
+
+
+def upsampled_logits(state: Tensor, size: tuple[int, ...]) -> Tensor:
+    """z^s (B, classes, h, w) upsampled bilinearly to `size` (H, W)."""
+    return functional.interpolate(state, size=tuple(size), mode="bilinear", align_corners=False)
