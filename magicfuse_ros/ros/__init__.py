@@ -1,0 +1,1 @@
+"""ROS 2 adapters: messages in, messages out; no tensor mathematics."""

@@ -1,0 +1,140 @@
+"""What the node publishes beside its pictures: camera_info, the coloured mask, label_info."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import CameraInfo, RegionOfInterest
+
+from magicfuse_ros.model.labels import UNKNOWN
+
+try:
+    from vision_msgs.msg import LabelInfo, VisionClass
+except ImportError:  # not on PyPI; ROS installations have it in ros-<distro>-vision-msgs
+    LabelInfo = VisionClass = None
+
+PALETTE_OPACITY = 0.5
+"""How much of a class's colour covers MagImg in ~/semantic/color, 0 to 1."""
+
+
+def scale_camera_info(info: CameraInfo, size: tuple[int, int]) -> CameraInfo:
+    """Describe a picture that shows the camera's whole picture in another size.
+
+    `info` speaks of the sensor; the camera's picture is its region of interest, binned. Where
+    `size` is the size of that picture, `info` comes back unchanged. Otherwise region and binning
+    are folded into K and P together with the scale, and the result describes a plain picture of
+    `size`. (0, 0) is the centre of the first pixel, as in ROS and OpenCV, so that a principal point
+    c becomes (c + 0.5) s - 0.5.
+
+    Parameters
+    ----------
+    info
+        sensor_msgs/CameraInfo of the input; left as it is.
+    size
+        (width, height) of the output, in pixels.
+
+    Returns
+    -------
+    sensor_msgs/CameraInfo with the input's header, distortion and rectification. An uncalibrated
+    matrix (its focal length is 0) stays as it is, as do both where the input has no size.
+    """
+    result = copy.deepcopy(info)
+    roi = info.roi
+    binning = (max(info.binning_x, 1), max(info.binning_y, 1))
+    region = (roi.width or info.width, roi.height or info.height)
+    if (region[0] // binning[0], region[1] // binning[1]) == size:
+        return result
+
+    result.width, result.height = size
+    result.binning_x = result.binning_y = 0
+    result.roi = RegionOfInterest(do_rectify=roi.do_rectify)
+    if 0 in region:
+        return result
+    for axis, offset in enumerate((roi.x_offset, roi.y_offset)):
+        scale = size[axis] / region[axis]
+        # Rows 0 and 1: focal length, skew, principal point and, in P, -f x baseline.
+        for matrix in (result.k.reshape(3, 3), result.p.reshape(3, 4)):
+            if matrix[axis, axis] != 0.0:
+                matrix[axis] *= scale
+                matrix[axis, 2] += 0.5 * scale - 0.5 - offset * scale
+    return result
+
+
+def colorize(
+    mask: NDArray[np.uint8],
+    magimg: NDArray[np.uint8],
+    palette: Sequence[tuple[int, int, int]],
+) -> NDArray[np.uint8]:
+    """Lay the classes' colours over MagImg.
+
+    Parameters
+    ----------
+    mask
+        (H, W) uint8 class ids of the label set (not remapped), 255 = unknown.
+    magimg
+        (H, W, 3) uint8 RGB; left as it is.
+    palette
+        (R, G, B) of each id, 0 to 255. Black shows MagImg alone (unlabeled), as do ids that the
+        palette does not reach.
+
+    Returns
+    -------
+    (H, W, 3) uint8 RGB.
+
+    Raises
+    ------
+    ValueError
+        The sizes of mask and MagImg differ.
+    """
+    if magimg.shape != (*mask.shape, 3):
+        raise ValueError(
+            f"mask {mask.shape} and MagImg {magimg.shape} differ; accepted: (H, W) and (H, W, 3)"
+        )
+    colors = np.zeros((256, 1, 3), np.uint8)
+    colors[: len(palette), 0] = palette
+    painted = colors.any(axis=2).astype(np.uint8).ravel()
+    blend = cv2.addWeighted(
+        cv2.applyColorMap(mask, colors), PALETTE_OPACITY, magimg, 1.0 - PALETTE_OPACITY, 0.0
+    )
+    result: NDArray[np.uint8] = magimg.copy()
+    cv2.copyTo(blend, cv2.LUT(mask, painted), result)
+    return result
+
+
+def class_map(names: Sequence[str], table: NDArray[np.uint8]) -> list[tuple[int, str]]:
+    """List the classes of the published mask.
+
+    Parameters
+    ----------
+    names
+        The label set's class names in the order of their ids.
+    table
+        (256,) uint8: published id of each id (`IdMap.table`).
+
+    Returns
+    -------
+    (published id, name) pairs in the order of ids; a class that is published as unknown (255) is
+    left out: LabelInfo reserves the largest id for "unlabeled".
+    """
+    published = ((int(table[index]), name) for index, name in enumerate(names))
+    return sorted(pair for pair in published if pair[0] != UNKNOWN)
+
+
+def label_info(names: Sequence[str], table: NDArray[np.uint8]) -> Any:
+    """Build the vision_msgs/LabelInfo of the published mask; see `class_map` for the parameters.
+
+    Returns
+    -------
+    vision_msgs/LabelInfo without a stamp; None where vision_msgs is not installed.
+    """
+    if LabelInfo is None:
+        return None
+    classes = [
+        VisionClass(class_id=index, class_name=name) for index, name in class_map(names, table)
+    ]
+    return LabelInfo(class_map=classes)
