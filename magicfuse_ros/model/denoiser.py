@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from diffusers import UNet2DConditionModel
 from torch import Tensor, cat, nn
 from torch.nn import functional
@@ -12,7 +14,8 @@ from magicfuse_ros.model.config import DenoiserConfig
 def _unet(config: DenoiserConfig, channels: int) -> nn.Module:
     widths = tuple(config.width * multiplier for multiplier in config.multipliers)
     levels = range(len(widths))
-    unet: nn.Module = UNet2DConditionModel(  # type: ignore[no-untyped-call]
+    # To mypy, diffusers' classes are neither typed nor Modules.
+    unet: Any = UNet2DConditionModel(  # type: ignore[no-untyped-call]
         in_channels=2 * channels,
         out_channels=channels,
         block_out_channels=widths,
@@ -32,7 +35,7 @@ def _unet(config: DenoiserConfig, channels: int) -> nn.Module:
         attention_head_dim=config.heads,
         norm_num_groups=config.norm_groups,
     )
-    return unet
+    return cast("nn.Module", unet)
 
 
 class Denoiser(nn.Module):

@@ -56,22 +56,26 @@ class LabelSet:
     def __post_init__(self) -> None:
         if not 1 <= len(self.labels) < UNKNOWN:
             raise LabelSetError(
-                f"label set {self.name!r} has {len(self.labels)} labels; accepted: 1 to {UNKNOWN - 1}"
+                f"label set {self.name!r} has {len(self.labels)} labels; "
+                f"accepted: 1 to {UNKNOWN - 1}"
             )
         names = self.names()
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise LabelSetError(
-                f"label set {self.name!r} repeats the names {repeated}; give each label its own name"
+                f"label set {self.name!r} repeats the names {repeated}; "
+                "give each label its own name"
             )
         for index, label in enumerate(self.labels):
             if label.id != index:
                 raise LabelSetError(
-                    f"label {label.name!r} of {self.name!r} has id {label.id}; its place gives {index}"
+                    f"label {label.name!r} of {self.name!r} has id {label.id}; "
+                    f"its place gives {index}"
                 )
             if len(label.color) != 3 or not all(0 <= part <= 255 for part in label.color):
                 raise LabelSetError(
-                    f"label {label.name!r} has color {label.color}; accepted: [R, G, B], each 0 to 255"
+                    f"label {label.name!r} of {self.name!r} has color {list(label.color)}; "
+                    "accepted: [R, G, B], each 0 to 255"
                 )
 
     def __len__(self) -> int:
@@ -117,8 +121,8 @@ class LabelSet:
             path = _BUILT_IN / f"{name_or_path}.yaml"
             if str(name_or_path) not in cls.built_in():
                 raise LabelSetError(
-                    f"unknown label set {str(name_or_path)!r}; accepted: {', '.join(cls.built_in())}, "
-                    "or the path of a .yaml file"
+                    f"unknown label set {str(name_or_path)!r}; "
+                    f"accepted: {', '.join(cls.built_in())}, or the path of a .yaml file"
                 )
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -130,24 +134,30 @@ class LabelSet:
             raise LabelSetError(
                 f"label set file {path} is not YAML: {' '.join(str(error).split())}"
             ) from error
-        return cls._from_content(content, path)
+        if (
+            not isinstance(content, dict)
+            or set(content) != {"name", "labels"}
+            or not isinstance(content["name"], str)
+            or not isinstance(content["labels"], list)
+        ):
+            raise LabelSetError(
+                f"label set file {path} must hold 'name' (text) and 'labels' (a list), only these"
+            )
+        labels = (_label(index, entry, path) for index, entry in enumerate(content["labels"]))
+        return cls(content["name"], tuple(labels))
 
-    @classmethod
-    def _from_content(cls, content: object, path: Path) -> LabelSet:
-        if not isinstance(content, dict) or not isinstance(content.get("labels"), list):
-            raise LabelSetError(f"label set file {path} must hold 'name' and a list 'labels'")
-        labels = []
-        for index, entry in enumerate(content["labels"]):
-            try:
-                color = tuple(int(part) for part in entry["color"])
-                name, thermal = entry["name"], entry.get("thermal", False)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise LabelSetError(
-                    f"label {index} in {path} is {entry!r}; accepted: {{name: ..., color: [R, G, B], thermal: true|false}}"
-                ) from error
-            if not isinstance(name, str) or not isinstance(thermal, bool):
-                raise LabelSetError(
-                    f"label {index} in {path}: name must be text and thermal true or false"
-                )
-            labels.append(Label(index, name, color, thermal))  # type: ignore[arg-type]
-        return cls(str(content.get("name", path.stem)), tuple(labels))
+
+def _label(index: int, entry: object, path: Path) -> Label:
+    if isinstance(entry, dict) and set(entry) == {"name", "color", "thermal"}:
+        name, color, thermal = entry["name"], entry["color"], entry["thermal"]
+        if (
+            isinstance(name, str)
+            and isinstance(color, list)
+            and all(type(part) is int for part in color)
+            and isinstance(thermal, bool)
+        ):
+            return Label(index, name, tuple(color), thermal)
+    raise LabelSetError(
+        f"label {index} in {path} is {entry!r}; "
+        "accepted: {name: text, color: [R, G, B], thermal: true or false}, only these"
+    )

@@ -1,0 +1,264 @@
+"""Importer of the authors' released weights (four `.pth` files) into a weights folder.
+
+Every tensor of the release is used and none is missing; names and shapes are checked against the
+configuration. Files are loaded with `weights_only=True`, so that they cannot run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.single_file_utils import LDM_UNET_KEY, convert_ldm_unet_checkpoint
+from torch import Tensor, nn
+
+from magicfuse_ros.model import checkpoint
+from magicfuse_ros.model.checkpoint import CheckpointError
+from magicfuse_ros.model.config import PAPER, AutoencoderConfig, FusionConfig, MagicFuseConfig
+from magicfuse_ros.model.magicfuse import MagicFuse
+
+Progress = Callable[[str], None]
+Names = dict[str, str]
+"""Name of a tensor in the release → its name in our part."""
+
+_WRAPPERS = ("state_dict", "model")
+_PREFIXES = ("module.", LDM_UNET_KEY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseFiles:
+    """The authors' four files (`.pth`, or `.safetensors` for the last three).
+
+    Attributes
+    ----------
+    ae
+        `ae.pth`: {"encoder": E, "decoder": D}.
+    ikr, ckg
+        `ikr.pth` and `ckg.pth`: Ψ and Φ in the key layout of latent-diffusion U-Nets.
+    mkf
+        `model.pth` of the MKF branch: F & S.
+    """
+
+    ae: Path
+    ikr: Path
+    ckg: Path
+    mkf: Path
+
+
+def import_release(
+    files: ReleaseFiles, folder: Path, progress: Progress, config: MagicFuseConfig = PAPER
+) -> None:
+    """Convert the release into the new weights folder `folder`, one part in memory at a time.
+
+    Parameters
+    ----------
+    progress
+        Called with a line of text a part, and with one for each wrapping that was taken off.
+    config
+        The size that the files are of; it is written with `trained` set.
+
+    Raises
+    ------
+    CheckpointError
+        The folder exists, a file is missing or corrupt, or a tensor is missing, unknown or of
+        another shape; the message names it. Nothing is left behind.
+    """
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists; remove it, or give another output folder")
+    for file in dataclasses.astuple(files):
+        if not file.is_file():
+            raise CheckpointError(f"release file {file} is missing; check the path")
+    with torch.device("meta"):
+        model = MagicFuse.from_config(config)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
+            partial = Path(temporary) / folder.name
+            _import_parts(files, partial, progress, config, model)
+            checkpoint.write_config(partial, dataclasses.replace(config, trained=True))
+            partial.rename(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written: {error.strerror}; check its permissions and free space"
+        ) from error
+
+
+def _import_parts(
+    files: ReleaseFiles,
+    folder: Path,
+    progress: Progress,
+    config: MagicFuseConfig,
+    model: MagicFuse,
+) -> None:
+    autoencoder = read_release(files.ae)
+    for part, names in (
+        ("encoder", encoder_names(config.autoencoder)),
+        ("decoder", decoder_names(config.autoencoder)),
+    ):
+        tensors = autoencoder.get(part)
+        if not isinstance(tensors, dict):
+            raise CheckpointError(
+                f"{files.ae} has no {part!r}; accepted: {{'encoder': ..., 'decoder': ...}}"
+            )
+        _save(folder, part, tensors, names, getattr(model, part), f"{files.ae} [{part}]", progress)
+    del autoencoder
+    for part, file, blocks in (
+        ("psi", files.ikr, config.psi.blocks),
+        ("phi", files.ckg, config.phi.blocks),
+    ):
+        tensors = _unwrapped(read_release(file), file, progress)
+        names = denoiser_names(tensors, blocks, str(file))
+        _save(folder, part, tensors, names, getattr(model, part), str(file), progress)
+        del tensors
+    tensors = _unwrapped(read_release(files.mkf), files.mkf, progress)
+    names = fusion_names(config.fusion)
+    _save(folder, "fusion", tensors, names, model.fusion, str(files.mkf), progress)
+
+
+def read_release(file: Path) -> dict[str, Any]:
+    """Read a `.pth` or `.safetensors` file onto the CPU; raises `CheckpointError`."""
+    if file.suffix == ".safetensors":
+        return dict(checkpoint.read_tensors(file))
+    try:
+        # A mapped file costs no memory until its tensors are written; old formats cannot be mapped.
+        content = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"release file {file} cannot be loaded as weights ({reason}); download it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"release file {file} holds a {type(content).__name__}; accepted: a dict of tensors"
+        )
+    return content
+
+
+def _unwrapped(content: dict[str, Any], file: Path, progress: Progress) -> dict[str, Any]:
+    """Take off what training scripts wrap around a state dict, and say so."""
+    for wrapper in _WRAPPERS:
+        if isinstance(content.get(wrapper), dict):
+            progress(f"{file}: only its entry {wrapper!r} is used")
+            content = content[wrapper]
+    for prefix in _PREFIXES:
+        if content and all(name.startswith(prefix) for name in content):
+            progress(f"{file}: the prefix {prefix!r} of every name is dropped")
+            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return content
+
+
+def _save(
+    folder: Path,
+    part: str,
+    tensors: Mapping[str, Any],
+    names: Names,
+    module: nn.Module,
+    source: str,
+    progress: Progress,
+) -> None:
+    unknown = sorted(set(tensors) - set(names))
+    if unknown:
+        raise CheckpointError(
+            f"{source} has an entry {unknown[0]!r} that the release does not; "
+            "it is not the file of this part, or of another version"
+        )
+    expected = module.state_dict()
+    converted: dict[str, Tensor] = {}
+    for name, ours in names.items():
+        tensor = tensors.get(name)
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{source} lacks the tensor {name!r}; download the file again")
+        if ours in expected and tensor.shape != expected[ours].shape:
+            raise CheckpointError(
+                f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, {part} needs "
+                f"{tuple(expected[ours].shape)}; it is not the file of this part"
+            )
+        converted[ours] = tensor
+    checkpoint.check_tensors(converted, module, source)
+    checkpoint.save_tensors(
+        folder, part, {name: tensor.float() for name, tensor in converted.items()}
+    )
+    count = sum(tensor.numel() for tensor in converted.values())
+    progress(f"{part}: {len(converted)} tensors, {count:,} parameters")
+
+
+def _tensors(layers: Names) -> Names:
+    """Names of the weights and biases of `layers` (layer in the release → our layer)."""
+    return {
+        f"{theirs}.{kind}": f"{ours}.{kind}"
+        for theirs, ours in layers.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def _residual_blocks(levels: int, blocks: int) -> Names:
+    return {
+        f"resnet{level + 1}.{block}.blocks.{index}.0": f"levels.{level}.{block}.{name}.0"
+        for level in range(levels)
+        for block in range(blocks)
+        for index, name in enumerate(("first", "second"))
+    }
+
+
+def encoder_names(config: AutoencoderConfig) -> Names:
+    """Names in `ae.pth`'s `encoder` → names in `Encoder`."""
+    layers = {"imgconv.0": "inputs.0", "noiseconv.0": "merge_noise.0", "out.0": "outputs"}
+    layers |= _residual_blocks(config.downsamples + 1, config.encoder_blocks)
+    layers |= {f"downsample{n + 1}.0": f"downs.{n}.0" for n in range(config.downsamples)}
+    return _tensors(layers)
+
+
+def decoder_names(config: AutoencoderConfig) -> Names:
+    """Names in `ae.pth`'s `decoder` → names in `Decoder`."""
+    layers = {"input.0": "inputs.0", "deconv.0": "outputs"}
+    layers |= _residual_blocks(config.downsamples + 1, config.decoder_blocks)
+    layers |= {f"upsample{n + 1}.1": f"ups.{n}.0" for n in range(config.downsamples)}
+    return _tensors(layers)
+
+
+def fusion_names(config: FusionConfig) -> Names:
+    """Names in MKF's `model.pth` → names in `Fusion`."""
+    layers = {
+        "time_embed.0": "time_embed.0",
+        "time_embed.2": "time_embed.2",
+        "inconv.0": "inconv",
+        "normout": "normout",
+        "estimate.0": "estimate.0",
+        "estimate.1": "estimate.2",
+    }
+    residual = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"temb_proj": "time"}
+    attention = {name: name for name in ("norm", "q", "k", "v")} | {"proj_out": "out"}
+    for block in range(len(config.widths)):
+        inner = {f"res{n}.{a}": f"res{n}.{b}" for n in (1, 2) for a, b in residual.items()}
+        inner |= {"mlp.0": "mlp.0", "mlp.2": "mlp.2"}
+        inner |= {f"att.{a}": f"att.{b}" for a, b in attention.items()}
+        layers |= {f"blocks.{block}.{a}": f"blocks.{block}.{b}" for a, b in inner.items()}
+    layers |= {f"segproj.{n}": f"segproj.{n}" for n in range(config.taps * len(config.widths))}
+    return _tensors(layers)
+
+
+def denoiser_names(tensors: Mapping[str, Any], blocks: int, source: str) -> Names:
+    """Names in `ikr.pth` or `ckg.pth` → names in `Denoiser`, for those that diffusers knows.
+
+    `blocks` is the number of residual blocks a level. diffusers' conversion only moves values from
+    key to key, so it is given the keys themselves as values.
+    """
+    keys = {LDM_UNET_KEY + name: name for name in tensors}
+    try:
+        moved = convert_ldm_unet_checkpoint(  # type: ignore[no-untyped-call]
+            keys, {"layers_per_block": blocks}
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"{source} lacks the tensor {error.args[0]!r}; download the file again"
+        ) from error
+    return {theirs: f"unet.{ours}" for ours, theirs in moved.items() if theirs is not None}

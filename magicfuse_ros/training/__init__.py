@@ -1,0 +1,1 @@
+"""Training of MagicFuse: harsh-condition degradations, datasets and the training loops."""

@@ -1,0 +1,33 @@
+"""Datasets of visible images with infrared and labels: folder layouts, cache, crops, validation."""
+
+from magicfuse_ros.training.datasets.cache import (
+    CachedItem,
+    CachedSource,
+    CacheSettings,
+    open_cache,
+)
+from magicfuse_ros.training.datasets.crops import CropDataset, CropSettings
+from magicfuse_ros.training.datasets.frames import Box, DatasetError, Frame, Item, Source
+from magicfuse_ros.training.datasets.layouts import LAYOUTS, find_sources, read_source
+from magicfuse_ros.training.datasets.night import brighten_night_target
+from magicfuse_ros.training.datasets.validation import ValidationItem, validation_items
+
+__all__ = [
+    "LAYOUTS",
+    "Box",
+    "CacheSettings",
+    "CachedItem",
+    "CachedSource",
+    "CropDataset",
+    "CropSettings",
+    "DatasetError",
+    "Frame",
+    "Item",
+    "Source",
+    "ValidationItem",
+    "brighten_night_target",
+    "find_sources",
+    "open_cache",
+    "read_source",
+    "validation_items",
+]

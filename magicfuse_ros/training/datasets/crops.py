@@ -1,0 +1,277 @@
+"""Seeded random crops for training: the same (seed, index) gives the same sample, bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from magicfuse_ros.model.labels import UNKNOWN, LabelSet
+from magicfuse_ros.training.datasets.cache import CachedItem, CachedSource
+from magicfuse_ros.training.datasets.frames import U8, Box, DatasetError
+from magicfuse_ros.training.datasets.label_maps import from_canonical
+from magicfuse_ros.training.datasets.night import brighten_night_target
+from magicfuse_ros.training.heat import HEAT
+from magicfuse_ros.training.recipes import Mix, degrade, sample_recipe
+
+# How much more often a crop goes around a box of this kind.
+_BOX_WEIGHT = {"person": 4.0, HEAT: 2.0}
+
+NEEDS = ("clean", "infrared", "labels")
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """What a training sample looks like.
+
+    Attributes
+    ----------
+    size
+        Side of the square crop, pixels.
+    needs
+        What an item must have to be drawn: any of "clean" (a visible image fit as restoration
+        target), "infrared", "labels".
+    flip, warp
+        Chance of mirroring; chance of a rotation and change of scale (the rest are exact pixels).
+    max_rotation
+        Degrees either way.
+    scale
+        Smallest and largest magnification of a warped crop.
+    around_box
+        Chance that a crop from an item with boxes holds a box, drawn with people four times as
+        likely as others: they are a percent of the pixels.
+    brighten_night_target
+        Show night frames brightened in `clean` (see `brighten_night_target`), while `degraded`
+        comes from the frame as it is: then restoration learns to light up the night.
+    mix
+        Which degradations, how often.
+    """
+
+    size: int = 192
+    needs: frozenset[str] = frozenset()
+    flip: float = 0.5
+    warp: float = 0.5
+    max_rotation: float = 10.0
+    scale: tuple[float, float] = (0.85, 1.3)
+    around_box: float = 0.5
+    brighten_night_target: bool = False
+    mix: Mix = field(default_factory=Mix)
+
+    def __post_init__(self) -> None:
+        if self.size < 16:
+            raise ValueError(f"crop size is {self.size}; use at least 16 pixels")
+        if not self.needs <= set(NEEDS):
+            raise ValueError(f"needs {sorted(self.needs - set(NEEDS))} are unknown; use {NEEDS}")
+        for name in ("flip", "warp", "around_box"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; a chance lies in 0 to 1")
+        if not 0.0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale is {self.scale}; use 0 < smallest <= largest")
+
+
+class CropDataset(Dataset[dict[str, Tensor]]):
+    """Random crops of several sources, mixed by weight; a map from index to sample.
+
+    A sample holds
+
+    - `degraded`, `clean`: (3, S, S) float32 RGB in [0, 1]
+    - `infrared`: (1, S, S) float32 in [0, 1] on the common scale, zeros where there is none
+    - `labels`: (S, S) int64 ids of the label set, 255 unknown
+    - `thermal_weight`: (S, S) float32 in [0, 1], 1 on annotated people, 0.5 on vehicles and on
+      hot spots of images that have no annotation
+    - `has_infrared`, `has_clean`: () float32, 1 or 0
+    - `source`: () int64, place of the source in `sources`
+    - `night`: () float32, 1 or 0
+
+    Parameters
+    ----------
+    sources
+        Opened caches.
+    settings
+        What a sample looks like.
+    labels
+        The label set wanted.
+    seed
+        With the index, the only source of randomness.
+    samples
+        Length of the dataset: how many indices training will use.
+    weights
+        Source name -> share of the samples; a source not named gets its share by the square root
+        of its size, so that small sources are neither lost nor drilled.
+
+    Raises
+    ------
+    DatasetError
+        If no source has what `settings.needs`, or a weight names no source.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[CachedSource],
+        settings: CropSettings,
+        labels: LabelSet,
+        *,
+        seed: int,
+        samples: int,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.sources = list(sources)
+        self.settings = settings
+        self.seed = seed
+        self.samples = samples
+        self._lookup = from_canonical(labels)
+        # For the whole process and the workers forked from it: images this small are not worth
+        # threads, and those would take the cores from the network.
+        cv2.setNumThreads(1)
+        self._usable = [_usable(source, settings.needs) for source in self.sources]
+        self._share = _shares(self.sources, self._usable, weights or {}, settings.needs)
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        s = int(rng.choice(len(self.sources), p=self._share))
+        source = self.sources[s]
+        i = int(rng.choice(self._usable[s]))
+        item, size = source.items[i], self.settings.size
+        cut = self._cut(item, rng)
+
+        clean = cut.smooth(source.visible(i))
+        recipe = sample_recipe(rng, self.settings.mix, night=item.night or not item.clean)
+        degraded = degrade(clean, rng, recipe)
+        if item.night and self.settings.brighten_night_target:
+            clean = brighten_night_target(clean)
+        infrared, labels = source.infrared(i), source.labels(i)
+        ids = np.full((size, size), UNKNOWN, np.uint8)
+        if labels is not None:
+            ids = self._lookup[cut.nearest(labels)]
+        return {
+            "degraded": _float_tensor(degraded),
+            "clean": _float_tensor(clean),
+            "infrared": torch.zeros(1, size, size)
+            if infrared is None
+            else _float_tensor(cut.smooth(infrared)[..., None]),
+            "labels": torch.from_numpy(ids.astype(np.int64)),
+            "thermal_weight": torch.from_numpy(
+                cut.nearest(_thermal(item)).astype(np.float32) / 255.0
+            ),
+            "has_infrared": torch.tensor(float(infrared is not None)),
+            "has_clean": torch.tensor(float(item.clean)),
+            "source": torch.tensor(s),
+            "night": torch.tensor(float(item.night)),
+        }
+
+    def _cut(self, item: CachedItem, rng: np.random.Generator) -> _Cut:
+        settings = self.settings
+        flip = bool(rng.random() < settings.flip)
+        angle, scale = 0.0, 1.0
+        if rng.random() < settings.warp:
+            angle = float(rng.uniform(-settings.max_rotation, settings.max_rotation))
+            scale = float(np.exp(rng.uniform(*np.log(settings.scale))))
+        scale = max(scale, settings.size / min(item.height, item.width))
+        half = settings.size / scale / 2.0
+        x = float(rng.uniform(half, max(half, item.width - half)))
+        y = float(rng.uniform(half, max(half, item.height - half)))
+        if item.boxes and rng.random() < settings.around_box:
+            x, y = _near(_choose(item.boxes, rng), item, half, rng)
+        return _Cut((x, y), settings.size, angle, scale, flip)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A square window on an image: centre in its pixels, side, rotation, magnification, mirror."""
+
+    center: tuple[float, float]
+    size: int
+    angle: float
+    scale: float
+    flip: bool
+
+    def smooth(self, image: U8) -> U8:
+        return self._take(image, cv2.INTER_LINEAR)
+
+    def nearest(self, image: U8) -> U8:
+        return self._take(image, cv2.INTER_NEAREST)
+
+    def _take(self, image: U8, interpolation: int) -> U8:
+        size = self.size
+        if self.angle == 0.0 and self.scale == 1.0:
+            x, y = (round(c - size / 2.0) for c in self.center)
+            part = image[y : y + size, x : x + size]
+            return np.ascontiguousarray(part[:, ::-1] if self.flip else part)
+        turn = math.radians(self.angle)
+        c, s = math.cos(turn) / self.scale, math.sin(turn) / self.scale
+        mirror = -1.0 if self.flip else 1.0
+        middle = (size - 1) / 2.0
+        # From crop to image; pixel centres lie half a pixel inside the coordinates of `center`.
+        matrix = np.array([[c * mirror, -s, 0.0], [s * mirror, c, 0.0]])
+        matrix[:, 2] = np.array(self.center) - 0.5 - matrix[:, :2] @ (middle, middle)
+        flags = interpolation | cv2.WARP_INVERSE_MAP
+        border = cv2.BORDER_REFLECT_101
+        return np.asarray(
+            cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=border), np.uint8
+        )
+
+
+def _usable(source: CachedSource, needs: frozenset[str]) -> NDArray[np.int64]:
+    def has(item: CachedItem) -> bool:
+        got = {"clean": item.clean, "infrared": item.has_infrared, "labels": item.has_labels}
+        return all(got[need] for need in needs)
+
+    return np.array([i for i, item in enumerate(source.items) if has(item)], np.int64)
+
+
+def _shares(
+    sources: Sequence[CachedSource],
+    usable: Sequence[NDArray[np.int64]],
+    weights: Mapping[str, float],
+    needs: frozenset[str],
+) -> NDArray[np.float64]:
+    names = [source.name for source in sources]
+    for name, weight in weights.items():
+        if name not in names or weight < 0.0:
+            raise DatasetError(
+                f"source weight {name}: {weight} is wrong; use >= 0 for one of {names}"
+            )
+    share = np.array([
+        weights.get(name, math.sqrt(len(items))) if len(items) else 0.0
+        for name, items in zip(names, usable, strict=True)
+    ])  # fmt: skip
+    if share.sum() <= 0.0:
+        raise DatasetError(f"none of {names} has items with {sorted(needs)}; add a source that has")
+    return np.asarray(share / share.sum())
+
+
+def _choose(boxes: Sequence[Box], rng: np.random.Generator) -> Box:
+    weight = np.array([_BOX_WEIGHT.get(box.kind, 1.0) for box in boxes])
+    return boxes[int(rng.choice(len(boxes), p=weight / weight.sum()))]
+
+
+def _near(box: Box, item: CachedItem, half: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Choose a crop centre that holds the box's centre, anywhere in the crop's inner part."""
+    x = (box.x0 + box.x1) / 2.0 * item.width + rng.uniform(-0.7, 0.7) * half
+    y = (box.y0 + box.y1) / 2.0 * item.height + rng.uniform(-0.7, 0.7) * half
+    x = min(max(x, half), max(half, item.width - half))
+    y = min(max(y, half), max(half, item.height - half))
+    return float(x), float(y)
+
+
+def _thermal(item: CachedItem) -> U8:
+    weight = np.zeros((item.height, item.width), np.uint8)
+    for box in sorted(item.boxes or (), key=lambda box: box.kind == "person"):
+        x0, y0, x1, y1 = box.pixels(item.height, item.width)
+        weight[y0:y1, x0:x1] = 255 if box.kind == "person" else 128
+    return weight
+
+
+def _float_tensor(image: U8) -> Tensor:
+    """(H, W, C) uint8 to (C, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1).float().div_(255.0)

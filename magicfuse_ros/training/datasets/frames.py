@@ -1,0 +1,212 @@
+"""What a dataset is made of: references to files, and the decoded item they become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+U8: TypeAlias = NDArray[np.uint8]
+Rgb: TypeAlias = NDArray[np.uint8]
+
+# Mean luminance, 0 to 255, below which a frame counts as dark whatever its name says.
+_DARK = 50.0
+
+
+class DatasetError(ValueError):
+    """A dataset's files are missing, unreadable or misaligned; names the first such file."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """An annotated object: class name and corners relative to the image, 0 to 1."""
+
+    kind: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    def pixels(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Corners (x0, y0, x1, y1) in whole pixels, inside the image and at least one apart."""
+        x0 = min(max(round(self.x0 * width), 0), width - 1)
+        y0 = min(max(round(self.y0 * height), 0), height - 1)
+        x1 = min(max(round(self.x1 * width), x0 + 1), width)
+        y1 = min(max(round(self.y1 * height), y0 + 1), height)
+        return x0, y0, x1, y1
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where one item comes from.
+
+    Attributes
+    ----------
+    name
+        Unique within its source.
+    visible, infrared, labels
+        Image files, or videos where `video_frame` is set. MFNet keeps infrared as the alpha
+        channel of the visible file; then both are the same path.
+    video_frame
+        Frame number within the videos, from 0.
+    boxes
+        Objects; None where the dataset has no boxes (an empty tuple means: nothing there).
+    group
+        Frames of one group (a video) share one infrared scale; empty for a still image.
+    night
+        The dataset says the frame was taken at night; None where it does not say.
+    clean
+        Whether the visible image can serve as the target of restoration; smoke cannot.
+    """
+
+    name: str
+    visible: Path
+    infrared: Path | None = None
+    labels: Path | None = None
+    video_frame: int | None = None
+    boxes: tuple[Box, ...] | None = None
+    group: str = ""
+    night: bool | None = None
+    clean: bool = True
+
+    def paths(self) -> list[Path]:
+        """Every file the frame is read from."""
+        return [p for p in (self.visible, self.infrared, self.labels) if p is not None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A decoded frame.
+
+    Attributes
+    ----------
+    visible
+        (H, W, 3) uint8 RGB.
+    infrared
+        (H, W) uint8 as recorded (not yet on the common scale), or None.
+    labels
+        (H, W) uint8 ids of the source's own classes, or None.
+    night
+        As the dataset says, else measured.
+    """
+
+    frame: Frame
+    visible: U8
+    infrared: U8 | None
+    labels: U8 | None
+    night: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset split: its frames, and how its label ids read.
+
+    Attributes
+    ----------
+    name
+        For reports; unique among the sources trained on together.
+    frames
+        In a fixed order; those of a video are consecutive and ascending.
+    classes
+        Source label id -> canonical class name (see `label_maps`); empty without labels.
+    """
+
+    name: str
+    frames: tuple[Frame, ...]
+    classes: dict[int, str] = field(default_factory=dict)
+
+    def items(self) -> Iterator[Item]:
+        """Decode every frame in order.
+
+        Raises
+        ------
+        DatasetError
+            At the first file that is unreadable, or whose size differs from its visible image.
+        """
+        videos = _Videos()
+        for frame in self.frames:
+            yield _decode(frame, videos)
+
+
+class _Videos:
+    """The videos being read; frames are asked for in ascending order, so nothing is sought."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, tuple[cv2.VideoCapture, int]] = {}
+
+    def read(self, path: Path, number: int) -> U8:
+        if path not in self._open:
+            if len(self._open) >= 2:  # a visible and an infrared one at a time
+                self._open.clear()
+            self._open[path] = (cv2.VideoCapture(str(path)), 0)
+        capture, position = self._open[path]
+        while position < number and capture.grab():
+            position += 1
+        done, image = capture.read()
+        if not done or position != number:
+            raise DatasetError(
+                f"{path} has no frame {number}; it is shorter than its pair or damaged"
+            )
+        self._open[path] = (capture, number + 1)
+        return np.asarray(image, np.uint8)
+
+
+def _decode(frame: Frame, videos: _Videos) -> Item:
+    if frame.video_frame is not None:
+        visible = videos.read(frame.visible, frame.video_frame)
+        infrared = None
+        if frame.infrared is not None:
+            infrared = videos.read(frame.infrared, frame.video_frame)[..., 1].copy()
+    elif frame.infrared == frame.visible:
+        both = read_image(frame.visible, cv2.IMREAD_UNCHANGED)
+        if both.ndim != 3 or both.shape[2] != 4:
+            raise DatasetError(
+                f"{frame.visible} has shape {both.shape}; MFNet images have 4 channels, RGB + heat"
+            )
+        visible, infrared = both[..., :3], np.ascontiguousarray(both[..., 3])
+    else:
+        visible = read_image(frame.visible, cv2.IMREAD_COLOR)
+        infrared = frame.infrared and read_image(frame.infrared, cv2.IMREAD_GRAYSCALE)
+    labels = None
+    if frame.labels is not None:
+        labels = read_image(frame.labels, cv2.IMREAD_UNCHANGED)
+        if labels.ndim != 2:
+            raise DatasetError(
+                f"{frame.labels} has shape {labels.shape}; label images have one channel, "
+                "which holds class ids"
+            )
+    for other, path in ((infrared, frame.infrared), (labels, frame.labels)):
+        if other is not None and other.shape[:2] != visible.shape[:2]:
+            raise DatasetError(
+                f"{path} is {other.shape[1]}x{other.shape[0]} but {frame.visible} is "
+                f"{visible.shape[1]}x{visible.shape[0]}; paired files must be pixel-aligned"
+            )
+    night = frame.night
+    if night is None or not night:  # some daytime frames are darker than night ones
+        grey = cv2.cvtColor(np.ascontiguousarray(visible[::4, ::4]), cv2.COLOR_BGR2GRAY)
+        night = float(grey.mean()) < _DARK
+    rgb = np.asarray(cv2.cvtColor(np.ascontiguousarray(visible), cv2.COLOR_BGR2RGB), np.uint8)
+    return Item(frame, rgb, infrared, labels, night)
+
+
+def read_image(path: Path, flags: int) -> U8:
+    """Read an 8-bit image file.
+
+    Raises
+    ------
+    DatasetError
+        If the file is missing or is no image.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing")
+    image = cv2.imread(str(path), flags)
+    if image is None:
+        raise DatasetError(f"{path} is not a readable image; it may be damaged or cut short")
+    if image.dtype != np.uint8:
+        raise DatasetError(f"{path} has {image.dtype} pixels; convert it to 8 bits a channel")
+    return np.asarray(image, np.uint8)

@@ -1,0 +1,103 @@
+"""From the class ids of each dataset to those of a label set, by name.
+
+Labels are stored once as ids into `CANONICAL` and turned into a label set's ids when they are
+read, so that one cache serves every label set, a user's own included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magicfuse_ros.model.labels import UNKNOWN, LabelSet
+
+# Canonical class -> names it may have in a label set, best first. A set that has none of them
+# leaves the class unknown.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "car": ("car",),
+    "truck": ("truck", "car"),
+    "bus": ("bus", "car"),
+    "train": ("train",),
+    "person": ("person", "pedestrian"),
+    "rider": ("rider", "person"),
+    # CamVid's bicyclist is the rider together with the bicycle.
+    "bicyclist": ("bike", "rider", "bicycle"),
+    "bicycle": ("bicycle", "bike"),
+    "motorcycle": ("motorcycle", "bike"),
+    "bike": ("bike", "bicycle"),
+    "road": ("road",),
+    "sidewalk": ("sidewalk", "pavement"),
+    "building": ("building",),
+    "wall": ("wall",),
+    "vegetation": ("vegetation", "tree"),
+    "terrain": ("terrain", "vegetation"),
+    "sky": ("sky",),
+    "sign": ("sign", "traffic sign"),
+    "lamp": ("lamp", "traffic light", "sign"),
+    "pole": ("pole",),
+    "fence": ("fence",),
+    "guardrail": ("guardrail", "guard rail", "fence"),
+    "curve": ("curve",),
+    "car stop": ("car stop",),
+    "color cone": ("color cone",),
+    "bump": ("bump",),
+    # Everything that a set like MFNet's does not name: not the same as unknown.
+    "background": ("unlabeled", "background"),
+}
+CANONICAL = tuple(_NAMES)
+
+# A set without a road treats all of these as its background.
+_SCENERY = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "vegetation",
+    "terrain",
+    "sky",
+    "sign",
+    "lamp",
+    "pole",
+)
+
+MFNET: dict[int, str] = {
+    0: "background", 1: "car", 2: "person", 3: "bike", 4: "curve", 5: "car stop", 6: "guardrail",
+    7: "color cone", 8: "bump",
+}  # fmt: skip
+FMB: dict[int, str] = {
+    1: "road", 2: "sidewalk", 3: "building", 4: "lamp", 5: "sign", 6: "vegetation", 7: "sky",
+    8: "person", 9: "car", 10: "truck", 11: "bus", 12: "motorcycle", 13: "bicycle", 14: "pole",
+}  # fmt: skip
+CAMVID: dict[int, str] = {
+    0: "sky", 1: "building", 2: "pole", 3: "road", 4: "sidewalk", 5: "vegetation", 6: "sign",
+    7: "fence", 8: "car", 9: "person", 10: "bicyclist",
+}  # fmt: skip
+CITYSCAPES: dict[int, str] = {  # the labelIds files, not the 19 trainIds
+    7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 14: "guardrail",
+    17: "pole", 19: "lamp", 20: "sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person",
+    25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
+}  # fmt: skip
+
+
+def to_canonical(classes: Mapping[int, str]) -> NDArray[np.uint8]:
+    """Lookup table (256,) uint8 from a source's ids to indices into `CANONICAL`, 255 unknown."""
+    table = np.full(256, UNKNOWN, np.uint8)
+    for source_id, name in classes.items():
+        table[source_id] = CANONICAL.index(name)
+    return table
+
+
+def from_canonical(labels: LabelSet) -> NDArray[np.uint8]:
+    """Lookup table (256,) uint8 from indices into `CANONICAL` to a label set's ids, 255 unknown."""
+    ids = {name.replace("_", " ").lower(): i for i, name in enumerate(labels.names())}
+    named = {name: next((ids[n] for n in _NAMES[name] if n in ids), UNKNOWN) for name in CANONICAL}
+    if named["road"] == UNKNOWN:
+        for name in _SCENERY:
+            named[name] = min(named[name], named["background"])
+    else:  # a set that names the scenery: "none of ours" in another set says nothing here
+        named["background"] = UNKNOWN
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[: len(CANONICAL)] = [named[name] for name in CANONICAL]
+    return table

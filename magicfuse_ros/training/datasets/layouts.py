@@ -1,0 +1,301 @@
+"""Folder layouts of the public datasets, each turned into a `Source` of frames.
+
+Every reader takes the dataset's folder and the split, `train` or `val`, checks that each visible
+file has its partners, and raises `DatasetError` naming the first that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import cv2
+
+from magicfuse_ros.training.datasets import label_maps
+from magicfuse_ros.training.datasets.frames import Box, DatasetError, Frame, Source
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+VISIBLE = ("visible", "Visible", "vi", "crop_LR_visible")
+INFRARED = ("infrared", "Infrared", "ir", "cropinfrared")
+LABELS = ("labels", "Label", "Segmentation_labels", "label")
+_YOLO_CLASSES = ("person", "bike", "car")
+
+# Held out of training as moving-picture validation: a street scene at dusk with a person walking,
+# and one of the two smoke videos. No other clip shows these scenes.
+M3SVD_VAL_VIDEOS = ("0117_1620",)
+M3SVD_VAL_CLIPS = ("0111_1803",)
+# Videos taken in smoke: their visible image is no clean target.
+M3SVD_SMOKE = ("0117_",)
+# Neighbouring frames of a 30 fps video teach next to nothing new.
+M3SVD_STRIDE = 5
+
+
+def read_source(layout: str, root: Path, split: str) -> Source:
+    """Read a dataset's folder.
+
+    Parameters
+    ----------
+    layout
+        A key of `LAYOUTS`.
+    root
+        The dataset's folder.
+    split
+        `train` or `val`.
+
+    Raises
+    ------
+    DatasetError
+        If the layout or split is unknown, or a file is missing.
+    """
+    if layout not in LAYOUTS:
+        raise DatasetError(f"layout {layout!r} is unknown; use one of {tuple(LAYOUTS)}")
+    if split not in {"train", "val"}:
+        raise DatasetError(f"split {split!r} is unknown; use train or val")
+    if not root.is_dir():
+        raise DatasetError(f"{root} is missing; give the folder of the {layout} dataset")
+    return LAYOUTS[layout](root, split)
+
+
+def find_sources(root: Path, split: str, layouts: Sequence[str] | None = None) -> list[Source]:
+    """Read every dataset under `root` whose folder is named after its layout and has the split.
+
+    Raises
+    ------
+    DatasetError
+        If a file is missing, or nothing is found at all.
+    """
+    found = []
+    for layout in LAYOUTS if layouts is None else layouts:
+        folder = root / layout
+        if folder.is_dir() and (split == "train" or _has_validation(layout, folder)):
+            found.append(read_source(layout, folder, split))
+        elif layouts is not None and not folder.is_dir():
+            raise DatasetError(f"{folder} is missing; it should hold the {layout} dataset")
+    if not found:
+        raise DatasetError(f"{root} holds no dataset; name its folders as in {tuple(LAYOUTS)}")
+    return found
+
+
+def _pairs(root: Path, split: str) -> Source:
+    """`<split>/{visible,infrared}/` and, if there, `labels/` and YOLO `boxes/*.txt`."""
+    folder = _split_folder(root, split)
+    labels_folder = _one_of(folder, LABELS)
+    labels = _by_stem(labels_folder) if labels_folder else None
+    frames = []
+    for visible, infrared in _pair(folder):
+        stem = visible.stem
+        boxes_file = folder / "boxes" / f"{stem}.txt"
+        boxes = _yolo_boxes(boxes_file) if (folder / "boxes").is_dir() else None
+        mask = None
+        if labels is not None and labels_folder is not None:
+            mask = _partner(labels, stem, labels_folder, visible)
+        night = {"N": True, "D": False}.get(stem[-1])
+        frames.append(Frame(stem, visible, infrared, mask, boxes=boxes, night=night))
+    classes = label_maps.MFNET if labels else {}
+    return Source(f"{root.name}/{split}", _some(frames, folder), classes)
+
+
+def _mfnet(root: Path, split: str) -> Source:
+    """Read the original MFNet: `images/*.png` (RGB + thermal), `labels/`, `<split>.txt`."""
+    listing = root / f"{split}.txt"
+    if not listing.is_file():
+        return _pairs(root, split)
+    frames = []
+    for stem in listing.read_text(encoding="utf-8").split():
+        image, mask = root / "images" / f"{stem}.png", root / "labels" / f"{stem}.png"
+        for path in (image, mask):
+            if not path.is_file():
+                raise DatasetError(f"{path} is missing; {listing} names it")
+        night = {"N": True, "D": False}.get(stem[-1])
+        frames.append(Frame(stem, image, image, mask, night=night))
+    return Source(f"{root.name}/{split}", _some(frames, listing), label_maps.MFNET)
+
+
+def _fmb(root: Path, split: str) -> Source:
+    """Read `{train,test}/{Visible,Infrared,Label}`."""
+    source = _pairs(root, split)
+    return Source(source.name, source.frames, label_maps.FMB if source.classes else {})
+
+
+def _llvip(root: Path, split: str) -> Source:
+    """`<split>/{visible,infrared}`, or the original `{visible,infrared}/{train,test}`, XML."""
+    original = root / "visible" / ("train" if split == "train" else "test")
+    annotations = root / "Annotations"
+    if original.is_dir():
+        pairs = _pair_folders(original, root / "infrared" / original.name)
+    else:
+        pairs = _pair(_split_folder(root, split))
+    frames = []
+    for visible, infrared in pairs:
+        boxes = None
+        if annotations.is_dir():
+            boxes = _voc_boxes(annotations / f"{visible.stem}.xml")
+        frames.append(Frame(visible.stem, visible, infrared, boxes=boxes, night=True))
+    return Source(f"{root.name}/{split}", _some(frames, root), {})
+
+
+def _roadscene(root: Path, split: str) -> Source:
+    """`<split>/{visible,infrared}`, or the original flat `crop_LR_visible`, `cropinfrared`."""
+    folder = root if _one_of(root, VISIBLE) else _split_folder(root, split)
+    frames = [Frame(v.stem, v, i) for v, i in _pair(folder)]
+    return Source(f"{root.name}/{split}", _some(frames, folder), {})
+
+
+def _m3svd(root: Path, split: str) -> Source:
+    """`{visible,infrared}/*.mp4`: aligned video pairs."""
+    frames = []
+    for visible in sorted((root / "visible").glob("*.mp4")):
+        if (visible.stem in M3SVD_VAL_VIDEOS) != (split == "val"):
+            continue
+        infrared = root / "infrared" / visible.name
+        if not infrared.is_file():
+            raise DatasetError(f"{infrared} is missing; {visible} needs it as its pair")
+        count = _frame_count(visible)
+        if count != _frame_count(infrared):
+            raise DatasetError(
+                f"{infrared} has {_frame_count(infrared)} frames but {visible} has {count}; "
+                "paired videos must be aligned frame by frame"
+            )
+        frames += [
+            Frame(f"{visible.stem}:{k:04d}", visible, infrared, video_frame=k, group=visible.stem,
+                  clean=not visible.stem.startswith(M3SVD_SMOKE))
+            for k in range(0, count, M3SVD_STRIDE)
+        ]  # fmt: skip
+    return Source(f"{root.name}/{split}", _some(frames, root), {})
+
+
+def _m3svd_clips(root: Path, split: str) -> Source:
+    """`<clip>/{visible,infrared}/`: short clips as images."""
+    frames = []
+    for clip in sorted(path for path in root.iterdir() if path.is_dir()):
+        if (clip.name in M3SVD_VAL_CLIPS) == (split == "val"):
+            frames += [
+                Frame(f"{clip.name}:{v.stem}", v, i, group=clip.name,
+                      clean=not clip.name.startswith(M3SVD_SMOKE))
+                for v, i in _pair(clip)
+            ]  # fmt: skip
+    return Source(f"{root.name}/{split}", _some(frames, root), {})
+
+
+def _camvid(root: Path, split: str) -> Source:
+    """`<split>/{visible,labels}`, or the SegNet tutorial's `<split>`, `<split>annot`."""
+    annotated = root / f"{split}annot"
+    visible, labels = root / split, annotated
+    if not annotated.is_dir():
+        visible, labels = root / split / "visible", root / split / "labels"
+    frames = [Frame(v.stem, v, labels=m) for v, m in _pair_folders(visible, labels)]
+    return Source(f"{root.name}/{split}", _some(frames, visible), label_maps.CAMVID)
+
+
+def _cityscapes(root: Path, split: str) -> Source:
+    """`leftImg8bit/<split>/<city>/*_leftImg8bit.png`, `gtFine/.../*_gtFine_labelIds.png`."""
+    frames = []
+    folder = root / "leftImg8bit" / split
+    for visible in sorted(folder.glob("*/*_leftImg8bit.png")):
+        stem = visible.name.removesuffix("_leftImg8bit.png")
+        mask = root / "gtFine" / split / visible.parent.name / f"{stem}_gtFine_labelIds.png"
+        if not mask.is_file():
+            raise DatasetError(f"{mask} is missing; {visible} needs it as its labels")
+        frames.append(Frame(stem, visible, labels=mask))
+    return Source(f"{root.name}/{split}", _some(frames, folder), label_maps.CITYSCAPES)
+
+
+LAYOUTS: dict[str, Callable[[Path, str], Source]] = {
+    "msrs": _pairs,
+    "mfnet": _mfnet,
+    "fmb": _fmb,
+    "llvip": _llvip,
+    "roadscene": _roadscene,
+    "m3svd": _m3svd,
+    "m3svd_clips": _m3svd_clips,
+    "camvid": _camvid,
+    "cityscapes": _cityscapes,
+}
+
+
+def _has_validation(layout: str, folder: Path) -> bool:
+    """LLVIP is often kept without its test half, which is no error."""
+    halves = (folder / "val", folder / "test", folder / "visible" / "test")
+    return layout != "llvip" or any(half.is_dir() for half in halves)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    # MSRS, FMB and LLVIP call what is not for training "test".
+    names = (split, "test") if split == "val" else (split,)
+    folder = _one_of(root, names)
+    if folder is None:
+        raise DatasetError(
+            f"{root / split} is missing; {root} should hold the folders train and val"
+        )
+    return folder
+
+
+def _one_of(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _pair(folder: Path) -> list[tuple[Path, Path]]:
+    visible, infrared = _one_of(folder, VISIBLE), _one_of(folder, INFRARED)
+    return _pair_folders(visible or folder / VISIBLE[0], infrared or folder / INFRARED[0])
+
+
+def _pair_folders(visible: Path, partner: Path) -> list[tuple[Path, Path]]:
+    partners = _by_stem(partner)
+    return [(v, _partner(partners, v.stem, partner, v)) for v in _by_stem(visible).values()]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is missing")
+    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
+
+
+def _partner(partners: dict[str, Path], stem: str, folder: Path, visible: Path) -> Path:
+    if stem not in partners:
+        raise DatasetError(f"{folder / visible.name} is missing; {visible} needs it as its pair")
+    return partners[stem]
+
+
+def _some(frames: list[Frame], where: Path) -> tuple[Frame, ...]:
+    if not frames:
+        raise DatasetError(f"{where} holds no images of this split")
+    return tuple(frames)
+
+
+def _frame_count(video: Path) -> int:
+    count = int(cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT))
+    if count <= 0:
+        raise DatasetError(f"{video} is not a readable video; it may be damaged or cut short")
+    return count
+
+
+def _yolo_boxes(path: Path) -> tuple[Box, ...]:
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing; an image without objects has an empty file")
+    boxes = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            kind, cx, cy, w, h = (float(part) for part in line.split())
+            name = _YOLO_CLASSES[int(kind)]
+        except (ValueError, IndexError) as error:
+            raise DatasetError(
+                f"{path} line {number} is {line!r}; use `class cx cy w h` with class 0 to "
+                f"{len(_YOLO_CLASSES) - 1} and the others 0 to 1"
+            ) from error
+        boxes.append(Box(name, cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
+    return tuple(boxes)
+
+
+def _voc_boxes(path: Path) -> tuple[Box, ...]:
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing; every LLVIP image has its XML file there")
+    tree = ET.parse(path).getroot()  # noqa: S314  a dataset the user chose, not a stranger's input
+    width, height = (float(tree.findtext(f"size/{axis}", "0")) for axis in ("width", "height"))
+    boxes = []
+    for node in tree.iter("bndbox"):
+        x0, y0, x1, y1 = (float(node.findtext(k, "nan")) for k in ("xmin", "ymin", "xmax", "ymax"))
+        boxes.append(Box("person", x0 / width, y0 / height, x1 / width, y1 / height))
+    return tuple(boxes)

@@ -1,0 +1,99 @@
+"""Validation: a fixed list of images, each with its recipe and seed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from magicfuse_ros.training.datasets.cache import (
+    CachedItem,
+    CachedSource,
+    CacheSettings,
+    open_cache,
+)
+from magicfuse_ros.training.datasets.frames import U8, Rgb
+from magicfuse_ros.training.datasets.layouts import find_sources
+from magicfuse_ros.training.recipes import RECIPES, Recipe, degrade, named_recipe
+
+
+@dataclass(frozen=True)
+class ValidationItem:
+    """One image under one recipe; everything derived from it is the same on every call.
+
+    Attributes
+    ----------
+    source, index
+        The cached source and the place in it.
+    condition
+        Name of the recipe asked for, a key of the report.
+    recipe
+        The recipe drawn for this image.
+    seed
+        Seed of the degradation.
+    """
+
+    source: CachedSource
+    index: int
+    condition: str
+    recipe: Recipe
+    seed: int
+
+    @property
+    def item(self) -> CachedItem:
+        """Name, size, boxes, night, clean."""
+        return self.source.items[self.index]
+
+    def clean(self) -> Rgb:
+        """(H, W, 3) uint8 RGB."""
+        return np.array(self.source.visible(self.index))
+
+    def degraded(self) -> Rgb:
+        """(H, W, 3) uint8 RGB, the clean image under the recipe."""
+        return degrade(self.clean(), np.random.default_rng(self.seed), self.recipe)
+
+    def infrared(self) -> U8 | None:
+        """(H, W) uint8 on the common scale, or None."""
+        return self.source.infrared(self.index)
+
+    def labels(self) -> U8 | None:
+        """(H, W) uint8 canonical ids; `label_maps.from_canonical` turns them into a label set's."""
+        return self.source.labels(self.index)
+
+
+def validation_items(
+    root: Path,
+    cache_dir: Path,
+    *,
+    conditions: Sequence[str] = RECIPES,
+    settings: CacheSettings | None = None,
+    layouts: Sequence[str] | None = None,
+    seed: int = 0,
+    every: int = 1,
+) -> list[ValidationItem]:
+    """List the validation images of every dataset under `root`, once for each condition.
+
+    A condition keeps its recipes and seeds whatever other conditions are asked for, and an image
+    keeps its own whatever other images there are, because both come from their names.
+
+    Raises
+    ------
+    DatasetError
+        If a file is missing or no dataset is found.
+    """
+    result = []
+    for source in find_sources(root, "val", layouts):
+        cached = open_cache(source, cache_dir, settings)
+        for index in range(0, len(cached), every):
+            item = cached.items[index]
+            for condition in conditions:
+                name = f"{cached.name}/{item.name}/{condition}"
+                own = zlib.crc32(name.encode()) ^ seed
+                recipe = named_recipe(
+                    condition, np.random.default_rng((own, 1)), night=item.night or not item.clean
+                )
+                result.append(ValidationItem(cached, index, condition, recipe, own))
+    return result

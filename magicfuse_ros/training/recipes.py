@@ -1,0 +1,173 @@
+"""Recipes: which degradations meet at once, how strong, and how often in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from magicfuse_ros.training.degradation import EFFECTS, Rgb
+
+
+class RecipeError(ValueError):
+    """An unknown degradation or recipe, or a strength out of range."""
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """One effect at one strength in [0, 1]."""
+
+    effect: str
+    strength: float
+
+    def __post_init__(self) -> None:
+        if self.effect not in EFFECTS:
+            raise RecipeError(
+                f"degradation {self.effect!r} is unknown; use one of {tuple(EFFECTS)}"
+            )
+        if not 0.0 <= self.strength <= 1.0:
+            raise RecipeError(f"strength of {self.effect} is {self.strength}; use 0 to 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Degradations that meet in one image; applied in the order light meets them."""
+
+    name: str
+    steps: tuple[Degradation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How often training sees what: relative weight of each leading condition.
+
+    `night` scales every strength on frames that are dark already: those lack light by nature, and
+    a second full darkening leaves nothing to restore.
+    """
+
+    none: float = 0.06
+    low_light: float = 0.38
+    haze: float = 0.22
+    noise: float = 0.14
+    blur: float = 0.07
+    low_contrast: float = 0.06
+    rain: float = 0.04
+    jpeg: float = 0.03
+    night: float = 0.45
+
+    def __post_init__(self) -> None:
+        weights = self.weights()
+        if min(weights.values()) < 0.0 or sum(weights.values()) <= 0.0:
+            raise RecipeError(f"mix weights are {weights}; use weights >= 0 that are not all 0")
+        if not 0.0 <= self.night <= 1.0:
+            raise RecipeError(f"mix.night is {self.night}; use 0 to 1")
+
+    def weights(self) -> dict[str, float]:
+        """Leading condition -> relative weight."""
+        return {name: getattr(self, name) for name in _LEADING}
+
+
+_LEADING = ("none", "low_light", "haze", "noise", "blur", "low_contrast", "rain", "jpeg")
+# (effect, chance, lowest and highest share of the leading strength): what comes along with the
+# leading condition. Darkness brings noise and, by long exposure, motion blur.
+_COUPLED: dict[str, tuple[tuple[str, float, float, float], ...]] = {
+    "low_light": (
+        ("noise", 0.35, 0.1, 0.5),
+        ("haze", 0.15, 0.3, 0.9),
+        ("motion_blur", 0.12, 0.2, 0.7),
+        ("jpeg", 0.2, 0.1, 0.5),
+    ),
+    "haze": (
+        ("noise", 0.3, 0.1, 0.5),
+        ("low_light", 0.25, 0.2, 0.8),
+        ("low_contrast", 0.1, 0.1, 0.5),
+        ("jpeg", 0.15, 0.1, 0.5),
+    ),
+    "noise": (
+        ("low_light", 0.3, 0.2, 0.6),
+        ("low_contrast", 0.15, 0.2, 0.6),
+        ("jpeg", 0.2, 0.1, 0.5),
+    ),
+    "blur": (("noise", 0.35, 0.1, 0.5), ("low_light", 0.25, 0.2, 0.7), ("jpeg", 0.2, 0.1, 0.4)),
+    "low_contrast": (
+        ("noise", 0.4, 0.1, 0.5),
+        ("low_light", 0.2, 0.2, 0.6),
+        ("jpeg", 0.2, 0.1, 0.4),
+    ),
+    "rain": (("haze", 0.4, 0.2, 0.6), ("low_light", 0.3, 0.2, 0.6), ("noise", 0.3, 0.1, 0.4)),
+    "jpeg": (("noise", 0.4, 0.1, 0.5), ("low_light", 0.3, 0.2, 0.6)),
+}
+_MOST_AT_ONCE = 3
+RECIPES = (
+    "none", "low_light", "haze", "noise", "blur", "low_contrast", "rain", "jpeg", "night", "mixed",
+)  # fmt: skip
+
+
+def degrade(image: Rgb, rng: np.random.Generator, recipe: Recipe) -> Rgb:
+    """Apply a recipe.
+
+    Parameters
+    ----------
+    image
+        (H, W, 3) uint8 RGB; not changed.
+    rng
+        Source of everything random; the same state gives the same result.
+    recipe
+        What to apply.
+
+    Returns
+    -------
+    (H, W, 3) uint8 RGB, contiguous and never the input's own memory.
+    """
+    result = np.ascontiguousarray(image)
+    by_effect = {step.effect: step.strength for step in recipe.steps}
+    for name, effect in EFFECTS.items():
+        if name in by_effect:
+            result = effect(result, by_effect[name], rng)
+    return result.copy() if result is image else result
+
+
+def named_recipe(
+    name: str, rng: np.random.Generator, strength: float | None = None, *, night: bool = False
+) -> Recipe:
+    """Build one of `RECIPES`: a single condition, `night` (dark, noisy, hard) or `mixed`.
+
+    `strength` None draws it from the range training draws from, [0.25, 1]. `night` softens the
+    recipe for a frame that is dark already, and so does nothing to recipe `none`.
+    """
+    if name not in RECIPES:
+        raise RecipeError(f"recipe {name!r} is unknown; use one of {RECIPES}")
+    if name == "mixed":
+        return sample_recipe(rng, night=night)
+    drawn = float(rng.uniform(0.25, 1.0))
+    level = (drawn if strength is None else strength) * (Mix().night if night else 1.0)
+    blur = "motion_blur" if rng.random() < 0.5 else "defocus_blur"
+    steps = {
+        "none": (),
+        "blur": (Degradation(blur, level),),
+        "night": (Degradation("low_light", min(1.0, 0.4 + 0.6 * level) if not night else level),
+                  Degradation("noise", 0.35 * level)),
+    }  # fmt: skip
+    return Recipe(name, steps[name] if name in steps else (Degradation(name, level),))
+
+
+def sample_recipe(
+    rng: np.random.Generator, mix: Mix | None = None, *, night: bool = False
+) -> Recipe:
+    """Draw a recipe of up to three coupled degradations as `mix` weighs them."""
+    mix = mix or Mix()
+    weights = np.array(list(mix.weights().values()))
+    leading = _LEADING[int(rng.choice(len(_LEADING), p=weights / weights.sum()))]
+    if leading == "none":
+        return Recipe("none")
+    scale = mix.night if night else 1.0
+    strength = float(rng.uniform(0.25, 1.0))
+    effect = leading
+    if leading == "blur":
+        effect = "motion_blur" if rng.random() < 0.6 else "defocus_blur"
+    steps = [Degradation(effect, strength * scale)]
+    for other, chance, low, high in _COUPLED[leading]:
+        hit, share = rng.random() < chance, float(rng.uniform(low, high))
+        if hit and len(steps) < _MOST_AT_ONCE:
+            steps.append(Degradation(other, share * scale))
+    return Recipe("+".join(step.effect for step in steps), tuple(steps))

@@ -1,0 +1,278 @@
+import numpy as np
+import pytest
+import torch
+from dataset_trees import TREES, everything, write
+from torch.utils.data import DataLoader
+
+from magicfuse_ros.model.labels import UNKNOWN, LabelSet
+from magicfuse_ros.training.datasets import (
+    CacheSettings,
+    CropDataset,
+    CropSettings,
+    DatasetError,
+    brighten_night_target,
+    find_sources,
+    open_cache,
+    read_source,
+    validation_items,
+)
+from magicfuse_ros.training.datasets.cache import training_size
+from magicfuse_ros.training.heat import HEAT
+
+SMALL = CacheSettings(width=40, height=30)
+DRIVE = LabelSet.load("drive")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return everything(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def sources(tree, cache_dir):
+    return [open_cache(source, cache_dir, SMALL) for source in find_sources(tree, "train")]
+
+
+def crops(sources, **options):
+    settings = CropSettings(**{"size": 24, **options})
+    return CropDataset(sources, settings, DRIVE, seed=5, samples=100)
+
+
+@pytest.mark.parametrize(
+    ("size", "stored"),
+    [
+        ((640, 480), (320, 240)),
+        ((480, 360), (320, 240)),
+        ((640, 512), (320, 256)),
+        ((577, 257), (539, 240)),
+        ((2048, 1024), (480, 240)),
+        ((100, 300), (320, 960)),
+    ],
+)
+def test_training_size_keeps_the_aspect_and_covers_the_resolution(size, stored):
+    assert training_size(*size, CacheSettings()) == stored
+
+
+def test_cache_holds_every_item_at_training_size(sources):
+    assert sum(len(source) for source in sources) == 20
+    for source in sources:
+        for index, item in enumerate(source.items):
+            shape = source.visible(index).shape
+            assert shape == (item.height, item.width, 3)
+            assert shape[0] >= SMALL.height
+            assert shape[1] >= SMALL.width
+            assert (source.infrared(index) is not None) == item.has_infrared
+            assert (source.labels(index) is not None) == item.has_labels
+
+
+def test_cache_is_built_once_and_again_when_a_file_or_a_setting_changes(tmp_path):
+    TREES["camvid"](tmp_path / "camvid")
+    built = []
+
+    def opened(settings):
+        source = read_source("camvid", tmp_path / "camvid", "train")
+        before = len(built)
+        cached = open_cache(source, tmp_path / "cache", settings, built.append)
+        return cached, len(built) > before
+
+    cached, fresh = opened(SMALL)
+    assert fresh
+    again, fresh = opened(SMALL)
+    assert not fresh
+    np.testing.assert_array_equal(cached.visible(0), again.visible(0))
+    assert opened(CacheSettings(width=20, height=16))[1]
+    write(tmp_path / "camvid/train/visible/0001.jpg", np.full((48, 64, 3), 77, np.uint8))
+    changed, fresh = opened(SMALL)
+    assert fresh
+    assert changed.visible(0).mean() == pytest.approx(77, abs=1)
+
+
+def test_failed_build_leaves_nothing_that_could_be_taken_for_a_cache(tmp_path):
+    TREES["camvid"](tmp_path / "camvid")
+    (tmp_path / "camvid/train/labels/0001.png").write_bytes(b"no image")
+    source = read_source("camvid", tmp_path / "camvid", "train")
+    with pytest.raises(DatasetError, match=r"labels/0001.png is not a readable image"):
+        open_cache(source, tmp_path / "cache", SMALL)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_cut_short_cache_is_named(tmp_path):
+    TREES["camvid"](tmp_path / "camvid")
+    source = read_source("camvid", tmp_path / "camvid", "train")
+    open_cache(source, tmp_path / "cache", SMALL)
+    (array,) = (tmp_path / "cache").glob("*.npy")
+    np.save(array, np.zeros(10, np.uint8))
+    with pytest.raises(DatasetError, match="delete it"):
+        open_cache(source, tmp_path / "cache", SMALL)
+
+
+def test_boxes_become_weak_labels_and_hot_spots_become_boxes(sources):
+    by_name = {source.name: source for source in sources}
+    msrs = by_name["msrs/train"]
+    found = set(np.unique(msrs.labels(0)).tolist())
+    assert UNKNOWN in found
+    assert len(found) == 3  # person, car, unknown
+    kinds = {box.kind for item in by_name["m3svd_clips/train"].items for box in item.boxes}
+    assert kinds <= {HEAT}
+    assert {box.kind for box in msrs.items[0].boxes} == {"person", "car"}
+
+
+def test_videos_share_one_infrared_scale(tree, tmp_path):
+    source = read_source("m3svd_clips", tree / "m3svd_clips", "train")
+    cached = open_cache(source, tmp_path, SMALL)
+    levels = [int(cached.infrared(k).max()) for k in range(len(cached))]
+    assert max(levels) - min(levels) <= 3
+
+
+def test_sample_has_the_documented_tensors(sources):
+    sample = crops(sources)[0]
+    shapes = {name: (tuple(value.shape), value.dtype) for name, value in sample.items()}
+    image = torch.float32
+    assert shapes == {
+        "degraded": ((3, 24, 24), image), "clean": ((3, 24, 24), image),
+        "infrared": ((1, 24, 24), image), "labels": ((24, 24), torch.int64),
+        "thermal_weight": ((24, 24), image), "has_infrared": ((), image),
+        "has_clean": ((), image), "source": ((), torch.int64), "night": ((), image),
+    }  # fmt: skip
+    for name in ("degraded", "clean", "infrared", "thermal_weight"):
+        assert 0.0 <= float(sample[name].min()) <= float(sample[name].max()) <= 1.0
+
+
+def test_samples_depend_on_seed_and_index_alone(sources):
+    first, second = crops(sources), crops(sources)
+    second[17]  # what was asked before must not matter
+    for index in (3, 0, 99):
+        a, b = first[index], second[index]
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    other = CropDataset(sources, CropSettings(size=24), DRIVE, seed=6, samples=100)
+    assert any(not torch.equal(first[k]["degraded"], other[k]["degraded"]) for k in range(5))
+
+
+def test_worker_processes_give_the_same_samples_as_none(sources):
+    dataset = crops(sources)
+    here = list(DataLoader(dataset, batch_size=25))
+    there = list(DataLoader(dataset, batch_size=25, num_workers=1))
+    assert len(here) == len(there) == 4
+    for a, b in zip(here, there, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("warp", [0.0, 1.0])
+def test_every_plane_of_a_sample_is_cut_alike(tmp_path, warp):
+    # The visible image, the infrared and the labels of this item all show the same vertical edge.
+    left = np.tile(np.arange(64) < 32, (48, 1))
+    write(
+        tmp_path / "fmb/train/Visible/1.png", np.dstack([np.where(left, 200, 50)] * 3).astype("u1")
+    )
+    write(tmp_path / "fmb/train/Infrared/1.png", np.where(left, 200, 50).astype("u1"))
+    write(tmp_path / "fmb/train/Label/1.png", np.where(left, 8, 1).astype("u1"))
+    settings = CacheSettings(width=64, height=48)
+    source = open_cache(read_source("fmb", tmp_path / "fmb", "train"), tmp_path / "c", settings)
+    dataset = crops([source], size=32, warp=warp, around_box=0.0)
+    sides = set()
+    for index in range(30):
+        sample = dataset[index]
+        person = sample["labels"] == DRIVE.id_of("person")
+        for image in (sample["clean"][0], sample["infrared"][0]):
+            bright = image > (image.min() + image.max()) / 2 if person.any() else image < 0
+            same = (bright == person).float().mean()
+            assert same > 0.9 or person.all()
+        sides.add(bool(person[:, 0].all()) and not person[:, -1].any())
+    assert sides == {True, False}  # mirrored in some
+
+
+def test_needs_choose_the_items(sources):
+    names = [source.name for source in sources]
+    labelled = crops(sources, needs=frozenset({"labels", "infrared"}))
+    drawn = {names[int(labelled[k]["source"])] for k in range(60)}
+    assert drawn == {"msrs/train", "mfnet/train", "fmb/train", "llvip/train"}
+    clean = crops(sources, needs=frozenset({"clean"}))
+    assert all(clean[k]["has_clean"] == 1.0 for k in range(60))
+    everything_else = crops(sources)
+    assert any(everything_else[k]["has_clean"] == 0.0 for k in range(100))
+
+
+def test_weights_mix_the_sources(sources):
+    weights = {source.name: 0.0 for source in sources} | {"camvid/train": 3.0, "msrs/train": 1.0}
+    dataset = CropDataset(
+        sources, CropSettings(size=16), DRIVE, seed=0, samples=400, weights=weights
+    )
+    names = [sources[int(dataset[k]["source"])].name for k in range(400)]
+    assert names.count("camvid/train") / 400 == pytest.approx(0.75, abs=0.07)
+    assert set(names) == {"camvid/train", "msrs/train"}
+
+
+def test_crops_around_boxes_hold_people_more_often(sources):
+    msrs = [source for source in sources if source.name == "msrs/train"]
+
+    def share(chance):
+        dataset = crops(msrs, size=16, warp=0.0, around_box=chance)
+        return np.mean([bool((dataset[k]["thermal_weight"] == 1.0).any()) for k in range(100)])
+
+    assert share(1.0) > share(0.0)
+
+
+def test_night_target_is_brighter_when_asked_for(sources):
+    msrs = [source for source in sources if source.name == "msrs/train"]
+    dark, lit = (crops(msrs, brighten_night_target=on) for on in (False, True))
+    nights = [k for k in range(40) if dark[k]["night"]]
+    days = [k for k in range(40) if not dark[k]["night"]]
+    assert nights
+    for k in nights:
+        assert lit[k]["clean"].mean() > dark[k]["clean"].mean()
+        assert torch.equal(lit[k]["degraded"], dark[k]["degraded"])
+    assert all(torch.equal(lit[k]["clean"], dark[k]["clean"]) for k in days)
+
+
+def test_brightening_is_deterministic_and_never_darkens():
+    image = np.random.default_rng(0).integers(0, 60, (60, 80, 3), dtype=np.uint8)
+    result = brighten_night_target(image)
+    np.testing.assert_array_equal(result, brighten_night_target(image))
+    assert result.mean() > image.mean()
+
+
+def test_validation_items_are_fixed_and_independent_of_what_else_is_asked(tree, tmp_path):
+    conditions = ("none", "haze", "mixed")
+    options = {"settings": SMALL, "layouts": ["msrs", "m3svd_clips"]}
+    items = validation_items(tree, tmp_path, conditions=conditions, **options)
+    assert len(items) == (1 + 3) * 3
+    alone = validation_items(tree, tmp_path, conditions=("haze",), **options)
+    twins = [item for item in items if item.condition == "haze"]
+    for a, b in zip(twins, alone, strict=True):
+        assert (a.recipe, a.seed) == (b.recipe, b.seed)
+        np.testing.assert_array_equal(a.degraded(), b.degraded())
+    for item in items:
+        same = np.array_equal(item.degraded(), item.clean())
+        assert same == (not item.recipe.steps)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda s: crops(s, size=8), "crop size is 8"),
+        (lambda s: crops(s, needs=frozenset({"depth"})), "depth"),
+        (lambda s: crops(s, flip=1.5), "flip is 1.5"),
+        (lambda s: crops(s, scale=(2.0, 1.0)), "scale is"),
+        (lambda _: CacheSettings(width=4), "4x240"),
+        (
+            lambda s: CropDataset(
+                s, CropSettings(), DRIVE, seed=0, samples=1, weights={"kitti": 1.0}
+            ),
+            "kitti",
+        ),
+    ],
+)
+def test_errors_name_the_value(sources, make, says):
+    with pytest.raises(ValueError, match=says):
+        make(sources)
+
+
+def test_a_need_that_nothing_meets_is_an_error(sources):
+    camvid = [source for source in sources if source.name == "camvid/train"]
+    with pytest.raises(DatasetError, match="infrared"):
+        crops(camvid, needs=frozenset({"infrared"}))

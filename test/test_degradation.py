@@ -1,0 +1,209 @@
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from magicfuse_ros.training import sheets
+from magicfuse_ros.training.degradation import EFFECTS
+from magicfuse_ros.training.recipes import (
+    RECIPES,
+    Degradation,
+    Mix,
+    Recipe,
+    RecipeError,
+    degrade,
+    named_recipe,
+    sample_recipe,
+)
+
+names = st.sampled_from(sorted(EFFECTS))
+seeds = st.integers(0, 2**32 - 1)
+sizes = st.tuples(st.integers(8, 90), st.integers(8, 90))
+
+
+def street(height=96, width=128):
+    """A picture with sky, road, edges, texture and colour."""
+    y, x = np.mgrid[0:height, 0:width]
+    image = np.empty((height, width, 3), np.uint8)
+    image[..., 0] = 90 + 100 * (y < height * 0.4)
+    image[..., 1] = 100 + 80 * (y < height * 0.4)
+    image[..., 2] = np.where(y < height * 0.4, 220, 95)
+    image[(x // 8 + y // 8) % 2 == 0] //= 2
+    cv2.rectangle(image, (width // 3, height // 3), (width // 2, height - 5), (200, 40, 30), -1)
+    return image
+
+
+def error(a, b):
+    return float(np.mean((a.astype(float) - b.astype(float)) ** 2))
+
+
+def apply(name, strength, seed, image):
+    return EFFECTS[name](image, strength, np.random.default_rng(seed))
+
+
+@settings(deadline=None, max_examples=40)
+@given(name=names, strength=st.floats(0, 1), seed=seeds, size=sizes)
+def test_effect_keeps_shape_and_type_and_leaves_its_input(name, strength, seed, size):
+    image = street(*size)
+    before = image.copy()
+    result = apply(name, strength, seed, image)
+    assert result.shape == image.shape
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(image, before)
+
+
+@settings(deadline=None, max_examples=40)
+@given(name=names, strength=st.floats(0, 1), seed=seeds)
+def test_same_seed_gives_the_same_image(name, strength, seed):
+    image = street()
+    np.testing.assert_array_equal(
+        apply(name, strength, seed, image), apply(name, strength, seed, image)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(EFFECTS) - {"jpeg", "low_contrast"}))
+def test_another_seed_gives_another_image(name):
+    assert error(apply(name, 0.8, 1, street()), apply(name, 0.8, 2, street())) > 0.5
+
+
+@settings(deadline=None, max_examples=40)
+@given(name=names, seed=seeds)
+def test_strength_zero_is_the_identity_within_rounding(name, seed):
+    image = street()
+    result = apply(name, 0.0, seed, image)
+    if name == "jpeg":  # halves the resolution of colour at any quality
+        image, result = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (image, result))
+    assert error(result, image) < 2.0
+
+
+@settings(deadline=None, max_examples=40)
+@given(name=names, seed=seeds, low=st.floats(0.0, 0.65))
+def test_more_strength_is_farther_from_the_clean_image(name, seed, low):
+    image = street()
+    weak, strong = (error(apply(name, s, seed, image), image) for s in (low, low + 0.35))
+    assert strong > weak
+
+
+def test_low_light_darkens_and_adds_noise_that_shows_in_the_dark():
+    flat = np.full((128, 128, 3), 140, np.uint8)
+    dark = apply("low_light", 1.0, 3, flat)
+    assert dark.mean() < 0.45 * flat.mean()
+    assert dark[..., 1].std() / dark[..., 1].mean() > 0.02
+
+
+def test_haze_pulls_the_far_towards_the_airlight_more_than_the_near():
+    # Averaged over seeds: a single one may be all smoke, which has no far and near.
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[:, ::2] = 200
+    left = np.mean(
+        [apply("haze", 0.7, seed, image).astype(float)[:, :, 1] for seed in range(12)], axis=0
+    )
+    contrast = np.abs(np.diff(left, axis=1)).mean(axis=1)
+    assert contrast[:30].mean() < 0.75 * contrast[-30:].mean()
+
+
+def test_noise_has_the_documented_deviation():
+    flat = np.full((200, 200, 3), 128, np.uint8)
+    deviation = [apply("noise", 1.0, seed, flat).astype(float).std() for seed in range(20)]
+    assert min(deviation) > 15.0
+    assert max(deviation) < 55.0
+
+
+def test_motion_blur_is_directed_and_defocus_is_not():
+    point = np.zeros((41, 41, 3), np.uint8)
+    point[20, 20] = 255
+
+    def spread(image):
+        y, x = np.nonzero(image[..., 0])
+        return np.linalg.eigvalsh(np.cov(np.stack((x, y)), aweights=image[y, x, 0]))
+
+    small, large = spread(apply("motion_blur", 1.0, 5, point))
+    assert large > 4.0 * small
+    small, large = spread(apply("defocus_blur", 1.0, 5, point))
+    assert large == pytest.approx(small, rel=0.05)
+
+
+@settings(deadline=None, max_examples=40)
+@given(name=st.sampled_from(RECIPES), seed=seeds, night=st.booleans())
+def test_recipes_are_deterministic_and_valid(name, seed, night):
+    recipes = [named_recipe(name, np.random.default_rng(seed), night=night) for _ in range(2)]
+    assert recipes[0] == recipes[1]
+    images = [degrade(street(), np.random.default_rng(seed), recipe) for recipe in recipes]
+    np.testing.assert_array_equal(*images)
+    assert images[0].shape == street().shape
+
+
+def test_recipe_none_gives_a_copy():
+    image = street()
+    result = degrade(image, np.random.default_rng(0), Recipe("none"))
+    np.testing.assert_array_equal(result, image)
+    assert not np.shares_memory(result, image)
+
+
+def test_steps_are_applied_in_the_order_of_light_however_they_are_listed():
+    steps = (Degradation("noise", 0.5), Degradation("haze", 0.5), Degradation("low_light", 0.5))
+    a = degrade(street(), np.random.default_rng(7), Recipe("a", steps))
+    b = degrade(street(), np.random.default_rng(7), Recipe("b", steps[::-1]))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_mix_is_mostly_dark_hazy_noisy_with_some_clean_and_at_most_three_at_once():
+    rng = np.random.default_rng(0)
+    recipes = [sample_recipe(rng) for _ in range(4000)]
+    effects = [{step.effect for step in recipe.steps} for recipe in recipes]
+    share = {name: np.mean([name in e for e in effects]) for name in EFFECTS}
+    assert max(len(e) for e in effects) == 3
+    assert np.mean([not e for e in effects]) == pytest.approx(Mix().none, abs=0.02)
+    for main in ("low_light", "haze", "noise"):
+        assert share[main] > 0.25
+    for rare in ("rain", "motion_blur", "defocus_blur", "low_contrast"):
+        assert share[rare] < 0.2
+    assert any(e >= {"low_light", "noise"} for e in effects)
+
+
+def test_night_frames_get_milder_recipes():
+    strengths = {}
+    for night in (False, True):
+        rng = np.random.default_rng(0)
+        recipes = [sample_recipe(rng, night=night) for _ in range(500)]
+        strengths[night] = np.mean([s.strength for r in recipes for s in r.steps])
+    assert strengths[True] == pytest.approx(strengths[False] * Mix().night, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Degradation("fog", 0.5), "'fog' is unknown"),
+        (lambda: Degradation("haze", 1.5), "strength of haze is 1.5"),
+        (lambda: named_recipe("dusk", np.random.default_rng(0)), "'dusk' is unknown"),
+        (lambda: Mix(haze=-1.0), "weights >= 0"),
+        (lambda: Mix(night=2.0), "mix.night is 2.0"),
+    ],
+)
+def test_errors_name_the_value_and_what_is_accepted(make, says):
+    with pytest.raises(RecipeError, match=says):
+        make()
+
+
+def test_sheet_command_writes_every_effect_at_three_strengths(tmp_path):
+    cv2.imwrite(str(tmp_path / "street.png"), street(480, 640))
+    command = [sys.executable, "-m", "magicfuse_ros.training.sheets"]
+    subprocess.run([*command, tmp_path / "street.png", tmp_path / "sheet.png"], check=True)
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape == (240 * (len(EFFECTS) + 1), 320 * 4, 3)
+
+
+def test_sheet_command_says_when_the_picture_is_unreadable(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        sheets.main([str(tmp_path / "none.png"), str(tmp_path / "sheet.png")])
+    assert stopped.value.code == 2
+    assert "none.png is not a readable image" in capsys.readouterr().err
+
+
+def test_sheet_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="cannot write"):
+        sheets.write_sheet(tmp_path / "missing" / "sheet.png", street())
