@@ -229,6 +229,9 @@ class DiffusionConfig:
     clip_z0
         Clip every z0 estimate to [-1, 1]; latents are bounded, so this is legitimate and steadies
         few-step sampling.
+    scale_inputs
+        Networks see a·z_t, a·ε and a·z^s, with a = sqrt(ᾱ_t), instead of z_t, ε and z^s. At pure noise, where few-step
+        sampling starts, the noise then does not drown the condition latent; at t = 0 nothing changes.
     tau
         τ of Eq. 11: the most that Ψ's noise may weigh inside thermal classes.
     seed
@@ -241,6 +244,7 @@ class DiffusionConfig:
     steps: int = 25
     spacing: Spacing = "leading"
     clip_z0: bool = False
+    scale_inputs: bool = False
     tau: float = 0.4
     seed: int = 0
 
@@ -441,7 +445,7 @@ TINY = MagicFuseConfig(
         norm_groups=8,
         patch=2,
     ),
-    diffusion=DiffusionConfig(steps=1, spacing="trailing", clip_z0=True),
+    diffusion=DiffusionConfig(steps=1, spacing="trailing", clip_z0=True, scale_inputs=True),
 )
 """The embedded default, for two CPU cores."""
 

@@ -5,6 +5,7 @@ Notation: z_t = a·z0 + s·ε with a = sqrt(ᾱ_t) and s = sqrt(1 − ᾱ_t) (pa
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +22,13 @@ class Estimate(NamedTuple):
     eps: Tensor
 
 
+@lru_cache(maxsize=8)
 def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
     """ᾱ_t for t = 0 … T − 1, shape (T,), float64; β is linear."""
     betas = np.linspace(config.beta_start, config.beta_end, config.train_steps, dtype=np.float64)
-    return np.cumprod(1.0 - betas)
+    result = np.cumprod(1.0 - betas)
+    result.setflags(write=False)  # it is shared by every caller
+    return result
 
 
 def timesteps(steps: int, train_steps: int, spacing: Spacing) -> list[int]:
@@ -45,6 +49,11 @@ def timesteps(steps: int, train_steps: int, spacing: Spacing) -> list[int]:
 def coefficients(alpha_bar: float) -> tuple[float, float]:
     """Return (a, s) of z_t = a·z0 + s·ε."""
     return float(np.sqrt(alpha_bar)), float(np.sqrt(1.0 - alpha_bar))
+
+
+def input_gain(a: float, config: DiffusionConfig) -> float:
+    """What the networks' noisy inputs are multiplied by at a timestep with a = sqrt(ᾱ_t)."""
+    return a if config.scale_inputs else 1.0
 
 
 def add_noise(z0: Tensor, eps: Tensor, a: Tensor | float, s: Tensor | float) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.checkpoint import CheckpointError
 from magicfuse_ros.model.config import PAPER, AutoencoderConfig, FusionConfig, MagicFuseConfig
-from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
 
 Progress = Callable[[str], None]
 Names = dict[str, str]
@@ -97,29 +97,22 @@ def _import_parts(
     config: MagicFuseConfig,
     model: MagicFuse,
 ) -> None:
-    autoencoder = read_release(files.ae)
-    for part, names in (
-        ("encoder", encoder_names(config.autoencoder)),
-        ("decoder", decoder_names(config.autoencoder)),
-    ):
-        tensors = autoencoder.get(part)
-        if not isinstance(tensors, dict):
-            raise CheckpointError(
-                f"{files.ae} has no {part!r}; accepted: {{'encoder': ..., 'decoder': ...}}"
-            )
-        _save(folder, part, tensors, names, getattr(model, part), f"{files.ae} [{part}]", progress)
-    del autoencoder
-    for part, file, blocks in (
-        ("psi", files.ikr, config.psi.blocks),
-        ("phi", files.ckg, config.phi.blocks),
-    ):
-        tensors = _unwrapped(read_release(file), file, progress)
-        names = denoiser_names(tensors, blocks, str(file))
-        _save(folder, part, tensors, names, getattr(model, part), str(file), progress)
-        del tensors
-    tensors = _unwrapped(read_release(files.mkf), files.mkf, progress)
-    names = fusion_names(config.fusion)
-    _save(folder, "fusion", tensors, names, model.fusion, str(files.mkf), progress)
+    sources = {"encoder": files.ae, "decoder": files.ae, "psi": files.ikr, "phi": files.ckg}
+    for part in PARTS:
+        file = sources.get(part, files.mkf)
+        content = read_release(file)
+        if file is files.ae:
+            tensors = content.get(part)
+            if not isinstance(tensors, dict):
+                raise CheckpointError(
+                    f"{file} has no {part!r}; accepted: {{'encoder': ..., 'decoder': ...}}"
+                )
+        else:
+            tensors = _unwrapped(content, file, progress)
+        ours = converted(part, tensors, config, getattr(model, part), str(file))
+        checkpoint.save_tensors(folder, part, ours)
+        count = sum(tensor.numel() for tensor in ours.values())
+        progress(f"{part}: {len(ours)} tensors, {count:,} parameters")
 
 
 def read_release(file: Path) -> dict[str, Any]:
@@ -156,39 +149,69 @@ def _unwrapped(content: dict[str, Any], file: Path, progress: Progress) -> dict[
     return content
 
 
-def _save(
-    folder: Path,
-    part: str,
-    tensors: Mapping[str, Any],
-    names: Names,
-    module: nn.Module,
-    source: str,
-    progress: Progress,
-) -> None:
-    unknown = sorted(set(tensors) - set(names))
-    if unknown:
-        raise CheckpointError(
-            f"{source} has an entry {unknown[0]!r} that the release does not; "
-            "it is not the file of this part, or of another version"
-        )
+def converted(
+    part: str, tensors: Mapping[str, Any], config: MagicFuseConfig, module: nn.Module, source: str
+) -> dict[str, Tensor]:
+    """Convert one part of the release.
+
+    Parameters
+    ----------
+    part
+        One of `PARTS`.
+    tensors
+        What the release's file holds for it.
+    module
+        The part; it may be on the meta device and is not changed.
+    source
+        What messages call the file.
+
+    Returns
+    -------
+    dict
+        The part's state dict, in float32.
+
+    Raises
+    ------
+    CheckpointError
+        A tensor is missing, unknown, of another shape or not of real numbers.
+    """
+    names = _names(part, tensors, config, source)
+    theirs = {ours: name for name, ours in names.items()}
     expected = module.state_dict()
-    converted: dict[str, Tensor] = {}
-    for name, ours in names.items():
+    result: dict[str, Tensor] = {}
+    for ours, parameter in expected.items():
+        name = theirs.get(ours, f"that becomes {ours} of {part}")
         tensor = tensors.get(name)
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{source} lacks the tensor {name!r}; download the file again")
-        if ours in expected and tensor.shape != expected[ours].shape:
+        if tensor.shape != parameter.shape:
             raise CheckpointError(
                 f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, {part} needs "
-                f"{tuple(expected[ours].shape)}; it is not the file of this part"
+                f"{tuple(parameter.shape)}; it is not the file of this part"
             )
-        converted[ours] = tensor
-    checkpoint.check_tensors(converted, module, source)
-    checkpoint.save_tensors(
-        folder, part, {name: tensor.float() for name, tensor in converted.items()}
-    )
-    count = sum(tensor.numel() for tensor in converted.values())
-    progress(f"{part}: {len(converted)} tensors, {count:,} parameters")
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{source}: tensor {name!r} is of {tensor.dtype}; accepted: floating point"
+            )
+        result[ours] = tensor.float()
+    for name in tensors:
+        if names.get(name) not in expected:
+            raise CheckpointError(
+                f"{source} has an entry {name!r} that {part} has no place for; it is not the file "
+                "of this part, or of another version"
+            )
+    return result
+
+
+def _names(part: str, tensors: Mapping[str, Any], config: MagicFuseConfig, source: str) -> Names:
+    if part == "encoder":
+        return encoder_names(config.autoencoder)
+    if part == "decoder":
+        return decoder_names(config.autoencoder)
+    if part == "fusion":
+        return fusion_names(config.fusion)
+    blocks = (config.psi if part == "psi" else config.phi).blocks
+    return denoiser_names(tensors, blocks, source)
 
 
 def _tensors(layers: Names) -> Names:

@@ -157,14 +157,15 @@ def sample(
     outcome: Step | None = None
     for index, t in enumerate(settings.timesteps):
         a, s = diffusion.coefficients(alpha_bars[t])
+        gain = diffusion.input_gain(a, config.diffusion)
         if settings.variant == "restore_only":
-            psi_out = networks.restore(condition, z_psi, t)
+            psi_out = networks.restore(condition, gain * z_psi, t)
             psi = phi = diffusion.estimates(psi_out, z_psi, a, s, config.psi.prediction, clip=clip)
         else:
-            psi_out, phi_out = networks.denoise(condition, z_psi, z_phi, t)
+            psi_out, phi_out = networks.denoise(condition, gain * z_psi, gain * z_phi, t)
             psi = diffusion.estimates(psi_out, z_psi, a, s, config.psi.prediction, clip=clip)
             phi = diffusion.estimates(phi_out, z_phi, a, s, config.phi.prediction, clip=clip)
-        outcome = fuse_step(networks, psi, phi, z_f, state, t, (a, s), clip=clip, settings=settings)
+        outcome = fuse_step(networks, psi, phi, z_f, state, t, config, settings)
         state = outcome.state
         if on_step is not None:
             on_step(outcome)
@@ -187,20 +188,18 @@ def fuse_step(
     z_f: Tensor,
     state: Tensor,
     t: int,
-    coefficients: tuple[float, float],
-    *,
-    clip: bool,
+    config: MagicFuseConfig,
     settings: SamplerSettings,
 ) -> Step:
-    """F, S and Eq. 8-11 and 13 of one step; `coefficients` are (a, s) of timestep t."""
-    a, s = coefficients
+    """F, S and Eq. 8-11 and 13 of one step."""
+    a, s = diffusion.coefficients(diffusion.alphas_cumprod(config.diffusion)[t])
+    gain = diffusion.input_gain(a, config.diffusion)
+    clip = config.diffusion.clip_z0
     variant = settings.variant
-    if variant == "no_estimates":
-        blank = psi.z0.new_zeros(psi.z0.shape)
-        seen_psi, seen_phi = psi._replace(z0=blank), phi._replace(z0=blank)
-    else:
-        seen_psi, seen_phi = psi, phi
-    w, state = networks.fuse(seen_psi, seen_phi, z_f, state, t)
+    # Model I does not show the estimates to F.
+    shown = 0.0 if variant == "no_estimates" else 1.0
+    seen_psi, seen_phi = (diffusion.Estimate(shown * z0, gain * eps) for z0, eps in (psi, phi))
+    w, state = networks.fuse(seen_psi, seen_phi, gain * z_f, gain * state, t)
     radiation = radiation_category_map(state, settings.thermal_ids)
     if variant == "no_segmentation":
         radiation = radiation.new_zeros(radiation.shape)

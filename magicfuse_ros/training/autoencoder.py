@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.training.loop import Batch, Stage
+from magicfuse_ros.training.stage import Batch, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class AutoencoderLoss:
     l1, squared
         Weights of mean |x̂ − x| and of mean (x̂ − x)².
     latent_noise
-        Standard deviation of Gaussian noise added to the latent before D. It makes E use the whole of [-1, 1] and D forgive
-        the small errors that Ψ and Φ make.
+        Standard deviation of Gaussian noise added to the latent before D. It makes E use the whole
+        of [-1, 1] and D forgive the small errors that Ψ and Φ make.
     """
 
     l1: float = 1.0
@@ -31,25 +31,28 @@ class AutoencoderLoss:
 
 
 class AutoencoderStage(Stage):
-    """Trains E and D on what they will meet: clean visible and infrared crops, and half as many degraded ones."""
+    """Trains E and D on what they will meet.
+
+    That is clean visible and infrared crops, and half as many degraded ones.
+    """
 
     def __init__(self, model: MagicFuse, loss: AutoencoderLoss) -> None:
         super().__init__({"encoder": model.encoder, "decoder": model.decoder}, {})
         self._loss = loss
-        self._noise_channels = model.config.autoencoder.noise_channels
+        self.__dict__["_model"] = model  # not a submodule: only E and D are trained
+
+    _model: MagicFuse
 
     def _images(self, batch: Batch) -> Tensor:
         infrared = batch["infrared"][batch["has_infrared"] > 0].expand(-1, 3, -1, -1)
-        return torch.cat([batch["clean"], batch["degraded"][::2], infrared]).contiguous(memory_format=torch.channels_last)
+        images = torch.cat([batch["clean"], batch["degraded"][::2], infrared])
+        return images.contiguous(memory_format=torch.channels_last)
 
     def _reconstruct(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         encoder, decoder = self.trained["encoder"], self.trained["decoder"]
-        noise = None
-        if self._noise_channels:
-            stride = encoder.config.stride
-            size = (len(images), self._noise_channels, images.shape[-2] // stride, images.shape[-1] // stride)
-            noise = torch.randn(size, generator=generator).to(images.device)
-        latent = encoder(images, noise)
+        height, width = images.shape[-2:]
+        noise = self._model.draw_encoder_noise(height, width, generator, len(images))
+        latent = encoder(images, None if noise is None else noise.to(images.device))
         jitter = torch.randn(latent.shape, generator=generator).to(latent.device)
         return latent, decoder(latent + self._loss.latent_noise * jitter)
 
@@ -59,10 +62,11 @@ class AutoencoderStage(Stage):
         latent, output = self._reconstruct(images, generator)
         squared = functional.mse_loss(output, images)
         loss = self._loss.l1 * functional.l1_loss(output, images) + self._loss.squared * squared
-        return loss, {"psnr_db": -10.0 * torch.log10(squared.detach()), "latent/std": latent.detach().std()}
+        psnr_db = -10.0 * torch.log10(squared.detach())
+        return loss, {"psnr_db": psnr_db, "latent/std": latent.detach().std()}
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Inputs above, reconstructions below."""
+        """Draw the inputs above, reconstructions below."""
         images = self._images(batch)[::2][:8]
         rows = torch.cat([images, self._reconstruct(images, generator)[1]], dim=2)
         return torch.cat(list(rows), dim=2)

@@ -1,18 +1,22 @@
-"""Phase 1, the diffusion branches: Ψ (degraded → clean visible) and Φ (degraded visible → clean infrared), Eq. 7."""
+"""Phase 1, the diffusion branches (Eq. 7).
+
+Ψ learns degraded → clean visible, Φ degraded visible → clean infrared.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from magicfuse_ros.model import diffusion
+from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.training.loop import Batch, Stage
 from magicfuse_ros.training.losses import sobel, weighted_l1
+from magicfuse_ros.training.stage import Batch, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +26,14 @@ class BranchLoss:
     Attributes
     ----------
     pure_noise_share
-        Share of samples trained at the timestep T − 1, where few-step sampling begins; the rest is uniform over T. 0 is Eq. 7.
+        Share of samples trained at the timestep T − 1, where few-step sampling begins; the rest is
+        uniform over T. 0 is Eq. 7.
     latent
-        Weight of the error of what the network predicts: squared for ε and v (Eq. 7), absolute for z0.
+        Weight of the error of what the network predicts: squared for ε and v (Eq. 7), absolute for
+        z0.
     pixel, texture
-        Weights of the absolute error of the decoded z0 estimate, and of its Sobel gradient; 0 leaves D out of the step.
+        Weights of the absolute error of the decoded z0 estimate, and of its Sobel gradient; 0 for
+        both leaves D out of the step.
     thermal
         Extra weight of pixels inside boxes of thermal objects, which are a percent of the pixels.
     """
@@ -37,26 +44,36 @@ class BranchLoss:
     texture: float = 0.0
     thermal: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.pure_noise_share <= 1.0:
+            raise ConfigError(
+                f"branch.pure_noise_share is {self.pure_noise_share}; accepted: 0 to 1"
+            )
+
 
 class BranchStage(Stage):
     """Trains Ψ or Φ with E and D frozen."""
 
     def __init__(self, model: MagicFuse, branch: Literal["psi", "phi"], loss: BranchLoss) -> None:
-        super().__init__({branch: getattr(model, branch)}, {"encoder": model.encoder, "decoder": model.decoder})
+        frozen = {"encoder": model.encoder, "decoder": model.decoder}
+        super().__init__({branch: getattr(model, branch)}, frozen)
+        self.__dict__["_model"] = model  # not a submodule: only the branch is trained
         self._branch = branch
         self._loss = loss
-        self._config = model.config
-        self._alpha_bars = torch.from_numpy(diffusion.alphas_cumprod(model.config.diffusion).astype(np.float64))
+        self._alpha_bars = torch.from_numpy(diffusion.alphas_cumprod(model.config.diffusion))
+        branch_config = model.config.psi if branch == "psi" else model.config.phi
+        self._prediction = branch_config.prediction
+
+    _model: MagicFuse
 
     def _encode(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        encoder = self.frozen["encoder"]
-        config = self._config.autoencoder
-        noise = None
-        if config.noise_channels:
-            size = (len(image), config.noise_channels, image.shape[-2] // config.stride, image.shape[-1] // config.stride)
-            noise = torch.randn(size, generator=generator).to(image.device)
+        height, width = image.shape[-2:]
+        noise = self._model.draw_encoder_noise(height, width, generator, len(image))
         with torch.no_grad():
-            latent: Tensor = encoder(image.contiguous(memory_format=torch.channels_last), noise)
+            latent: Tensor = self.frozen["encoder"](
+                image.contiguous(memory_format=torch.channels_last),
+                None if noise is None else noise.to(image.device),
+            )
         return latent
 
     def _target_image(self, batch: Batch) -> Tensor:
@@ -66,14 +83,15 @@ class BranchStage(Stage):
         self, batch: Batch, t: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Prediction, its target, and the z0 estimate."""
-        kind = getattr(self._config, self._branch).prediction
+        kind = self._prediction
         condition = self._encode(batch["degraded"], generator)
         z0 = self._encode(self._target_image(batch), generator)
         eps = torch.randn(z0.shape, generator=generator).to(z0.device)
         a, s = diffusion.training_coefficients(self._alpha_bars, t)
         a, s = a.to(z0.device), s.to(z0.device)
         z_t = diffusion.add_noise(z0, eps, a, s)
-        prediction = self.trained[self._branch](condition, z_t, t.to(z0.device))
+        gain = a if self._model.config.diffusion.scale_inputs else 1.0
+        prediction = self.trained[self._branch](condition, gain * z_t, t.to(z0.device))
         if kind == "z0":
             estimate = prediction
         else:
@@ -81,20 +99,20 @@ class BranchStage(Stage):
         return prediction, diffusion.training_target(z0, eps, a, s, kind), estimate
 
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        last = self._config.diffusion.train_steps - 1
+        last = self._model.config.diffusion.train_steps - 1
         t = torch.randint(0, last + 1, (count,), generator=generator)
         pure = torch.rand(count, generator=generator) < self._loss.pure_noise_share
         return torch.where(pure, torch.full_like(t, last), t)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted objective; logs its terms."""
+        """Return the weighted objective, and its terms to log."""
         weights = self._loss
         t = self._timesteps(len(batch["degraded"]), generator)
         prediction, target, estimate = self._estimate(batch, t, generator)
-        stride = self._config.autoencoder.stride
+        stride = self._model.config.autoencoder.stride
         pixel_weight = 1.0 + weights.thermal * batch["thermal_weight"][:, None]
-        latent_weight = torch.nn.functional.avg_pool2d(pixel_weight, stride)
-        if getattr(self._config, self._branch).prediction == "z0":
+        latent_weight = functional.avg_pool2d(pixel_weight, stride)
+        if self._prediction == "z0":
             latent = weighted_l1(prediction, target, latent_weight)
         else:
             latent = ((prediction - target) ** 2 * latent_weight).mean() / latent_weight.mean()
@@ -108,9 +126,9 @@ class BranchStage(Stage):
         return loss, scalars
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Degraded inputs, estimates from pure noise, targets."""
+        """Draw degraded inputs, estimates from pure noise, and targets, from top to bottom."""
         batch = {key: value[:8] for key, value in batch.items()}
-        t = torch.full((len(batch["degraded"]),), self._config.diffusion.train_steps - 1)
+        t = torch.full((len(batch["degraded"]),), self._model.config.diffusion.train_steps - 1)
         estimate = self.frozen["decoder"](self._estimate(batch, t, generator)[2])
         rows = torch.cat([batch["degraded"], estimate, self._target_image(batch)], dim=2)
         return torch.cat(list(rows), dim=2)

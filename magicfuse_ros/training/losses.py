@@ -8,24 +8,30 @@ from torch.nn import functional
 
 
 def sobel(image: Tensor) -> Tensor:
-    """Sobel gradient magnitude |∂x| + |∂y| of each channel of (B, C, H, W), same shape; borders are replicated."""
+    """Sobel gradient magnitude |∂x| + |∂y| of each channel of (B, C, H, W), same shape.
+
+    Borders are replicated.
+    """
     kernel = image.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     channels = image.shape[1]
     weight = torch.stack([kernel, kernel.T])[:, None].repeat(channels, 1, 1, 1)
     padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
-    gradients = functional.conv2d(padded, weight, groups=channels)
-    return gradients.abs().unflatten(1, (channels, 2)).sum(dim=2)
+    gradients = functional.conv2d(padded, weight, groups=channels).abs()
+    return gradients.reshape(len(image), channels, 2, *image.shape[-2:]).sum(dim=2)
 
 
 def ycrcb(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Y, Cr and Cb (BT.601, Cr and Cb centred on 0.5) of RGB (B, 3, H, W) in [0, 1]; each (B, 1, H, W)."""
-    red, green, blue = image.split(1, dim=1)
+    """Y, Cr and Cb of RGB (B, 3, H, W) in [0, 1]; each (B, 1, H, W).
+
+    By BT.601; Cr and Cb are centred on 0.5.
+    """
+    red, green, blue = image[:, 0:1], image[:, 1:2], image[:, 2:3]
     y = 0.299 * red + 0.587 * green + 0.114 * blue
     return y, (red - y) * 0.713 + 0.5, (blue - y) * 0.564 + 0.5
 
 
 def visual_loss(magimg: Tensor, enhanced: Tensor, infrared: Tensor) -> dict[str, Tensor]:
-    """The three terms of Eq. 15, unweighted: `contrast`, `texture` and `color`.
+    """Return the three terms of Eq. 15, unweighted: `contrast`, `texture` and `color`.
 
     The images are D(z0_f), D(z0_ψ) and D(z0_φ), each (B, 3, H, W) in [0, 1].
     """
@@ -40,6 +46,6 @@ def visual_loss(magimg: Tensor, enhanced: Tensor, infrared: Tensor) -> dict[str,
 
 
 def weighted_l1(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean of |prediction − target| weighted by `weight` (B, 1, h, w), normalised by the weight's sum."""
+    """Mean of |prediction − target|, (B, C, h, w) each, weighted by `weight` (B, 1, h, w)."""
     error = (prediction - target).abs().mean(dim=1, keepdim=True)
     return (error * weight).sum() / weight.sum().clamp(min=1e-6)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.labels import UNKNOWN
 from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
-from magicfuse_ros.model.sampler import SamplerSettings, Step, sample
-from magicfuse_ros.training.loop import Batch, Stage
+from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
 from magicfuse_ros.training.losses import visual_loss
+from magicfuse_ros.training.stage import Batch, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class MkfLoss:
     segmentation
         Weight of Eq. 16.
     class_weights
-        Cross-entropy weight of each class in the order of the label set's ids; empty weighs all alike.
+        Cross-entropy weight of each class in the order of the label set's ids; empty weighs all
+        alike.
     steps
         DDIM steps of the reverse process; 0 takes the model's.
     """
@@ -41,13 +43,18 @@ class MkfLoss:
 
 
 class _Streams:
-    """The networks of the sampler: Ψ and Φ never with a gradient, F and S only at the stop step (line 12)."""
+    """The networks of the sampler, with gradients where Algorithm 1 has them.
+
+    Ψ and Φ never have one, F and S only at the stop step (line 12).
+    """
 
     def __init__(self, model: MagicFuse, stop: int) -> None:
         self._model = model
         self._stop = stop
 
-    def denoise(self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def denoise(
+        self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return self._model.denoise(condition, z_psi, z_phi, t)
 
@@ -55,7 +62,11 @@ class _Streams:
         with torch.no_grad():
             return self._model.restore(condition, z_psi, t)
 
-    def fuse(self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def fuse(
+        self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        # Autocast must not go on with weights that it cast while they needed no gradient.
+        torch.clear_autocast_cache()
         with torch.set_grad_enabled(t == self._stop and torch.is_grad_enabled()):
             return self._model.fuse(psi, phi, z_f, state, t)
 
@@ -71,8 +82,9 @@ class MkfStage(Stage):
         self._thermal_ids = model.labels.thermal_ids()
         weights = loss.class_weights or (1.0,) * len(model.labels)
         if len(weights) != len(model.labels):
-            raise ValueError(
-                f"loss.class_weights has {len(weights)} entries; the label set {model.labels.name!r} has {len(model.labels)}"
+            raise ConfigError(
+                f"mkf.class_weights has {len(weights)} entries; accepted: {len(model.labels)}, one "
+                f"for each class of the label set {model.labels.name!r}"
             )
         self.register_buffer("_class_weights", torch.tensor(weights), persistent=False)
 
@@ -82,13 +94,12 @@ class MkfStage(Stage):
     def _run(self, image: Tensor, generator: torch.Generator, *, to_end: bool) -> Step:
         """Sample down to a random stop step (lines 6-17), or to the end."""
         model = self._model
-        settings = SamplerSettings.of(model.config, self._thermal_ids, steps=self._loss.steps or None)
+        steps = self._loss.steps or None
+        settings = SamplerSettings.of(model.config, self._thermal_ids, steps=steps)
         stop = len(settings.timesteps) - 1
         if not to_end:
             stop = int(torch.randint(0, stop + 1, (1,), generator=generator))
-        settings = SamplerSettings(
-            timesteps=settings.timesteps[: stop + 1], tau=settings.tau, thermal_ids=settings.thermal_ids
-        )
+        settings = replace(settings, timesteps=settings.timesteps[: stop + 1])
         height, width = image.shape[-2:]
         noise = model.draw_noise(height, width, generator, len(image))
         encoder_noise = model.draw_encoder_noise(height, width, generator, len(image))
@@ -97,11 +108,16 @@ class MkfStage(Stage):
                 image.contiguous(memory_format=torch.channels_last),
                 None if encoder_noise is None else encoder_noise.to(image.device),
             )
-        noise = noise._replace(latent=noise.latent.to(image.device), state=noise.state.to(image.device))
-        return sample(_Streams(model, settings.timesteps[-1]), condition, noise, model.config, settings)
+        noise = Noise(noise.latent.to(image.device), noise.state.to(image.device))
+        streams = _Streams(model, settings.timesteps[-1])
+        return sample(streams, condition, noise, model.config, settings)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 15 and 16; logs every term, and w_r inside and outside thermal regions (a collapse is w_r → 1)."""
+        """Eq. 15 and 16.
+
+        Logs every term, and the mean and spread of w_r inside and outside thermal regions: a
+        collapse is w_r → 1.
+        """
         step = self._run(batch["degraded"], generator, to_end=False)
         decoder, weights = self.frozen["decoder"], self._loss
         with torch.no_grad():
@@ -120,12 +136,14 @@ class MkfStage(Stage):
         inside = step.radiation.expand_as(step.w_r) > 0
         for name, region in (("inside", inside), ("outside", ~inside)):
             if bool(region.any()):
-                scalars[f"w_r/{name}"] = step.w_r.detach()[region].mean()
+                values = step.w_r.detach()[region]
+                scalars |= {f"w_r/{name}": values.mean(), f"w_r/{name}_std": values.std()}
         return loss, scalars
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Degraded input, restored, imagined infrared and MagImg."""
+        """Draw degraded inputs, restored, imagined infrared and MagImg, from top to bottom."""
         image = batch["degraded"][:8]
         step = self._run(image, generator, to_end=True)
-        decoded = [self.frozen["decoder"](latent) for latent in (step.z0_psi, step.z0_phi, step.z0_fused)]
+        latents = (step.z0_psi, step.z0_phi, step.z0_fused)
+        decoded = [self.frozen["decoder"](latent) for latent in latents]
         return torch.cat(list(torch.cat([image, *decoded], dim=2)), dim=2)

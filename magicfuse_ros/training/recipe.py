@@ -1,24 +1,30 @@
-"""A stage's YAML file, and running it: from a model folder and data to the trained part in that folder."""
+"""A stage's YAML file, and running it: from a model folder and data to the trained part in it."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 import yaml
+from accelerate import PartialState
 
 from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.autoencoder import fit_linear_path
-from magicfuse_ros.model.config import SIZES, ConfigError, dataclass_from
+from magicfuse_ros.model.config import SIZES, ConfigError, MagicFuseConfig, dataclass_from
+from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
 from magicfuse_ros.training.datasets import CropDataset, CropSettings, find_sources, open_cache
 from magicfuse_ros.training.datasets.cache import CacheSettings
-from magicfuse_ros.training.loop import LoopConfig, Stage, run
+from magicfuse_ros.training.loop import run
 from magicfuse_ros.training.mkf import MkfLoss, MkfStage
+from magicfuse_ros.training.optimization import LoopConfig
+from magicfuse_ros.training.stage import Stage
 
 StageName = Literal["autoencoder", "psi", "phi", "mkf"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -30,6 +36,10 @@ _NEEDS: dict[StageName, frozenset[str]] = {
     "phi": frozenset({"infrared"}),
     "mkf": frozenset({"labels"}),
 }
+# Crops that the linear path of an autoencoder is fitted to.
+_LINEAR_SAMPLES = 400
+# The other processes wait for the first one to decode the data, which may take hours.
+_PATIENCE = timedelta(hours=12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +48,9 @@ class DataConfig:
 
     Attributes
     ----------
-    crop
-        Side of the square crops, pixels at the model resolution.
+    crop, crop_width
+        Height and width of the crops, pixels at the model resolution; without a width they are
+        square.
     around_box, warp
         Chances, as `CropSettings` has them.
     scale
@@ -49,6 +60,7 @@ class DataConfig:
     """
 
     crop: int
+    crop_width: int = 0
     around_box: float = 0.5
     warp: float = 0.5
     scale: tuple[float, float] = (0.85, 1.3)
@@ -57,10 +69,24 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecipe:
-    """One stage: what is trained, on what, how long."""
+    """One stage: what is trained, on what, how long.
+
+    Attributes
+    ----------
+    stage, size
+        Which stage of which size of model.
+    labels
+        Label set of F and S: a built-in name, or the path of a YAML file from where the command
+        runs. Empty takes the model's own.
+    loop, data
+        How it is optimised, and the samples that it sees.
+    autoencoder, branch, mkf
+        The objective; only that of the stage is used.
+    """
 
     stage: StageName
     size: str
+    labels: str = ""
     loop: LoopConfig
     data: DataConfig
     autoencoder: AutoencoderLoss = field(default_factory=AutoencoderLoss)
@@ -68,8 +94,6 @@ class StageRecipe:
     mkf: MkfLoss = field(default_factory=MkfLoss)
 
     def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise ConfigError(f"stage is {self.stage!r}; accepted: {', '.join(STAGES)}")
         if self.size not in SIZES:
             raise ConfigError(f"size is {self.size!r}; accepted: {', '.join(SIZES)}")
 
@@ -79,55 +103,121 @@ def read_recipe(path: Path) -> StageRecipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"training config {path} cannot be read: {error.strerror}; check the path") from error
+        raise ConfigError(
+            f"training config {path} cannot be read: {error.strerror}; check the path"
+        ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"training config {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"training config {path} is not YAML: {' '.join(str(error).split())}"
+        ) from error
     return dataclass_from(StageRecipe, content, str(path))
 
 
 def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path) -> bool:
     """Train one stage in the run folder `output` and write its parts into `output/model`.
 
-    Returns False when a signal ended it early; the same call then goes on from its checkpoint.
+    With several processes each calls this with the same arguments, and `output` and `cache` are on
+    disks that they share.
+
+    Returns
+    -------
+    bool
+        False when a signal ended it early; the same call then goes on from its checkpoint.
 
     Raises
     ------
-    ConfigError, DatasetError, TrainingError, CheckpointError
+    ConfigError, DatasetError, LabelSetError, TrainingError, CheckpointError
         As their classes say.
     """
     folder = output / "model"
     torch.manual_seed(recipe.loop.seed)
-    if (folder / "config.json").is_file():
-        model = MagicFuse.from_pretrained(folder).train()
-    else:
-        model = MagicFuse.from_config(SIZES[recipe.size])
-        model.save_pretrained(folder)
-    width, height = model.config.resolution
-    settings = CacheSettings(width=width, height=height)
-    sources = [open_cache(source, cache, settings, print) for source in find_sources(data, "train")]
-    dataset = CropDataset(
-        sources,
-        CropSettings(
-            size=recipe.data.crop,
-            needs=_NEEDS[recipe.stage],
-            around_box=recipe.data.around_box,
-            warp=recipe.data.warp,
-            scale=recipe.data.scale,
-        ),
-        model.labels,
-        seed=recipe.loop.seed,
-        samples=recipe.loop.steps * recipe.loop.batch,
-        weights=dict(recipe.data.weights),
-    )
+    processes = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    with processes.main_process_first():
+        model = _open_model(recipe, folder)
+        dataset = _open_data(recipe, model, data, cache, processes.num_processes)
     stage = _stage(recipe, model)
-    if recipe.stage == "autoencoder" and model.config.autoencoder.linear_path:
-        # Where a checkpoint exists it takes the place of this start.
-        samples = [dataset[index] for index in range(400)]
-        images = [sample[key][None].expand(-1, 3, -1, -1) for sample in samples for key in ("clean", "infrared")]
+    resumes = (output / f"{recipe.stage}.state.safetensors").is_file()
+    if recipe.stage == "autoencoder" and model.config.autoencoder.linear_path and not resumes:
+        samples = [dataset[index] for index in range(_LINEAR_SAMPLES)]
+        images = [
+            sample[key][None].expand(-1, 3, -1, -1)
+            for sample in samples
+            for key in ("clean", "infrared")
+        ]
         fit_linear_path(model.encoder, model.decoder, images)
     complete = run(stage, dataset, recipe.loop, output, recipe.stage)
-    _export(stage, folder)
+    if processes.is_main_process:
+        _export(stage, folder, finished=complete and recipe.stage == STAGES[-1])
+    processes.wait_for_everyone()
     return complete
+
+
+def _open_model(recipe: StageRecipe, folder: Path) -> MagicFuse:
+    """Load the run folder's model, or make and save a new one."""
+    if not (folder / checkpoint.CONFIG_FILE).is_file():
+        model = _new_model(SIZES[recipe.size], recipe.labels, folder)
+    else:
+        model = MagicFuse.from_pretrained(folder)
+        if recipe.labels and LabelSet.load(recipe.labels).labels != model.labels.labels:
+            if recipe.stage != "mkf":
+                raise ConfigError(
+                    f"labels is {recipe.labels!r}, but {folder} has the label set "
+                    f"{model.labels.name!r}; accepted: the same, or leave it out. Only stage mkf "
+                    "can change it, as it trains F and S anew"
+                )
+            parts = {part: getattr(model, part) for part in ("encoder", "decoder", "psi", "phi")}
+            model = _new_model(model.config, recipe.labels, folder, parts)
+    return model.train()
+
+
+def _new_model(
+    config: MagicFuseConfig,
+    labels: str,
+    folder: Path,
+    parts: dict[str, torch.nn.Module] | None = None,
+) -> MagicFuse:
+    """Make a model with random weights, but for `parts`, and save it with its label set."""
+    label_set = LabelSet.load(labels or config.labels)
+    name = config.labels
+    if labels:
+        name = Path(labels).name
+    if name.endswith((".yaml", ".yml")) and labels:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(labels, folder / name)
+    model = MagicFuse(replace(config, labels=name, trained=False), label_set)
+    for part, module in (parts or {}).items():
+        setattr(model, part, module)
+    model.save_pretrained(folder)
+    return model
+
+
+def _open_data(
+    recipe: StageRecipe, model: MagicFuse, data: Path, cache: Path, processes: int
+) -> CropDataset:
+    width, height = model.config.resolution
+    settings = CacheSettings(width=width, height=height)
+    crop = CropSettings(
+        size=recipe.data.crop,
+        width=recipe.data.crop_width,
+        needs=_NEEDS[recipe.stage],
+        around_box=recipe.data.around_box,
+        warp=recipe.data.warp,
+        scale=recipe.data.scale,
+    )
+    for name, side in zip(("crop", "crop_width"), crop.shape, strict=True):
+        if side % model.config.multiple_of:
+            raise ConfigError(
+                f"data.{name} is {side}; accepted: multiples of {model.config.multiple_of} for "
+                f"this model"
+            )
+    return CropDataset(
+        [open_cache(source, cache, settings, print) for source in find_sources(data, "train")],
+        crop,
+        model.labels,
+        seed=recipe.loop.seed,
+        samples=recipe.loop.steps * recipe.loop.batch * processes,
+        weights=dict(recipe.data.weights),
+    )
 
 
 def _stage(recipe: StageRecipe, model: MagicFuse) -> Stage:
@@ -138,9 +228,10 @@ def _stage(recipe: StageRecipe, model: MagicFuse) -> Stage:
     return BranchStage(model, recipe.stage, recipe.branch)
 
 
-def _export(stage: Stage, folder: Path) -> None:
+def _export(stage: Stage, folder: Path, *, finished: bool) -> None:
     """Write the stage's parts alone: another stage may be training its own into the same folder."""
     for part, module in stage.trained.items():
         checkpoint.save_part(folder, part, module)
-    config = checkpoint.read_config(folder)
-    checkpoint.write_config(folder, replace(config, trained=True))
+    if finished:
+        config = checkpoint.read_config(folder)
+        checkpoint.write_config(folder, replace(config, trained=True))

@@ -1,9 +1,11 @@
-"""A training checkpoint: weights, their average, the optimiser and the step, in one safetensors file written atomically."""
+"""A training checkpoint: weights, their average, the optimiser and the step, in one file.
+
+The file is safetensors with metadata, written atomically.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,63 +16,128 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from magicfuse_ros.model.checkpoint import CheckpointError
+
+# The running mean looks back over about this many steps, and is trusted after the second number.
+_MEAN_OVER, _MEAN_AFTER = 100, 20
+_TOO_HIGH = 10.0
+
 
 @dataclass
 class TrainingState:
-    """Where a stage stands: optimiser steps done, and the loss averaged over about the last 100 of them."""
+    """Where a stage stands.
+
+    Attributes
+    ----------
+    step
+        Optimiser steps done.
+    loss
+        Mean over about the last 100 of them.
+    lowest
+        The lowest that `loss` has been after the first steps.
+    high
+        How many steps in a row, up to now, had a loss of more than 10 times `lowest`.
+    """
 
     step: int = 0
     loss: float = float("nan")
+    lowest: float = float("inf")
+    high: int = 0
+
+    def judge(self, loss: float) -> None:
+        """Take note of the loss that the weights gave, before they are changed again."""
+        self.high = self.high + 1 if loss > _TOO_HIGH * self.lowest else 0
 
     def record(self, loss: float) -> None:
-        """Count one step."""
+        """Count the step that was taken on this loss."""
         self.step += 1
-        self.loss = loss if self.step == 1 else self.loss + (loss - self.loss) / min(self.step, 100)
+        if self.step == 1:
+            self.loss = loss
+        else:
+            self.loss += (loss - self.loss) / min(self.step, _MEAN_OVER)
+        if self.step >= _MEAN_AFTER:
+            self.lowest = min(self.lowest, self.loss)
 
 
-def write_state(
-    path: Path, state: TrainingState, trained: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer
-) -> None:
-    """Write everything that resuming needs; a kill at any moment leaves the old file or the new one."""
+@dataclass(frozen=True)
+class Checkpointed:
+    """What a checkpoint holds besides the `TrainingState`.
+
+    `scaler` is the gradient scaler of fp16 training, else None.
+    """
+
+    trained: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None
+
+
+def write_state(path: Path, state: TrainingState, parts: Checkpointed) -> None:
+    """Write all that resuming needs; a kill at any moment leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"trained/{key}": value for key, value in trained.state_dict().items()}
-    tensors |= {f"average/{key}": value for key, value in average.state_dict().items()}
+    tensors = {f"trained/{key}": value for key, value in parts.trained.state_dict().items()}
+    tensors |= {f"average/{key}": value for key, value in parts.average.state_dict().items()}
     scalars: dict[str, Any] = {}
-    for index, entries in optimizer.state_dict()["state"].items():
+    for index, entries in parts.optimizer.state_dict()["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{index}/{key}"] = value
-            else:
+            elif value is not None:
                 scalars[f"{index}/{key}"] = value
-    metadata = {"step": str(state.step), "loss": repr(state.loss), "optimizer": json.dumps(scalars)}
+    metadata = {
+        "step": str(state.step),
+        "loss": repr(state.loss),
+        "lowest": repr(state.lowest),
+        "optimizer": json.dumps(scalars),
+    }
+    if parts.scaler is not None:
+        metadata["scaler"] = json.dumps(parts.scaler.state_dict())
     partial = path.with_suffix(".partial")
-    save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    plain = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+    save_file(plain, partial, metadata)
+    partial.replace(path)
 
 
-def read_state(
-    path: Path, trained: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer
-) -> TrainingState:
-    """Put a checkpoint back into the modules and the optimiser; raises `ValueError` when it is corrupt or of another model."""
+def read_state(path: Path, parts: Checkpointed) -> TrainingState:
+    """Put a checkpoint back into the networks and the optimiser.
+
+    Raises
+    ------
+    CheckpointError
+        The file is corrupt, or of another model or optimiser.
+    """
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
             metadata = file.metadata()
-        trained.load_state_dict(_part(tensors, "trained/"))
-        average.load_state_dict(_part(tensors, "average/"))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"checkpoint {path} does not fit this stage ({error}); remove it to start again, or restore the config it was made with"
+        parts.trained.load_state_dict(_part(tensors, "trained/"))
+        parts.average.load_state_dict(_part(tensors, "average/"))
+        parts.optimizer.load_state_dict(
+            {
+                "state": _optimizer_entries(tensors, json.loads(metadata["optimizer"])),
+                "param_groups": parts.optimizer.state_dict()["param_groups"],
+            }
+        )
+        if parts.scaler is not None and "scaler" in metadata:
+            parts.scaler.load_state_dict(json.loads(metadata["scaler"]))
+        loss = float(metadata["loss"])
+        return TrainingState(int(metadata["step"]), loss, float(metadata.get("lowest", loss)))
+    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"checkpoint {path} does not fit this stage ({reason[:300]}); remove it to start the "
+            "stage again, or restore the config that it was made with"
         ) from error
+
+
+def _optimizer_entries(
+    tensors: dict[str, Tensor], scalars: dict[str, Any]
+) -> dict[int, dict[str, Any]]:
     entries: dict[int, dict[str, Any]] = {}
-    for key, value in _part(tensors, "optimizer/").items():
+    for key, value in (_part(tensors, "optimizer/") | scalars).items():
         index, name = key.split("/")
         entries.setdefault(int(index), {})[name] = value
-    for key, scalar in json.loads(metadata["optimizer"]).items():
-        index, name = key.split("/")
-        entries.setdefault(int(index), {})[name] = scalar
-    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-    return TrainingState(int(metadata["step"]), float(metadata["loss"]))
+    return entries
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -33,8 +33,8 @@ class CropSettings:
 
     Attributes
     ----------
-    size
-        Side of the square crop, pixels.
+    size, width
+        Height and width of the crop, pixels; without a width it is square.
     needs
         What an item must have to be drawn: any of "clean" (a visible image fit as restoration
         target), "infrared", "labels".
@@ -55,6 +55,7 @@ class CropSettings:
     """
 
     size: int = 192
+    width: int = 0
     needs: frozenset[str] = frozenset()
     flip: float = 0.5
     warp: float = 0.5
@@ -65,8 +66,8 @@ class CropSettings:
     mix: Mix = field(default_factory=Mix)
 
     def __post_init__(self) -> None:
-        if self.size < 16:
-            raise ValueError(f"crop size is {self.size}; use at least 16 pixels")
+        if min(self.shape) < 16:
+            raise ValueError(f"crop size is {min(self.shape)}; use at least 16 pixels")
         if not self.needs <= set(NEEDS):
             raise ValueError(f"needs {sorted(self.needs - set(NEEDS))} are unknown; use {NEEDS}")
         for name in ("flip", "warp", "around_box"):
@@ -75,16 +76,21 @@ class CropSettings:
         if not 0.0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale is {self.scale}; use 0 < smallest <= largest")
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of a sample."""
+        return self.size, self.width or self.size
+
 
 class CropDataset(Dataset[dict[str, Tensor]]):
     """Random crops of several sources, mixed by weight; a map from index to sample.
 
     A sample holds
 
-    - `degraded`, `clean`: (3, S, S) float32 RGB in [0, 1]
-    - `infrared`: (1, S, S) float32 in [0, 1] on the common scale, zeros where there is none
-    - `labels`: (S, S) int64 ids of the label set, 255 unknown
-    - `thermal_weight`: (S, S) float32 in [0, 1], 1 on annotated people, 0.5 on vehicles and on
+    - `degraded`, `clean`: (3, H, W) float32 RGB in [0, 1]
+    - `infrared`: (1, H, W) float32 in [0, 1] on the common scale, zeros where there is none
+    - `labels`: (H, W) int64 ids of the label set, 255 unknown
+    - `thermal_weight`: (H, W) float32 in [0, 1], 1 on annotated people, 0.5 on vehicles and on
       hot spots of images that have no annotation
     - `has_infrared`, `has_clean`: () float32, 1 or 0
     - `source`: () int64, place of the source in `sources`
@@ -141,7 +147,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         s = int(rng.choice(len(self.sources), p=self._share))
         source = self.sources[s]
         i = int(rng.choice(self._usable[s]))
-        item, size = source.items[i], self.settings.size
+        item, shape = source.items[i], self.settings.shape
         cut = self._cut(item, rng)
 
         clean = cut.smooth(source.visible(i))
@@ -150,13 +156,13 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         if item.night and self.settings.brighten_night_target:
             clean = brighten_night_target(clean)
         infrared, labels = source.infrared(i), source.labels(i)
-        ids = np.full((size, size), UNKNOWN, np.uint8)
+        ids = np.full(shape, UNKNOWN, np.uint8)
         if labels is not None:
             ids = self._lookup[cut.nearest(labels)]
         return {
             "degraded": _float_tensor(degraded),
             "clean": _float_tensor(clean),
-            "infrared": torch.zeros(1, size, size)
+            "infrared": torch.zeros(1, *shape)
             if infrared is None
             else _float_tensor(cut.smooth(infrared)[..., None]),
             "labels": torch.from_numpy(ids.astype(np.int64)),
@@ -176,21 +182,26 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         if rng.random() < settings.warp:
             angle = float(rng.uniform(-settings.max_rotation, settings.max_rotation))
             scale = float(np.exp(rng.uniform(*np.log(settings.scale))))
-        scale = max(scale, settings.size / min(item.height, item.width))
-        half = settings.size / scale / 2.0
-        x = float(rng.uniform(half, max(half, item.width - half)))
-        y = float(rng.uniform(half, max(half, item.height - half)))
+        height, width = settings.shape
+        scale = max(scale, height / item.height, width / item.width)
+        half_x, half_y = width / scale / 2.0, height / scale / 2.0
+        x = float(rng.uniform(half_x, max(half_x, item.width - half_x)))
+        y = float(rng.uniform(half_y, max(half_y, item.height - half_y)))
         if item.boxes and rng.random() < settings.around_box:
-            x, y = _near(_choose(item.boxes, rng), item, half, rng)
-        return _Cut((x, y), settings.size, angle, scale, flip)
+            x, y = _near(_choose(item.boxes, rng), item, (half_x, half_y), rng)
+        return _Cut((x, y), (width, height), angle, scale, flip)
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """A square window on an image: centre in its pixels, side, rotation, magnification, mirror."""
+    """A window on an image.
+
+    Its centre (x, y) in the image's pixels, its own (width, height), rotation, magnification and
+    mirror.
+    """
 
     center: tuple[float, float]
-    size: int
+    size: tuple[int, int]
     angle: float
     scale: float
     flip: bool
@@ -202,22 +213,22 @@ class _Cut:
         return self._take(image, cv2.INTER_NEAREST)
 
     def _take(self, image: U8, interpolation: int) -> U8:
-        size = self.size
+        width, height = self.size
         if self.angle == 0.0 and self.scale == 1.0:
-            x, y = (round(c - size / 2.0) for c in self.center)
-            part = image[y : y + size, x : x + size]
+            x, y = round(self.center[0] - width / 2.0), round(self.center[1] - height / 2.0)
+            part = image[y : y + height, x : x + width]
             return np.ascontiguousarray(part[:, ::-1] if self.flip else part)
         turn = math.radians(self.angle)
         c, s = math.cos(turn) / self.scale, math.sin(turn) / self.scale
         mirror = -1.0 if self.flip else 1.0
-        middle = (size - 1) / 2.0
+        middle = ((width - 1) / 2.0, (height - 1) / 2.0)
         # From crop to image; pixel centres lie half a pixel inside the coordinates of `center`.
         matrix = np.array([[c * mirror, -s, 0.0], [s * mirror, c, 0.0]])
-        matrix[:, 2] = np.array(self.center) - 0.5 - matrix[:, :2] @ (middle, middle)
+        matrix[:, 2] = np.array(self.center) - 0.5 - matrix[:, :2] @ middle
         flags = interpolation | cv2.WARP_INVERSE_MAP
         border = cv2.BORDER_REFLECT_101
         return np.asarray(
-            cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=border), np.uint8
+            cv2.warpAffine(image, matrix, self.size, flags=flags, borderMode=border), np.uint8
         )
 
 
@@ -255,12 +266,14 @@ def _choose(boxes: Sequence[Box], rng: np.random.Generator) -> Box:
     return boxes[int(rng.choice(len(boxes), p=weight / weight.sum()))]
 
 
-def _near(box: Box, item: CachedItem, half: float, rng: np.random.Generator) -> tuple[float, float]:
+def _near(
+    box: Box, item: CachedItem, half: tuple[float, float], rng: np.random.Generator
+) -> tuple[float, float]:
     """Choose a crop centre that holds the box's centre, anywhere in the crop's inner part."""
-    x = (box.x0 + box.x1) / 2.0 * item.width + rng.uniform(-0.7, 0.7) * half
-    y = (box.y0 + box.y1) / 2.0 * item.height + rng.uniform(-0.7, 0.7) * half
-    x = min(max(x, half), max(half, item.width - half))
-    y = min(max(y, half), max(half, item.height - half))
+    x = (box.x0 + box.x1) / 2.0 * item.width + rng.uniform(-0.7, 0.7) * half[0]
+    y = (box.y0 + box.y1) / 2.0 * item.height + rng.uniform(-0.7, 0.7) * half[1]
+    x = min(max(x, half[0]), max(half[0], item.width - half[0]))
+    y = min(max(y, half[1]), max(half[1], item.height - half[1]))
     return float(x), float(y)
 
 

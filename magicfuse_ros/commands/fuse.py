@@ -1,0 +1,100 @@
+"""`magicfuse fuse …`: fuse an image, a folder of images or a video, without ROS running."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "fuse an image, a folder of images or a video into files"
+
+OUTPUTS = ("magimg", "infrared", "enhanced", "mask", "color", "confidence")
+DEFAULT_OUTPUTS = ("magimg", "mask")
+
+_DETAILS = """
+INPUT is one image, a folder of images (not its subfolders), or a video.
+
+OUTPUT is a folder, unless its name ends like an image or a video:
+  folder         OUTPUT/magimg/NAME.png, OUTPUT/mask/NAME.png ... one folder an output, every
+                 picture named after its image; a video's frames are 000000.png, 000001.png ...
+  image file     (INPUT is an image) the first of --outputs goes there, any other beside it:
+                 fused.png, fused_mask.png ...
+  video file     (INPUT is a video) the same; mask and confidence go to folders of PNG files
+                 instead, because a video codec would change their numbers
+
+Outputs, all of the input's size:
+  magimg         the fused picture, RGB
+  infrared       the infrared picture that the model imagines, grey
+  enhanced       the restored visible picture, RGB
+  mask           class ids, grey: 0, 1, 2 ... of the model's label set
+  color          the classes' colours over magimg, RGB
+  confidence     how sure the mask is, grey: 0 to 255
+
+The same input and settings give the same files. Exit status: 0 all fused, 1 some of the input could
+not be read, 2 nothing could be done.
+
+Examples:
+  magicfuse fuse night.jpg fused.png
+  magicfuse fuse photos/ results/ --outputs magimg,infrared,mask,color
+  magicfuse fuse street.mp4 fused.mp4 --steps 4
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments; what is not given is the engine's or the model's own."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _DETAILS
+    parser.add_argument(
+        "input", type=Path, metavar="INPUT", help="image, folder of images or video"
+    )
+    parser.add_argument(
+        "output", type=Path, metavar="OUTPUT", help="folder, image or video to write"
+    )
+    parser.add_argument(
+        "--outputs",
+        type=_outputs,
+        default=DEFAULT_OUTPUTS,
+        metavar="LIST",
+        help=f"what to write, joined by commas, of: {', '.join(OUTPUTS)} "
+        f"(default: {','.join(DEFAULT_OUTPUTS)})",
+    )
+    parser.add_argument("--model", help="shipped model or folder of weights (default: tiny)")
+    parser.add_argument("--steps", type=int, help="DDIM steps a picture (default: the model's)")
+    parser.add_argument(
+        "--tau",
+        type=float,
+        help="0 to 1: the most that the visible branch may weigh where a class radiates heat "
+        "(default: the model's)",
+    )
+    parser.add_argument("--seed", type=int, help="of the starting noise (default: the model's)")
+    parser.add_argument("--backend", help="what runs the networks (default: auto)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def _outputs(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [name for name in names if name not in OUTPUTS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(unknown) or 'nothing'} asked for; accepted: {', '.join(OUTPUTS)}"
+        )
+    return names
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fuse everything; returns the exit status that the help describes."""
+    from magicfuse_ros.commands.fuse_files import FileError
+    from magicfuse_ros.commands.fuse_session import fuse_all
+    from magicfuse_ros.runtime.contract import EngineError, EngineSettings
+
+    names = ("model", "steps", "tau", "seed", "backend", "device")
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    try:
+        left_out = fuse_all(args.input, args.output, args.outputs, EngineSettings(**chosen))
+    except (EngineError, FileError) as error:
+        print(f"magicfuse fuse: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("magicfuse fuse: stopped; what was written stays", file=sys.stderr)
+        return 130
+    return 1 if left_out else 0

@@ -1,0 +1,47 @@
+"""`eager`: the networks as plain PyTorch, on the CPU or on CUDA. It works wherever PyTorch does."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from magicfuse_ros.runtime.contract import Progress
+
+if TYPE_CHECKING:
+    from magicfuse_ros.runtime.backends import Network, Part
+
+
+class EagerBackend:
+    """Runs each module as it is; nothing is compiled.
+
+    Parameters
+    ----------
+    device
+        Where the modules run. For a GPU they are copied: the model keeps its weights on the CPU,
+        where a backend to fall back to finds them even when the GPU is lost.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._modules: dict[str, nn.Module] = {}
+
+    @staticmethod
+    def unavailable(device: torch.device) -> str:  # noqa: ARG004 - the contract's signature
+        """Return nothing: PyTorch runs on every device that `candidates` accepts."""
+        return ""
+
+    def compile(self, part: Part, progress: Progress) -> Network:  # noqa: ARG002 - the contract's
+        """Put the part on the device, in the memory layout its convolutions are fastest in."""
+        if part.name not in self._modules:
+            module = part.module if self._device.type == "cpu" else copy.deepcopy(part.module)
+            # Convolutions in oneDNN and cuDNN want channels last; what they compute is the same.
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._modules[part.name] = module.to(self._device)
+        return self._modules[part.name]
+
+    def close(self) -> None:
+        """Let go of the modules."""
+        self._modules.clear()

@@ -1,0 +1,147 @@
+"""What the engine promises to those who use it: its settings, its result, its error.
+
+No PyTorch here, so that a node can name these types before it loads a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magicfuse_ros.model.labels import LabelSet
+
+UInt8 = NDArray[np.uint8]
+
+Progress = Callable[[str], None]
+"""Told in words how a long work goes; it may raise to stop the work."""
+
+EXTRAS = ("infrared", "enhanced")
+"""Results that cost a decoding of their own and are made only when asked for."""
+
+
+class EngineError(RuntimeError):
+    """The engine cannot be made or cannot go on; the message is one sentence on what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How to run a model. What is None (or 0) is taken from the model.
+
+    Attributes
+    ----------
+    model
+        Name of a folder in `models/`, or the path of a weights folder.
+    device
+        `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+    backend
+        Name in `backends.BACKENDS`, or `auto`: the first of them that works on the device.
+    steps
+        DDIM steps a frame, up to the model's training steps.
+    tau
+        τ of Eq. 11, 0 to 1.
+    seed
+        Seed of the starting noise, 0 or more.
+    resolution
+        (width, height) in pixels that frames are fitted into.
+    labels
+        Label set with as many classes as the model's: a built-in name or a YAML file.
+    threads
+        CPU threads for the networks; 0 takes every core this process may use.
+
+    Raises
+    ------
+    EngineError
+        A value is out of its range, as far as that can be told without the model.
+    """
+
+    model: str = "tiny"
+    device: str = "auto"
+    backend: str = "auto"
+    steps: int = 0
+    tau: float | None = None
+    seed: int | None = None
+    resolution: tuple[int, int] | None = None
+    labels: str | None = None
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model), "model", self.model, "the name or folder of a model")
+        _require(self.steps >= 0, "steps", self.steps, "1 or more, or 0 for the model's own number")
+        in_range = self.tau is None or 0.0 <= self.tau <= 1.0
+        _require(in_range, "tau", self.tau, "0.0 to 1.0")
+        in_range = self.seed is None or 0 <= self.seed < 2**63
+        _require(in_range, "seed", self.seed, "0 to 2^63 - 1")
+        if self.resolution is not None:
+            sides = len(self.resolution) == 2 and min(self.resolution) >= 1
+            _require(sides, "resolution", self.resolution, "(width, height), each 1 or more")
+        _require(self.threads >= 0, "threads", self.threads, "1 or more, or 0 for all cores")
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """What becomes of a frame; every array has the camera's size and belongs to the caller.
+
+    Attributes
+    ----------
+    magimg
+        (H, W, 3) uint8 RGB: D(z0_f) (Eq. 14).
+    mask
+        (H, W) uint8 class ids of the engine's label set.
+    confidence
+        (H, W) uint8: the softmax probability of the mask's class, times 255.
+    infrared
+        (H, W) uint8: D(z0_φ) as grey, when asked for.
+    enhanced
+        (H, W, 3) uint8 RGB: D(z0_ψ), when asked for.
+    stage_ms
+        Milliseconds of each of `stopwatch.STAGES`.
+    """
+
+    magimg: UInt8
+    mask: UInt8
+    confidence: UInt8
+    infrared: UInt8 | None
+    enhanced: UInt8 | None
+    stage_ms: dict[str, float]
+
+
+class Engine(Protocol):
+    """What a node needs of an engine; `engine.FuseEngine` documents every member in full."""
+
+    settings: EngineSettings
+    labels: LabelSet
+    trained: bool
+
+    @property
+    def backend_name(self) -> str:
+        """What runs the networks now, such as `eager on cpu`."""
+        ...
+
+    def warm_up(self, progress: Progress) -> None:
+        """Make everything ready; raises `EngineError` when no backend works."""
+        ...
+
+    def fuse(self, frame: UInt8, extras: frozenset[str] = frozenset()) -> FuseResult:
+        """Fuse one (H, W, 3) uint8 RGB frame; `ValueError` for what is not one."""
+        ...
+
+    def update(self, *, steps: int, tau: float | None, seed: int | None) -> None:
+        """Change how to sample from the next frame on; may be called while a frame is fused."""
+        ...
+
+    def fall_back(self, progress: Progress) -> str | None:
+        """Give up a backend that fails; the next one's name, or None where there is no other."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+def _require(condition: bool, name: str, value: object, accepted: str) -> None:  # noqa: FBT001
+    if not condition:
+        raise EngineError(f"{name} is {value!r}; accepted: {accepted}")

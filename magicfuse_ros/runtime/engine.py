@@ -1,0 +1,335 @@
+"""The engine: a camera's frame in, picture and semantics out, on the best backend there is."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magicfuse_ros.model.checkpoint import CheckpointError
+from magicfuse_ros.model.config import ConfigError
+from magicfuse_ros.model.labels import LabelSet, LabelSetError
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.sampler import SamplerSettings, sample
+from magicfuse_ros.resources import model_path
+from magicfuse_ros.runtime import frames
+from magicfuse_ros.runtime.backends import Backend, Candidate, candidates
+from magicfuse_ros.runtime.contract import (
+    EXTRAS,
+    Engine,
+    EngineError,
+    EngineSettings,
+    FuseResult,
+    Progress,
+    UInt8,
+)
+from magicfuse_ros.runtime.networks import CompiledNetworks
+from magicfuse_ros.runtime.stopwatch import Stopwatch
+
+__all__ = [
+    "EXTRAS",
+    "Engine",
+    "EngineError",
+    "EngineSettings",
+    "FuseEngine",
+    "FuseResult",
+    "Progress",
+    "load_engine",
+]
+
+MAX_SIZES = 4
+"""Input sizes kept compiled; the one unused for longest goes when a camera brings another."""
+
+
+class FuseEngine:
+    """A model on a backend. One thread at a time fuses; `update` may come from any thread.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode; the engine owns it from here on.
+    settings
+        How to run it.
+
+    Attributes
+    ----------
+    settings
+        What is in force.
+    labels
+        Classes of the mask.
+    trained
+        False where the weights are random and the pictures mean nothing.
+
+    Raises
+    ------
+    EngineError
+        The settings ask for what the model or the machine does not have.
+    """
+
+    def __init__(self, model: MagicFuse, settings: EngineSettings) -> None:
+        self.trained = model.config.trained
+        self.labels = _labels(model, settings.labels)
+        self._model: MagicFuse | None = model
+        self._config = model.config
+        self._resolution = settings.resolution or self._config.resolution
+        if min(self._resolution) < self._config.multiple_of:
+            raise EngineError(
+                f"resolution is {self._resolution[0]}x{self._resolution[1]}; accepted: sides of at "
+                f"least {self._config.multiple_of} for model {self._config.name!r}"
+            )
+        self.settings = settings
+        self._threads = settings.threads
+        self._sampling = self._sampling_of(settings)
+        self._candidates = candidates(settings.backend, settings.device)
+        self._candidate: Candidate = self._candidates.pop(0)
+        self._backend: Backend | None = None
+        self._networks: OrderedDict[tuple[int, int], CompiledNetworks] = OrderedDict()
+
+    @property
+    def backend_name(self) -> str:
+        """The backend and its device in words, such as `eager on cpu`."""
+        return str(self._candidate)
+
+    def warm_up(self, progress: Progress) -> None:
+        """Make everything ready for a camera of the model's aspect, and run one frame through it.
+
+        A backend that fails is left for the next one, and `progress` says so. A camera of another
+        aspect needs networks of another size: those are made at its first frame.
+
+        Raises
+        ------
+        EngineError
+            No backend works.
+        """
+        told = _Told(progress)
+        while True:
+            try:
+                self._warm_up(told)
+            except Exception as error:
+                if told.stopped:
+                    raise
+                failed, reason = self.backend_name, _one_line(error)
+                if not self._next_candidate():
+                    raise EngineError(
+                        f"backend {failed} fails and there is no other: {reason}"
+                    ) from error
+                progress(f"backend {failed} fails ({reason}); trying {self.backend_name}")
+            else:
+                return
+
+    def fuse(self, frame: UInt8, extras: frozenset[str] = frozenset()) -> FuseResult:
+        """Fuse one frame; the same frame and settings give the same result.
+
+        Parameters
+        ----------
+        frame
+            (H, W, 3) uint8 RGB of any size from 1 × 1, contiguous or not; it is not changed.
+        extras
+            Which of `EXTRAS` to make too.
+
+        Raises
+        ------
+        ValueError
+            `frame` is not such an array, or `extras` names something else.
+        EngineError
+            The engine is closed, or the backend gave values that are not finite.
+        """
+        _check(frame, extras)
+        with torch.inference_mode():
+            return self._fuse(frame, extras)
+
+    def _fuse(self, frame: UInt8, extras: frozenset[str]) -> FuseResult:
+        if self._threads:
+            torch.set_num_threads(self._threads)  # PyTorch keeps this number for each thread
+        settings, seed = self._sampling
+        size = (frame.shape[0], frame.shape[1])
+        place = frames.fit(size, self._resolution, self._config.multiple_of)
+        networks = self._networks_for(place.padded, _silent)
+        watch = networks.watch = Stopwatch(self._candidate.device)
+        with watch.stage("preprocess"):
+            image = frames.to_input(frame, place)
+            noise = networks.noise(seed)
+        condition = networks.encode(image)
+        with watch.stage("fuse"):
+            step = sample(networks, condition, noise, self._config, settings)
+
+        def picture(latent: Tensor, *, grey: bool = False) -> UInt8:
+            image = self._finite(networks.decode(latent))
+            if grey:
+                image = image.mean(dim=1, keepdim=True)
+            return frames.to_camera(frames.to_picture(image), place)
+
+        with watch.stage("postprocess"):
+            probabilities = frames.quantise(self._finite(step.state)[0].softmax(dim=0))
+            mask, confidence = frames.classify(probabilities.cpu().numpy(), place)
+            magimg = picture(step.z0_fused)
+            infrared = picture(step.z0_phi, grey=True) if "infrared" in extras else None
+            enhanced = picture(step.z0_psi) if "enhanced" in extras else None
+        return FuseResult(magimg, mask, confidence, infrared, enhanced, watch.stage_ms())
+
+    def update(self, *, steps: int, tau: float | None, seed: int | None) -> None:
+        """Change how to sample from the next frame on; values as in `EngineSettings`.
+
+        Raises
+        ------
+        EngineError
+            A value is out of range; what was in force stays.
+        """
+        settings = replace(self.settings, steps=steps, tau=tau, seed=seed)
+        # One assignment, so that a frame under way in another thread sees the old or the new.
+        self._sampling = self._sampling_of(settings)
+        self.settings = settings
+
+    def fall_back(self, progress: Progress) -> str | None:
+        """Give up the backend in use for the next one, warmed up; for when it raises on frames.
+
+        Returns
+        -------
+        str or None
+            The new `backend_name`; None where there is no other, and then nothing has changed.
+
+        Raises
+        ------
+        EngineError
+            The other backends fail too.
+        """
+        if not self._next_candidate():
+            return None
+        self.warm_up(progress)
+        return self.backend_name
+
+    def close(self) -> None:
+        """Give back the networks and the backend; the engine cannot be used any more."""
+        self._release()
+        self._model = None
+
+    def _warm_up(self, progress: Progress) -> None:
+        width, height = self._resolution
+        progress(f"preparing model {self._config.name!r} at {width}x{height}, {self.backend_name}")
+        place = frames.fit((height, width), self._resolution, self._config.multiple_of)
+        self._networks_for(place.padded, progress)
+        result = self.fuse(np.full((height, width, 3), 127, np.uint8), frozenset(EXTRAS))
+        total = sum(result.stage_ms.values())
+        progress(f"{self.backend_name} is ready; its first frame took {total:.0f} ms")
+
+    def _networks_for(self, size: tuple[int, int], progress: Progress) -> CompiledNetworks:
+        if self._model is None:
+            raise EngineError("the engine is closed; load another one")
+        if size in self._networks:
+            self._networks.move_to_end(size)
+            return self._networks[size]
+        if self._backend is None:
+            self._backend = self._candidate.make()
+        while len(self._networks) >= MAX_SIZES:
+            self._networks.popitem(last=False)
+        device = self._candidate.device
+        networks = CompiledNetworks(self._model, self._backend, device, size, progress)
+        self._networks[size] = networks
+        return networks
+
+    def _next_candidate(self) -> bool:
+        if not self._candidates:
+            return False
+        self._release()
+        self._candidate = self._candidates.pop(0)
+        return True
+
+    def _release(self) -> None:
+        self._networks.clear()
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    def _sampling_of(self, settings: EngineSettings) -> tuple[SamplerSettings, int]:
+        diffusion = self._config.diffusion
+        try:
+            sampling = SamplerSettings.of(
+                self._config,
+                self.labels.thermal_ids(),
+                steps=settings.steps or None,
+                tau=settings.tau,
+            )
+        except ConfigError as error:
+            raise EngineError(f"{error}, for model {self._config.name!r}") from error
+        return sampling, diffusion.seed if settings.seed is None else settings.seed
+
+    def _finite(self, values: Tensor) -> Tensor:
+        if not bool(torch.isfinite(values).all()):
+            raise EngineError(
+                f"{self.backend_name} gave values that are not finite; choose another backend, or "
+                "check the model's weights"
+            )
+        return values
+
+
+def load_engine(settings: EngineSettings, progress: Progress) -> FuseEngine:
+    """Load a model and choose its backend; call `warm_up` before the first frame that counts.
+
+    Raises
+    ------
+    EngineError
+        The model folder is missing or corrupt, or the settings ask for what the model or the
+        machine does not have; one sentence that says what to do.
+    """
+    progress(f"loading model {settings.model!r}")
+    candidates(settings.backend, settings.device)  # a wrong device is told before a long load
+    try:
+        model = MagicFuse.from_pretrained(model_path(settings.model))
+    except (CheckpointError, ConfigError, LabelSetError, OSError) as error:
+        raise EngineError(
+            f"model {settings.model!r} cannot be loaded: {_one_line(error)}"
+        ) from error
+    return FuseEngine(model, settings)
+
+
+def _labels(model: MagicFuse, override: str | None) -> LabelSet:
+    if override is None:
+        return model.labels
+    try:
+        labels = LabelSet.load(override)
+    except LabelSetError as error:
+        raise EngineError(_one_line(error)) from error
+    if len(labels) != len(model.labels):
+        raise EngineError(
+            f"label set {labels.name!r} has {len(labels)} classes, but model "
+            f"{model.config.name!r} tells {len(model.labels)} apart; give a set with a label for "
+            f"each of these, in this order: {', '.join(model.labels.names())}"
+        )
+    return labels
+
+
+def _check(frame: UInt8, extras: frozenset[str]) -> None:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
+        raise ValueError(
+            f"frame is {frame.dtype} of shape {frame.shape}; "
+            "accepted: uint8 of shape (H, W, 3), 1x1 or larger"
+        )
+    unknown = sorted(extras - set(EXTRAS))
+    if unknown:
+        raise ValueError(f"extras are {unknown}; accepted: {', '.join(EXTRAS)}")
+
+
+class _Told:
+    """Progress that remembers having raised: a wish to stop is not a backend's fault."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.stopped = False
+
+    def __call__(self, text: str) -> None:
+        try:
+            self._progress(text)
+        except BaseException:
+            self.stopped = True
+            raise
+
+
+def _silent(text: str) -> None:
+    """Progress of what is done within a frame; nobody waits for it."""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,149 @@
+"""Between a camera's frame and the model's input: resize, pad, crop back, uint8 and float.
+
+Pure functions of arrays. The frame is scaled to fit the model's resolution with its aspect kept,
+then padded at its right and bottom edges by reflection up to a multiple the networks accept;
+outputs are cropped and scaled back to the camera's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from magicfuse_ros.runtime.contract import UInt8
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a camera's frame lies in the model's input; every size is (height, width) in pixels.
+
+    Attributes
+    ----------
+    camera
+        The frame as it came.
+    content
+        The frame scaled; the top-left part of the input.
+    padded
+        The model's input.
+    """
+
+    camera: tuple[int, int]
+    content: tuple[int, int]
+    padded: tuple[int, int]
+
+
+def fit(camera: tuple[int, int], resolution: tuple[int, int], multiple: int) -> Fit:
+    """Place a frame of `camera` (height, width) pixels in a model of `resolution` (width, height).
+
+    A portrait frame uses the resolution turned on its side, so it keeps as many pixels as a
+    landscape one. Small frames are scaled up. A side that scaling makes shorter than one pixel
+    becomes one pixel. The input's sides are multiples of `multiple`.
+
+    Raises
+    ------
+    ValueError
+        A side is smaller than 1.
+    """
+    height, width = camera
+    if height < 1 or width < 1:
+        raise ValueError(f"frame size is {width}x{height}; accepted: at least 1x1")
+    if (height > width) != (resolution[1] > resolution[0]) and height != width:
+        resolution = (resolution[1], resolution[0])
+    scale = min(resolution[0] / width, resolution[1] / height)
+    content = (
+        min(resolution[1], max(1, round(height * scale))),
+        min(resolution[0], max(1, round(width * scale))),
+    )
+    return Fit(camera, content, (_ceil(content[0], multiple), _ceil(content[1], multiple)))
+
+
+def _ceil(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def resize(image: NDArray[Any], size: tuple[int, int], *, smooth: bool = False) -> NDArray[Any]:
+    """Resize (H, W) or (H, W, C) to `size` (height, width).
+
+    Shrinking averages areas, so nothing aliases. Enlarging is bicubic, or bilinear with `smooth`,
+    which never overshoots (for probabilities). The same size gives the array itself, not a copy.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == size:
+        return image
+    shrinks = size[0] < height or size[1] < width
+    enlarge = cv2.INTER_LINEAR if smooth else cv2.INTER_CUBIC
+    kind = cv2.INTER_AREA if shrinks else enlarge
+    return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=kind))
+
+
+def to_input(frame: UInt8, place: Fit) -> UInt8:
+    """Scale and pad a (H, W, 3) uint8 frame to `place.padded` size, contiguous and writable."""
+    content = resize(frame, place.content)
+    bottom = place.padded[0] - place.content[0]
+    right = place.padded[1] - place.content[1]
+    if bottom or right:
+        content = cv2.copyMakeBorder(content, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)
+    return np.require(content, requirements=("C", "W"))
+
+
+def to_camera(image: UInt8, place: Fit) -> UInt8:
+    """Crop and scale a picture of `place.padded` size back to the camera's: `to_input` undone."""
+    height, width = place.content
+    return np.ascontiguousarray(resize(image[:height, :width], place.camera))
+
+
+def quantise(values: torch.Tensor) -> torch.Tensor:
+    """Turn floats in [0, 1] into uint8 of the same shape, rounded; values outside are clamped."""
+    return values.float().mul(255.0).add_(0.5).clamp_(0.0, 255.0).to(torch.uint8)
+
+
+def to_picture(image: torch.Tensor) -> UInt8:
+    """Turn (1, C, H, W) float in [0, 1] into (H, W, C) uint8, or (H, W) where C is 1."""
+    array: UInt8 = quantise(image)[0].permute(1, 2, 0).contiguous().cpu().numpy()
+    return array[:, :, 0] if array.shape[2] == 1 else array
+
+
+def classify(probabilities: UInt8, place: Fit) -> tuple[UInt8, UInt8]:
+    """Turn class probabilities at latent size into a mask and its confidence at the camera's size.
+
+    Interpolating probabilities, and taking the largest afterwards, gives smooth class borders,
+    where enlarging the mask itself gives steps. Only the classes that win somewhere at latent size
+    are enlarged: that keeps the cost at a few planes, and keeps a third class from appearing
+    between two others.
+
+    Parameters
+    ----------
+    probabilities
+        (N, h, w) uint8 for the whole of `place.padded`, 255 = certain; N is at most 255.
+    place
+        How the camera's frame lies in the model's input.
+
+    Returns
+    -------
+    mask, confidence
+        (H, W) uint8 each: the winning class's id, and its probability times 255.
+    """
+    largest = probabilities.max(axis=0)
+    winners = [label for label, plane in enumerate(probabilities) if (plane == largest).any()]
+    confidence = _enlarge(probabilities[winners[0]], place).copy()
+    mask = np.full(place.camera, winners[0], np.uint8)
+    ahead = np.empty(place.camera, np.uint8)
+    for winner in winners[1:]:
+        plane = _enlarge(probabilities[winner], place)
+        cv2.compare(plane, confidence, cv2.CMP_GT, dst=ahead)  # 255 where this class is ahead
+        np.maximum(confidence, plane, out=confidence)
+        # Whole-array bit operations put `winner` there many times faster than indexing does.
+        np.bitwise_and(mask ^ np.uint8(winner), ahead, out=ahead)
+        mask ^= ahead
+    return mask, confidence
+
+
+def _enlarge(plane: UInt8, place: Fit) -> UInt8:
+    height, width = place.content
+    content = resize(plane, place.padded, smooth=True)[:height, :width]
+    return resize(np.ascontiguousarray(content), place.camera, smooth=True)

@@ -1,0 +1,121 @@
+"""The compiled parts of a model for one input size, as the sampler's `Networks`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from magicfuse_ros.model.diffusion import Estimate
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.sampler import Noise
+from magicfuse_ros.runtime.backends import Backend, Network, Part
+from magicfuse_ros.runtime.contract import Progress, UInt8
+from magicfuse_ros.runtime.stopwatch import Stopwatch
+
+
+class CompiledNetworks:
+    """E, Ψ, Φ, F & S and D, compiled for images of one size, with the buffers that go with it.
+
+    Parameters
+    ----------
+    model
+        The model whose parts are compiled.
+    backend, device
+        What compiles them, and where they run.
+    size
+        (height, width) of the images in pixels, multiples of the model's `multiple_of`.
+    progress
+        Told which part is being prepared.
+
+    Attributes
+    ----------
+    watch
+        Charged with the stages encode, denoise, fuse and decode; the caller puts a fresh one in
+        place for each frame.
+    """
+
+    def __init__(
+        self,
+        model: MagicFuse,
+        backend: Backend,
+        device: torch.device,
+        size: tuple[int, int],
+        progress: Progress,
+    ) -> None:
+        self.watch = Stopwatch(device)
+        self._model, self._device, self._size = model, device, size
+        self._timesteps: dict[int, Tensor] = {}
+        self._image = self._place(torch.zeros((1, 3, *size)))
+        self._seed = model.config.diffusion.seed
+        self._noise, self._encoder_noise = self._draw(self._seed)
+        latent, state = self._noise
+        t = self._timestep(0)
+
+        def compiled(name: str, *inputs: Tensor) -> Network:
+            progress(f"preparing {name} for {size[1]}x{size[0]}")
+            return backend.compile(Part(name, getattr(model, name), inputs), progress)
+
+        self._encoder = compiled("encoder", self._image, *self._encoder_noise)
+        self._psi = compiled("psi", latent, latent, t)
+        self._phi = compiled("phi", latent, latent, t)
+        self._fusion = compiled("fusion", *(latent,) * 5, state, t)
+        self._decoder = compiled("decoder", latent)
+
+    def noise(self, seed: int) -> Noise:
+        """Return the sampler's starting noise, drawn anew when the seed changes."""
+        if seed != self._seed:
+            self._noise, self._encoder_noise = self._draw(seed)
+            self._seed = seed
+        return self._noise
+
+    def encode(self, image: UInt8) -> Tensor:
+        """Return E of a (H, W, 3) uint8 image, with the encoder noise of the last seed."""
+        with self.watch.stage("preprocess"):
+            pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None]
+            self._image.copy_(pixels).div_(255.0)
+        with self.watch.stage("encode"):
+            condition: Tensor = self._encoder(self._image, *self._encoder_noise)
+        return condition
+
+    def denoise(
+        self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        """Predictions of Ψ and Φ at timestep t."""
+        step = self._timestep(t)
+        with self.watch.stage("denoise"):
+            return self._psi(condition, z_psi, step), self._phi(condition, z_phi, step)
+
+    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
+        """Prediction of Ψ alone."""
+        with self.watch.stage("denoise"):
+            prediction: Tensor = self._psi(condition, z_psi, self._timestep(t))
+        return prediction
+
+    def fuse(
+        self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return w and the next z^s."""
+        with self.watch.stage("fuse"):
+            w, state = self._fusion(psi.z0, phi.z0, z_f, psi.eps, phi.eps, state, self._timestep(t))
+        return w, state
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return D of a latent, (1, 3, H, W) in [0, 1]."""
+        with self.watch.stage("decode"):
+            image: Tensor = self._decoder(latent)
+        return image
+
+    def _draw(self, seed: int) -> tuple[Noise, tuple[Tensor, ...]]:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = self._model.draw_noise(*self._size, generator)
+        noise = Noise(self._place(drawn.latent), self._place(drawn.state))
+        encoder_noise = self._model.draw_encoder_noise(*self._size, generator)
+        return noise, () if encoder_noise is None else (self._place(encoder_noise),)
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device).contiguous(memory_format=torch.channels_last)
+
+    def _timestep(self, t: int) -> Tensor:
+        if t not in self._timesteps:
+            self._timesteps[t] = torch.tensor([t], device=self._device)
+        return self._timesteps[t]

@@ -1,0 +1,117 @@
+"""How a stage is optimised: its schedule, its optimiser and the average of its weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from magicfuse_ros.model.config import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How a stage is optimised.
+
+    Attributes
+    ----------
+    steps, batch
+        Optimiser steps in all, and samples a step in each process.
+    learning_rate, optimizer, weight_decay, momentum
+        As torch's optimisers take them; `momentum` is for `sgd`.
+    warmup_steps
+        Steps over which the learning rate rises from 0.
+    decay
+        `cosine` to 1 % over all steps, `halve` every `halve_every` steps, or `constant`.
+    ema
+        Decay of the exponential moving average of the weights; what is exported is the average.
+        Step n uses at most (1 + n) / (10 + n), so that the first weights are soon forgotten.
+    gradient_clip
+        Largest norm of the gradient.
+    checkpoint_minutes
+        Minutes between checkpoints.
+    sheet_every
+        Steps between picture sheets in TensorBoard.
+    workers
+        Data processes for each training process; 0 makes the samples in the training process.
+    seed
+        With the step and the process's rank, the only source of randomness.
+    mixed_precision
+        `no`, `fp16` or `bf16`, as accelerate takes it.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    warmup_steps: int = 0
+    decay: Literal["cosine", "halve", "constant"] = "constant"
+    halve_every: int = 0
+    ema: float = 0.999
+    gradient_clip: float = 1.0
+    checkpoint_minutes: float = 3.0
+    sheet_every: int = 1000
+    workers: int = 1
+    seed: int = 0
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "sheet_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: 1 or more")
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0.0:
+                raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: more than 0")
+        for name in ("weight_decay", "warmup_steps", "checkpoint_minutes", "workers", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: 0 or more")
+        for name in ("ema", "momentum"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: 0 to below 1")
+        if self.decay == "halve" and self.halve_every < 1:
+            raise ConfigError(
+                f"loop.halve_every is {self.halve_every}; accepted where loop.decay is 'halve': "
+                "1 or more"
+            )
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of optimiser step `step` (from 0)."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.decay == "cosine":
+            factor = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / self.steps)))
+        elif self.decay == "halve":
+            factor = 0.5 ** (step // self.halve_every)
+        else:
+            factor = 1.0
+        return self.learning_rate * warm * factor
+
+
+def make_optimizer(config: LoopConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimiser of the module's trainable parameters."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, config.learning_rate, weight_decay=config.weight_decay)
+
+
+def make_average(config: LoopConfig, module: nn.Module) -> AveragedModel:
+    """Build the exponential moving average of the module's weights and buffers."""
+
+    def update(averages: Any, currents: Any, count: Any) -> None:
+        steps = int(count)
+        decay = min(config.ema, (1 + steps) / (10 + steps))
+        get_ema_multi_avg_fn(decay)(averages, currents, count)  # type: ignore[no-untyped-call]
+
+    return AveragedModel(module, multi_avg_fn=update, use_buffers=True)
