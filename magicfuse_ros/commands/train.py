@@ -16,37 +16,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         required=True,
-        help="the stage's YAML file, or for `all` the folder with one YAML a stage, as config/training/tiny",
+        help="the stage's YAML file; for `all` the folder of all four, as config/training/tiny",
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the datasets (see docs/training.md)")
-    parser.add_argument("--output", type=Path, required=True, help="run folder: model/, checkpoints and logs/")
-    parser.add_argument("--cache", type=Path, help="folder of decoded images (default: OUTPUT/cache)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUTPUT")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with the datasets, each named after its layout (see docs/training.md)",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="run folder: model/, checkpoints and logs/"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="folder of decoded images (default: OUTPUT/cache)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoints in OUTPUT"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; returns 0 when complete, 3 when a signal ended it early, 1 with a message on error."""
-    from magicfuse_ros.model.checkpoint import CheckpointError
-    from magicfuse_ros.model.config import ConfigError
-    from magicfuse_ros.training.datasets import DatasetError
-    from magicfuse_ros.training.loop import TrainingError
-    from magicfuse_ros.training.recipe import STAGES, read_recipe, train_stage
+    try:
+        from magicfuse_ros.model.config import ConfigError
+        from magicfuse_ros.training.loop import TrainingError
+        from magicfuse_ros.training.recipe import STAGES, read_recipe, train_stage
+    except ModuleNotFoundError as error:
+        print(
+            f"magicfuse train: the module {error.name!r} is missing; install the package with its "
+            "extra `train`: pip install '.[train]'",
+            file=sys.stderr,
+        )
+        return 1
 
     stages = STAGES if args.stage == "all" else (args.stage,)
     cache = args.cache or args.output / "cache"
     try:
+        # All of them first: a mistake in the last should not show after hours.
+        recipes = []
         for stage in stages:
             path = args.config / f"{stage}.yaml" if args.stage == "all" else args.config
             recipe = read_recipe(path)
             if recipe.stage != stage:
                 raise ConfigError(f"{path} is for stage {recipe.stage!r}; accepted here: {stage!r}")
+            recipes.append(recipe)
             checkpoint = args.output / f"{stage}.state.safetensors"
             if checkpoint.is_file() and not args.resume:
-                raise ConfigError(f"{checkpoint} exists; add --resume to go on from it, or remove it to start again")
+                raise ConfigError(
+                    f"{checkpoint} exists; add --resume to go on from it, or remove it to start "
+                    "again"
+                )
+        for stage, recipe in zip(stages, recipes, strict=True):
             if not train_stage(recipe, args.data, cache, args.output):
-                print(f"{stage}: stopped by a signal; the same command with --resume goes on", file=sys.stderr)
+                print(
+                    f"{stage}: stopped by a signal; the same command with --resume goes on",
+                    file=sys.stderr,
+                )
                 return 3
-    except (CheckpointError, ConfigError, DatasetError, TrainingError, ValueError) as error:
+    # Errors of the configuration, the data, the model folder and checkpoints are ValueErrors.
+    except (TrainingError, ValueError, OSError) as error:
         print(f"magicfuse train: {error}", file=sys.stderr)
         return 1
     return 0

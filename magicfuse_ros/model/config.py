@@ -106,8 +106,9 @@ class DenoiserConfig:
     prediction
         What the network predicts: `eps`, `v` or `z0`.
     condition_skip
-        Adds the condition latent to the output (`z0` prediction only): the network then learns the
-        difference from its input.
+        The network gives a gain G and an offset R in place of z0 itself: z0 = exp(G)·c + R (`z0`
+        prediction only). On latents that are nearly a linear transform of the image, a gain below 1
+        takes noise away and one above 1 gives contrast back, which is most of restoration.
     """
 
     width: int
@@ -433,6 +434,7 @@ TINY = MagicFuseConfig(
         attention_levels=(2,),
         patch=2,
         prediction="z0",
+        condition_skip=True,
     ),
     fusion=FusionConfig(
         widths=(48, 96, 160, 96, 48),

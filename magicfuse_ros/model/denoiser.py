@@ -11,13 +11,16 @@ from torch.nn import functional
 from magicfuse_ros.model.config import DenoiserConfig
 
 
+_GAIN_LIMIT = 4.0  # of |G|: gains from 0.018 to 55
+
+
 def _unet(config: DenoiserConfig, channels: int) -> nn.Module:
     widths = tuple(config.width * multiplier for multiplier in config.multipliers)
     levels = range(len(widths))
     # To mypy, diffusers' classes are neither typed nor Modules.
     unet: Any = UNet2DConditionModel(  # type: ignore[no-untyped-call]
         in_channels=2 * channels,
-        out_channels=channels,
+        out_channels=2 * channels if config.condition_skip else channels,
         block_out_channels=widths,
         down_block_types=tuple(
             "CrossAttnDownBlock2D" if level in config.attention_levels else "DownBlock2D"
@@ -70,4 +73,7 @@ class Denoiser(nn.Module):
         # return_dict=False keeps the graph exportable.
         x = self.unet(x, t, encoder_hidden_states=None, return_dict=False)[0]
         x = functional.pixel_shuffle(x, self.config.patch)
-        return condition + x if self.config.condition_skip else x
+        if not self.config.condition_skip:
+            return x
+        gain, offset = x.chunk(2, dim=1)
+        return condition * gain.clamp(-_GAIN_LIMIT, _GAIN_LIMIT).exp() + offset

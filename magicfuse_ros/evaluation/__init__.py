@@ -1,0 +1,1 @@
+"""Evaluation: metrics, baselines, the report's tables and the picture sheet."""

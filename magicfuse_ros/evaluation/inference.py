@@ -1,0 +1,198 @@
+"""A model applied to one image at a time, as the node does it: the same noise each time."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magicfuse_ros.evaluation.metrics import U8
+from magicfuse_ros.model.config import Prediction
+from magicfuse_ros.model.diffusion import (
+    Estimate,
+    alphas_cumprod,
+    coefficients,
+    input_gain,
+    noise_from,
+)
+from magicfuse_ros.model.magicfuse import MagicFuse, late_fusion, upsampled_logits
+from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, Variant, sample
+
+Branch = Literal["psi", "phi"]
+
+
+class Outcome(NamedTuple):
+    """What a model makes of an image: `Pictures` as uint8 images.
+
+    Attributes
+    ----------
+    magimg, enhanced, infrared
+        (H, W, 3) RGB.
+    mask
+        (H, W) class ids.
+    step
+        The sample they were decoded from.
+    milliseconds
+        Encoding, sampling, and decoding MagImg and the logits; not the other two pictures.
+    """
+
+    magimg: U8
+    enhanced: U8
+    infrared: U8
+    mask: U8
+    step: Step
+    milliseconds: float
+
+
+class Inference:
+    """Runs a model on RGB images (H, W, 3) of its resolution.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    steps
+        DDIM steps; None takes the model's.
+    unaided
+        Puts the condition latent in the place of both branches' estimates: what F & S do without
+        Ψ and Φ (only for weights of F & S that were trained so).
+    """
+
+    def __init__(
+        self, model: MagicFuse, steps: int | None = None, *, unaided: bool = False
+    ) -> None:
+        self.model = model
+        self._steps = steps
+        self._unaided = unaided
+        self.settings = self._settings("full")
+
+    @torch.inference_mode()
+    def reconstruct(self, image: U8) -> U8:
+        """D(E(image))."""
+        return _image(self.model.decoder(self._encode(_planes(image))))
+
+    @torch.inference_mode()
+    def branch(self, image: U8, branch: Branch) -> U8:
+        """Make the restored image (Ψ) or the imagined infrared (Φ) alone."""
+        step = self._sample(_OneBranch(self.model, branch), _planes(image), self.settings)
+        return _image(self.model.decoder(step.z0_psi if branch == "psi" else step.z0_phi))
+
+    @torch.inference_mode()
+    def fuse(self, image: U8, variant: Variant = "full") -> Outcome:
+        """Make everything the model makes of an image, or one of the paper's ablations does."""
+        model, settings = self.model, self._settings(variant)
+        networks: Networks = _Unaided(model) if self._unaided else model
+        planes = _planes(image)
+        started = time.perf_counter()
+        step = self._sample(networks, planes, settings)
+        fused = model.decoder(step.z0_fused)
+        mask = upsampled_logits(step.state, planes.shape[-2:]).argmax(dim=1)
+        milliseconds = (time.perf_counter() - started) * 1e3
+        enhanced, infrared = model.decoder(step.z0_psi), model.decoder(step.z0_phi)
+        if variant == "late_fusion":
+            fused = late_fusion(enhanced, infrared, step.w_r)
+        return Outcome(
+            magimg=_image(fused),
+            enhanced=_image(enhanced),
+            infrared=_image(infrared),
+            mask=np.asarray(mask[0].to(torch.uint8), np.uint8),
+            step=step,
+            milliseconds=milliseconds,
+        )
+
+    def _settings(self, variant: Variant) -> SamplerSettings:
+        model = self.model
+        return SamplerSettings.of(
+            model.config, model.labels.thermal_ids(), steps=self._steps, variant=variant
+        )
+
+    def _sample(self, networks: Networks, planes: Tensor, settings: SamplerSettings) -> Step:
+        condition = self._encode(planes)
+        height, width = planes.shape[-2:]
+        noise = self.model.draw_noise(height, width, self._generator())
+        return sample(networks, condition, noise, self.model.config, settings)
+
+    def _encode(self, planes: Tensor) -> Tensor:
+        height, width = planes.shape[-2:]
+        noise = self.model.draw_encoder_noise(height, width, self._generator())
+        latent: Tensor = self.model.encoder(planes, noise)
+        return latent
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.model.config.diffusion.seed)
+
+
+class _OneBranch:
+    """The sampler's networks with only Ψ or Φ at work; the other streams hold nothing of use."""
+
+    def __init__(self, model: MagicFuse, branch: Branch) -> None:
+        self._model = model
+        self._branch = branch
+
+    def denoise(
+        self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        step = torch.tensor([t])
+        if self._branch == "psi":
+            prediction = self._model.psi(condition, z_psi, step)
+        else:
+            prediction = self._model.phi(condition, z_phi, step)
+        return prediction, prediction
+
+    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
+        return self._model.restore(condition, z_psi, t)
+
+    def fuse(
+        self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        del phi, z_f, t
+        return torch.ones_like(psi.z0), state
+
+
+class _Unaided:
+    """The sampler's networks with F & S alone: the condition latent is both branches' estimate."""
+
+    def __init__(self, model: MagicFuse) -> None:
+        self._model = model
+        self._alpha_bars = alphas_cumprod(model.config.diffusion)
+
+    def denoise(
+        self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        config = self._model.config
+        return (
+            self._prediction(condition, z_psi, t, config.psi.prediction),
+            self._prediction(condition, z_phi, t, config.phi.prediction),
+        )
+
+    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
+        return self._prediction(condition, z_psi, t, self._model.config.psi.prediction)
+
+    def fuse(
+        self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        return self._model.fuse(psi, phi, z_f, state, t)
+
+    def _prediction(self, z0: Tensor, seen: Tensor, t: int, kind: Prediction) -> Tensor:
+        """Return what a network has to say at timestep t for its estimate to be z0."""
+        a, s = coefficients(self._alpha_bars[t])
+        if kind == "z0":
+            return z0
+        z_t = seen / input_gain(a, self._model.config.diffusion)
+        eps = noise_from(z0, z_t, a, s)
+        return eps if kind == "eps" else a * eps - s * z0
+
+
+def _planes(image: U8) -> Tensor:
+    """(1, 3, H, W) float32 in [0, 1], channels last in memory, of an RGB image."""
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255.0
+    return planes.contiguous(memory_format=torch.channels_last)
+
+
+def _image(planes: Tensor) -> U8:
+    """RGB image (H, W, 3) of (1, 3, H, W) in [0, 1]."""
+    pixels = (planes[0].clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())

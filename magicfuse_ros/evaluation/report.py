@@ -1,0 +1,285 @@
+"""The report's tables: what each part of a model does on validation images.
+
+Every table is a function of an `Evaluation`; `TABLES` lists them in the order of a report. All of
+it is deterministic but the milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from magicfuse_ros.evaluation import metrics
+from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
+from magicfuse_ros.evaluation.inference import Inference, Outcome
+from magicfuse_ros.evaluation.metrics import U8, grey
+from magicfuse_ros.evaluation.scenes import (
+    Needs,
+    Scene,
+    ValidationSet,
+    has_clean,
+    has_clean_pair,
+    has_infrared,
+)
+from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.sampler import Variant
+from magicfuse_ros.training.recipes import RECIPES
+
+DEGRADED = "mixed"
+"""The condition of a table that has only one: training's own mix of coupled degradations."""
+
+_SHARE_OF_ONE = 0.25
+
+VARIANTS: dict[str, Variant] = {
+    "MagicFuse": "full",
+    "Model I (no z0 estimates)": "no_estimates",
+    "Model II (no segmentation)": "no_segmentation",
+    "Model III (late fusion)": "late_fusion",
+    "Model IV (restored only)": "restore_only",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a table is made of.
+
+    Attributes
+    ----------
+    model
+        In evaluation mode.
+    scenes
+        The validation images.
+    steps
+        DDIM steps; None takes the model's.
+    limit
+        At most this many images a row, evenly from all datasets; 0 takes all. A row of one
+        degradation alone takes a quarter of it.
+    unaided
+        A model whose F & S were trained on the condition latent instead of Ψ and Φ, to be put
+        beside; None for none.
+    progress
+        Told what is being measured.
+    """
+
+    model: MagicFuse
+    scenes: ValidationSet
+    steps: int | None = None
+    limit: int = 0
+    unaided: MagicFuse | None = None
+    progress: Callable[[str], None] = lambda _line: None
+
+    def inference(self) -> Inference:
+        """Build what runs the model."""
+        return Inference(self.model, self.steps)
+
+    def under(
+        self, condition: str, needs: Needs, purpose: str, share: float = 1.0
+    ) -> Iterator[Scene]:
+        """Read the scenes of one condition, telling `progress` first; `share`: of the limit."""
+        self.progress(f"{purpose}: {condition}")
+        limit = max(1, round(self.limit * share)) if self.limit else 0
+        yield from self.scenes.scenes(condition, needs, limit)
+
+
+def autoencoder_table(evaluation: Evaluation) -> Table:
+    """E and D: what is lost by encoding and decoding."""
+    inference, scores = evaluation.inference(), Scores()
+
+    def measure(row: str, image: U8) -> None:
+        decoded = inference.reconstruct(image)
+        scores.add(
+            [row], psnr=metrics.psnr_db(decoded, image), ssim=metrics.ssim(decoded, image)
+        )
+
+    for scene in evaluation.under(DEGRADED, has_clean, "autoencoder, visible"):
+        measure("visible, clean", scene.visible)
+        measure("visible, degraded", scene.degraded)
+    for scene in evaluation.under("none", has_infrared, "autoencoder, infrared"):
+        measure("infrared", _real_infrared(scene)[..., None].repeat(3, axis=2))
+    columns = (
+        Column("image"), Column("images"), Column("PSNR (dB)"), Column("lowest PSNR (dB)"),
+        Column("SSIM", 3),
+    )  # fmt: skip
+    rows: list[Row] = [
+        (row, len(psnr := scores.values(row, "psnr")), scores.mean(row, "psnr"), min(psnr),
+         scores.mean(row, "ssim"))
+        for row in scores.rows()
+    ]  # fmt: skip
+    return Table("Autoencoder: reconstruction", columns, tuple(rows))
+
+
+def restoration_table(evaluation: Evaluation) -> Table:
+    """Ψ: restored against clean, for each degradation and mixed, beside the baselines."""
+    inference, scores = evaluation.inference(), Scores()
+    rivals: dict[str, Callable[[U8], U8]] = {"input": lambda image: image, "CLAHE": clahe}
+    note = "PSNR of RGB in dB and SSIM against the clean image, averaged over images."
+    try:
+        rivals["Zero-DCE++"] = ZeroDce.from_package().enhance
+    except BaselineError as error:
+        note += f" {error}."
+    methods = dict(rivals)
+    methods["Ψ"] = lambda image: inference.branch(image, "psi")
+    for condition in RECIPES:
+        share = 1.0 if condition == DEGRADED else _SHARE_OF_ONE
+        for scene in evaluation.under(condition, has_clean, "restoration", share):
+            if condition != "none" and np.array_equal(scene.degraded, scene.visible):
+                continue  # its PSNR is infinite, and it has a row of its own
+            rows = [condition]
+            if condition == DEGRADED:
+                rows += [f"{condition}, {'night' if scene.night else 'day'}"]
+            for name, method in methods.items():
+                result = method(scene.degraded)
+                scores.add(
+                    rows,
+                    **{
+                        f"{name} PSNR": metrics.psnr_db(result, scene.visible),
+                        f"{name} SSIM": metrics.ssim(result, scene.visible),
+                    },
+                )
+    columns = (
+        Column("condition"), Column("images"), *(Column(f"{name} PSNR") for name in methods),
+        Column("gain over input"), Column("gain over best"),
+        *(Column(f"{name} SSIM", 3) for name in methods),
+    )  # fmt: skip
+    rows_of_table: list[Row] = []
+    for row in _parts_first(scores.rows()):
+        psnr = {name: scores.mean(row, f"{name} PSNR") for name in methods}
+        best = max(psnr[name] for name in rivals)
+        gains = (psnr["Ψ"] - psnr["input"], psnr["Ψ"] - best)
+        if math.isinf(psnr["input"]):
+            gains = (math.nan, math.nan)
+        ssim = [scores.mean(row, f"{name} SSIM") for name in methods]
+        count = len(scores.values(row, "Ψ PSNR"))
+        rows_of_table.append((row, count, *psnr.values(), *gains, *ssim))
+    note += " Rows of degradations leave out images that it left as they were."
+    return Table("Ψ: restoration of the visible image", columns, tuple(rows_of_table), note)
+
+
+def infrared_table(evaluation: Evaluation) -> Table:
+    """Φ: imagined infrared against the real one, and how much people stand out in it."""
+    inference, scores = evaluation.inference(), Scores()
+    for condition in (DEGRADED, "none"):
+        for scene in evaluation.under(condition, has_infrared, "infrared"):
+            real = _real_infrared(scene)
+            light = grey(scene.visible)
+            imagined = grey(inference.branch(scene.degraded, "phi"))
+            time = "night" if scene.night else "day"
+            rows = [f"{condition}, {part}" for part in ("all", time, scene.source)]
+            scores.add(
+                rows,
+                psnr=metrics.psnr_db(imagined, real),
+                grey_psnr=metrics.psnr_db(light, real),
+                ssim=metrics.ssim(imagined, real),
+                grey_ssim=metrics.ssim(light, real),
+            )
+            pictures = {"real": real, "imagined": imagined, "grey": light}
+            _add_people(scores, rows, scene, pictures)
+    columns = (
+        Column("input"), Column("images"), Column("Φ PSNR (dB)"), Column("grey PSNR (dB)"),
+        Column("gain (dB)"), Column("Φ SSIM", 3), Column("grey SSIM", 3), Column("people"),
+        Column("real contrast", 1), Column("Φ contrast", 1),
+        Column("Φ share (%)", 0), Column("grey share (%)", 0),
+    )  # fmt: skip
+    rows_of_table: list[Row] = []
+    for row in _parts_first(scores.rows()):
+        psnr, grey_psnr = scores.mean(row, "psnr"), scores.mean(row, "grey_psnr")
+        real_contrast = scores.mean(row, "real")
+        shares = [100.0 * scores.mean(row, name) / real_contrast for name in ("imagined", "grey")]
+        rows_of_table.append((
+            row, len(scores.values(row, "psnr")), psnr, grey_psnr, psnr - grey_psnr,
+            scores.mean(row, "ssim"), scores.mean(row, "grey_ssim"), _people(scores, row),
+            real_contrast, scores.mean(row, "imagined"), *shares,
+        ))  # fmt: skip
+    note = (
+        "Real infrared on the common scale; grey is the luminance of the clean visible image. "
+        "Contrast: mean inside a person's box minus the ring around it, in grey levels, averaged "
+        "over boxes; share: of the real infrared's."
+    )
+    return Table("Φ: imagined infrared", columns, tuple(rows_of_table), note)
+
+
+def fusion_scores(outcome: Outcome, scene: Scene) -> dict[str, float]:
+    """Score MagImg against the clean visible and the real infrared image."""
+    sources = (grey(scene.visible), _real_infrared(scene), grey(outcome.magimg))
+    return {
+        "EN": metrics.entropy(sources[2]),
+        "MI": metrics.fusion_mutual_information(*sources),
+        "Qabf": metrics.qabf(*sources),
+        "SSIM": metrics.ssim_two_sources(*sources),
+        "PSNR": metrics.psnr_two_sources_db(*sources),
+        "PSNR fusion": metrics.psnr_fusion_convention_db(*sources),
+    }
+
+
+FUSION_COLUMNS = (
+    Column("EN (bit)"), Column("MI (bit)"), Column("Qabf", 3), Column("SSIM", 3),
+    Column("PSNR, true (dB)"), Column("PSNR, fusion convention (dB)"),
+)  # fmt: skip
+"""Headings of what `fusion_scores` measures, in its order."""
+FUSION_SCORES = ("EN", "MI", "Qabf", "SSIM", "PSNR", "PSNR fusion")
+"""Keys of `fusion_scores`, in its order."""
+
+
+def fusion_table(evaluation: Evaluation) -> Table:
+    """MagImg beside Models I-IV, the paper's ablations, from the same weights."""
+    inference, scores = evaluation.inference(), Scores()
+    for scene in evaluation.under(DEGRADED, has_clean_pair, "fusion"):
+        for row, variant in VARIANTS.items():
+            outcome = inference.fuse(scene.degraded, variant)
+            scores.add([row], **fusion_scores(outcome, scene))
+            pictures = {"magimg": grey(outcome.magimg), "restored": grey(outcome.enhanced)}
+            _add_people(scores, [row], scene, pictures)
+    columns = (
+        Column("model"), Column("images"), *FUSION_COLUMNS, Column("people"),
+        Column("MagImg contrast", 1), Column("restored contrast", 1),
+    )  # fmt: skip
+    rows: list[Row] = [
+        (
+            row, len(scores.values(row, "EN")), *(scores.mean(row, name) for name in FUSION_SCORES),
+            _people(scores, row), scores.mean(row, "magimg"), scores.mean(row, "restored"),
+        )
+        for row in scores.rows()
+    ]  # fmt: skip
+    note = (
+        "Input degraded; scores against the clean visible and the real infrared image. The fusion "
+        "convention's PSNR is the true one + 48.13 dB. Contrast of people as for Φ, of luminance."
+    )
+    return Table("MagImg: fusion", columns, tuple(rows), note)
+
+
+def _parts_first(rows: Sequence[str]) -> list[str]:
+    """Order the rows `condition, part`: conditions as they came, day and night before datasets."""
+    conditions = list(dict.fromkeys(row.partition(", ")[0] for row in rows))
+    parts = ("", "all", "day", "night")
+
+    def place(row: str) -> tuple[int, int]:
+        condition, _, part = row.partition(", ")
+        return conditions.index(condition), parts.index(part) if part in parts else len(parts)
+
+    return sorted(rows, key=place)
+
+
+def _add_people(
+    scores: Scores, rows: Sequence[str], scene: Scene, pictures: dict[str, U8]
+) -> None:
+    others = [box for _, box in scene.boxes or ()]
+    for box in scene.people():
+        contrast = {
+            name: metrics.box_contrast(image, box, others) for name, image in pictures.items()
+        }
+        if not any(math.isnan(value) for value in contrast.values()):
+            scores.add(rows, **contrast)
+
+
+def _people(scores: Scores, row: str) -> int:
+    return max(len(scores.values(row, name)) for name in ("imagined", "magimg"))
+
+
+def _real_infrared(scene: Scene) -> U8:
+    if scene.infrared is None:
+        raise ValueError(f"{scene.source}/{scene.name} has no infrared image; use has_infrared")
+    return scene.infrared

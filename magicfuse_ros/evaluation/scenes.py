@@ -1,0 +1,209 @@
+"""Validation scenes at the model's resolution: what every table measures on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from magicfuse_ros.evaluation.metrics import U8, PixelBox
+from magicfuse_ros.model.config import MagicFuseConfig
+from magicfuse_ros.model.labels import LabelSet
+from magicfuse_ros.training.datasets import (
+    Box,
+    CachedItem,
+    CacheSettings,
+    Frame,
+    ValidationItem,
+    find_sources,
+    validation_items,
+)
+from magicfuse_ros.training.datasets.label_maps import from_canonical
+from magicfuse_ros.training.recipes import RECIPES
+
+# Frames of a video, named `<video>:<frame>`, show one scene; more than this would drown the rest.
+_FRAMES_OF_A_VIDEO = 8
+# An object cut by the crop counts while this much of its box is left.
+_MOST_OF_A_BOX = 0.5
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A validation image under one condition, cropped to the model's resolution.
+
+    Attributes
+    ----------
+    source, name, condition
+        Where it comes from, and the recipe asked for.
+    recipe
+        The recipe drawn for it; `none` where nothing was done.
+    night
+        Taken at night, or dark all the same.
+    visible, degraded
+        (H, W, 3) RGB: as recorded, and under the recipe.
+    infrared
+        (H, W) on the common infrared scale, or None.
+    labels
+        (H, W) ids of the model's label set, 255 unknown, or None.
+    boxes
+        (kind, corners) of annotated objects; None where the dataset has no boxes.
+    """
+
+    source: str
+    name: str
+    condition: str
+    recipe: str
+    night: bool
+    visible: U8
+    degraded: U8
+    infrared: U8 | None
+    labels: U8 | None
+    boxes: tuple[tuple[str, PixelBox], ...] | None
+
+    def people(self) -> list[PixelBox]:
+        """Return the boxes of people."""
+        return [box for kind, box in self.boxes or () if kind == "person"]
+
+
+Needs = Callable[[Frame], bool]
+
+
+def has_anything(frame: Frame) -> bool:
+    """Accept every image."""
+    del frame
+    return True
+
+
+def has_clean(frame: Frame) -> bool:
+    """Whether the visible image can be what restoration aims at; smoke cannot."""
+    return frame.clean
+
+
+def has_infrared(frame: Frame) -> bool:
+    """Whether a real infrared image is there."""
+    return frame.infrared is not None
+
+
+def has_clean_pair(frame: Frame) -> bool:
+    """Both of them."""
+    return frame.clean and frame.infrared is not None
+
+
+def has_pixel_labels(frame: Frame) -> bool:
+    """Whether it comes with a label image, as CamVid's."""
+    return frame.labels is not None
+
+
+def has_weak_masks(frame: Frame) -> bool:
+    """Whether its labels are made from boxes, as MSRS's."""
+    return frame.labels is None and frame.boxes is not None
+
+
+class ValidationSet:
+    """The validation split of every dataset under a folder.
+
+    Parameters
+    ----------
+    root
+        Folder of datasets (see `training.datasets.layouts`).
+    cache_dir
+        Where decoded images are kept.
+    config, labels
+        The model's: its resolution, and the label set its classes are named by.
+
+    Raises
+    ------
+    DatasetError
+        If a file is missing or no dataset is found.
+    """
+
+    def __init__(
+        self, root: Path, cache_dir: Path, config: MagicFuseConfig, labels: LabelSet
+    ) -> None:
+        self._root, self._cache_dir = root, cache_dir
+        self._size = config.resolution
+        self._lookup = from_canonical(labels)
+        self._frames = {
+            (source.name, frame.name): frame
+            for source in find_sources(root, "val")
+            for frame in source.frames
+        }
+        self._items: dict[str, list[ValidationItem]] = {}  # by condition
+
+    def items(self, condition: str, needs: Needs, limit: int) -> list[ValidationItem]:
+        """List up to `limit` items (0: all) that have what is needed, evenly from every dataset."""
+        if condition not in self._items:
+            settings = CacheSettings(*self._size)
+            for name in RECIPES:
+                self._items[name] = []
+            for item in validation_items(self._root, self._cache_dir, settings=settings):
+                self._items[item.condition].append(item)
+            self._items = {name: _thinned(items) for name, items in self._items.items()}
+        fitting = [item for item in self._items[condition] if needs(self.frame(item))]
+        return spread(fitting, limit)
+
+    def scenes(self, condition: str, needs: Needs, limit: int) -> Iterator[Scene]:
+        """Read the scenes of `items`."""
+        for item in self.items(condition, needs, limit):
+            yield self.scene(item)
+
+    def frame(self, item: ValidationItem) -> Frame:
+        """Look up what an item was read from."""
+        return self._frames[item.source.name, item.item.name]
+
+    def scene(self, item: ValidationItem) -> Scene:
+        """Read an item, degrade it and cut its middle to the model's resolution."""
+        width, height = self._size
+        known = item.item
+        x, y = (known.width - width) // 2, (known.height - height) // 2
+
+        def cut(image: U8) -> U8:
+            return np.ascontiguousarray(image[y : y + height, x : x + width])
+
+        infrared, labels, boxes = item.infrared(), item.labels(), self.frame(item).boxes
+        return Scene(
+            source=item.source.name,
+            name=known.name,
+            condition=item.condition,
+            recipe=item.recipe.name if item.recipe.steps else "none",
+            night=known.night,
+            visible=cut(item.clean()),
+            degraded=cut(item.degraded()),
+            infrared=None if infrared is None else cut(infrared),
+            labels=None if labels is None else self._lookup[cut(labels)],
+            boxes=None if boxes is None else _in_crop(boxes, known, x, y, self._size),
+        )
+
+
+def spread(items: list[ValidationItem], limit: int) -> list[ValidationItem]:
+    """Pick `limit` items evenly spaced over the list; all of them for 0."""
+    if limit <= 0 or limit >= len(items):
+        return items
+    return [items[(2 * k + 1) * len(items) // (2 * limit)] for k in range(limit)]
+
+
+def _thinned(items: list[ValidationItem]) -> list[ValidationItem]:
+    videos: dict[str, list[ValidationItem]] = {}
+    for item in items:
+        video, colon, _ = item.item.name.rpartition(":")
+        key = f"{item.source.name}/{video if colon else item.item.name}"
+        videos.setdefault(key, []).append(item)
+    return [item for frames in videos.values() for item in spread(frames, _FRAMES_OF_A_VIDEO)]
+
+
+def _in_crop(
+    boxes: Sequence[Box], item: CachedItem, x: int, y: int, size: tuple[int, int]
+) -> tuple[tuple[str, PixelBox], ...]:
+    """Return the boxes in the crop's pixels, without those mostly outside it."""
+    width, height = size
+    kept = []
+    for box in boxes:
+        x0, y0, x1, y1 = box.pixels(item.height, item.width)
+        area = (x1 - x0) * (y1 - y0)
+        x0, x1 = (min(max(side - x, 0), width) for side in (x0, x1))
+        y0, y1 = (min(max(side - y, 0), height) for side in (y0, y1))
+        if (x1 - x0) * (y1 - y0) >= _MOST_OF_A_BOX * area:
+            kept.append((box.kind, (x0, y0, x1, y1)))
+    return tuple(kept)
