@@ -62,7 +62,11 @@ class Encoder(nn.Module):
             else None
         )
         self.outputs = nn.Conv2d(width, config.latent_channels, 3, padding=1)
-        self.linear = nn.Conv2d(3 * config.patch**2, config.latent_channels, 1) if config.linear_path else None
+        self.linear = (
+            nn.Conv2d(3 * config.patch**2, config.latent_channels, 1)
+            if config.linear_path
+            else None
+        )
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
         """Encode an image.
@@ -94,7 +98,8 @@ class Encoder(nn.Module):
             x = self.merge_noise(torch.cat([x, noise], dim=1))
         x = self.outputs(self.levels[-1](x))
         if self.linear is not None:
-            return (self.linear(patches) + x).clamp(-1.0, 1.0)
+            latent: Tensor = (self.linear(patches) + x).clamp(-1.0, 1.0)
+            return latent
         return 2.0 * torch.sigmoid(x) - 1.0
 
 
@@ -115,7 +120,11 @@ class Decoder(nn.Module):
             _conv_block(width, width, "none", activation) for _ in range(config.downsamples)
         )
         self.outputs = nn.Conv2d(width, 3 * config.patch**2, 3, padding=1)
-        self.linear = nn.Conv2d(config.latent_channels, 3 * config.patch**2, 1) if config.linear_path else None
+        self.linear = (
+            nn.Conv2d(config.latent_channels, 3 * config.patch**2, 1)
+            if config.linear_path
+            else None
+        )
 
     def forward(self, latent: Tensor) -> Tensor:
         """Decode a latent to an image.
@@ -137,32 +146,45 @@ class Decoder(nn.Module):
             x = level(up(x))
         x = self.outputs(x)
         if self.linear is not None:
-            return functional.pixel_shuffle(x + self.linear(unit), self.config.patch).clamp(0.0, 1.0)
+            image = functional.pixel_shuffle(x + self.linear(unit), self.config.patch)
+            return image.clamp(0.0, 1.0)
         return torch.sigmoid(functional.pixel_shuffle(x, self.config.patch))
 
 
 def fit_linear_path(encoder: Encoder, decoder: Decoder, images: list[Tensor]) -> None:
-    """Set the linear paths of E and D to the PCA of the images' patches, and the networks beside them to zero output.
+    """Set the linear paths of E and D to the PCA of the images' patches.
+
+    The networks beside them are set to zero output.
 
     Parameters
     ----------
     images
-        (B, 3, H, W) in [0, 1] each. Every component is scaled so that 99.9 % of its values lie within [-1, 1].
+        (B, 3, H, W) in [0, 1] each. Every component is scaled so that 99.9 % of its values lie
+        within [-1, 1].
     """
-    if encoder.linear is None or decoder.linear is None:
-        raise ValueError("this autoencoder has no linear path; fit_linear_path needs autoencoder.linear_path")
+    to_latent, to_patch = encoder.linear, decoder.linear
+    if to_latent is None or to_patch is None:
+        raise ValueError(
+            "this autoencoder has no linear path; fit_linear_path needs autoencoder.linear_path"
+        )
     patch, channels = encoder.config.patch, encoder.config.latent_channels
-    rows = torch.cat([functional.pixel_unshuffle(image, patch).permute(0, 2, 3, 1).flatten(0, 2) for image in images])
+    rows = torch.cat(
+        [
+            functional.pixel_unshuffle(image, patch).permute(0, 2, 3, 1).flatten(0, 2)
+            for image in images
+        ]
+    )
     mean = rows.mean(dim=0)
     components = torch.linalg.svd((rows - mean).T @ (rows - mean))[0][:, :channels]
-    size = torch.quantile(((rows - mean) @ components).abs()[:: max(1, len(rows) // 100_000)], 0.999, dim=0)
+    values = ((rows - mean) @ components).abs()
+    size = torch.quantile(values[:: max(1, len(rows) // 100_000)], 0.999, dim=0)
     with torch.no_grad():
         forward = (components / size).T
-        encoder.linear.weight.copy_(forward[:, :, None, None])
-        encoder.linear.bias.copy_(-forward @ mean)
+        to_latent.weight.copy_(forward[:, :, None, None])
+        to_latent.bias.copy_(-forward @ mean)  # type: ignore[union-attr]
         # D sees (z + 1) / 2.
-        decoder.linear.weight.copy_((2.0 * components * size)[:, :, None, None])
-        decoder.linear.bias.copy_(mean - (components * size).sum(dim=1))
+        to_patch.weight.copy_((2.0 * components * size)[:, :, None, None])
+        to_patch.bias.copy_(mean - (components * size).sum(dim=1))  # type: ignore[union-attr]
         for outputs in (encoder.outputs, decoder.outputs):
             nn.init.zeros_(outputs.weight)
             nn.init.zeros_(outputs.bias)  # type: ignore[arg-type]

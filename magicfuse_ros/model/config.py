@@ -53,8 +53,8 @@ class AutoencoderConfig:
     noise_channels
         Channels of Gaussian noise concatenated in E at latent resolution; 0 for a deterministic E.
     linear_path
-        A linear map beside each network, and clipping in place of the sigmoids: PCA of the patches starts the map, and the
-        networks learn only what it misses. Needs `downsamples` 0.
+        A linear map beside each network, and clipping in place of the sigmoids: PCA of the patches
+        starts the map, and the networks learn only what it misses. Needs `downsamples` 0.
     """
 
     latent_channels: int = 8
@@ -231,8 +231,9 @@ class DiffusionConfig:
         Clip every z0 estimate to [-1, 1]; latents are bounded, so this is legitimate and steadies
         few-step sampling.
     scale_inputs
-        Networks see a·z_t, a·ε and a·z^s, with a = sqrt(ᾱ_t), instead of z_t, ε and z^s. At pure noise, where few-step
-        sampling starts, the noise then does not drown the condition latent; at t = 0 nothing changes.
+        Networks see a·z_t, a·ε and a·z^s, with a = sqrt(ᾱ_t), instead of z_t, ε and z^s. At pure
+        noise, where few-step sampling starts, the noise then does not drown the condition latent;
+        at t = 0 nothing changes.
     tau
         τ of Eq. 11: the most that Ψ's noise may weigh inside thermal classes.
     seed
@@ -325,7 +326,7 @@ class MagicFuseConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MagicFuseConfig:
-        """Build from `to_dict`'s form; raises `ConfigError` for a missing, unknown or mistyped key."""
+        """Build from `to_dict`'s form; `ConfigError` for a missing, unknown or mistyped key."""
         return dataclass_from(cls, values, "config")
 
 
@@ -416,23 +417,22 @@ TINY = MagicFuseConfig(
         linear_path=True,
     ),
     psi=DenoiserConfig(
-        width=48,
-        multipliers=(1, 2, 2),
+        width=24,
+        multipliers=(1, 2, 3, 4),
         blocks=1,
         heads=4,
         norm_groups=8,
-        patch=2,
+        attention_levels=(3,),
         prediction="z0",
         condition_skip=True,
     ),
     phi=DenoiserConfig(
-        width=40,
-        multipliers=(1, 2, 3),
+        width=32,
+        multipliers=(1, 1, 2, 4),
         blocks=1,
         heads=4,
         norm_groups=8,
-        attention_levels=(2,),
-        patch=2,
+        attention_levels=(3,),
         prediction="z0",
         condition_skip=True,
     ),

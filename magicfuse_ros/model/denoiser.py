@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from magicfuse_ros.model.config import DenoiserConfig
 
-
 _GAIN_LIMIT = 4.0  # of |G|: gains from 0.018 to 55
 
 

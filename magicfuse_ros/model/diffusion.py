@@ -52,7 +52,7 @@ def coefficients(alpha_bar: float) -> tuple[float, float]:
 
 
 def input_gain(a: float, config: DiffusionConfig) -> float:
-    """What the networks' noisy inputs are multiplied by at a timestep with a = sqrt(ᾱ_t)."""
+    """Return what the networks' noisy inputs are multiplied by where a = sqrt(ᾱ_t)."""
     return a if config.scale_inputs else 1.0
 
 

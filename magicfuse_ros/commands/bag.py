@@ -1,0 +1,238 @@
+"""`magicfuse bag …`: make, play, record and describe bags on a machine without ROS."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rclpy.context import Context
+    from rclpy.node import Node
+
+HELP = "make, play, record and describe ROS 2 bags, without a ROS installation"
+
+DISCOVERY_LIMIT_S = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the four actions; their defaults are those of the classes they call."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    make = actions.add_parser("from-video", help="make a bag of a video or an image folder")
+    make.add_argument("input", type=Path, help="video file or folder of images")
+    make.add_argument("out", type=Path, help="bag to make (a folder)")
+    make.add_argument(
+        "--fps", type=float, help="frames a second (default: the video's; folder: 10)"
+    )
+    make.add_argument("--size", type=_size, metavar="WxH", help="scale every frame, e.g. 640x480")
+    make.add_argument("--storage", help="mcap (default) or sqlite3")
+    make.add_argument("--compressed", action="store_true", help="JPEG CompressedImage, not raw")
+    make.add_argument("--topic", help="default: /image, or /image/compressed with --compressed")
+    make.add_argument("--frame-id", help="frame_id of every header (default: camera)")
+    make.add_argument(
+        "--degrade",
+        metavar="KIND",
+        help="make the pictures worse, the same way every time: low-light, noise, haze, ...",
+    )
+
+    play = actions.add_parser("play", help="publish a bag's messages with their own timing")
+    play.add_argument("bag", type=Path)
+    play.add_argument("--rate", type=float, help="speed; 2 plays twice as fast (default: 1)")
+    play.add_argument("--loop", action="store_true", help="start over at the end; time goes on")
+    play.add_argument("--topics", nargs="+", metavar="NAME", help="play only these")
+    play.add_argument("--reliability", help="auto (default: as recorded), reliable or best_effort")
+    play.add_argument(
+        "--restamp",
+        action="store_true",
+        help="set header stamps to the wall time of sending; without it they stay as recorded and "
+        "the bag's time is published on /clock for nodes with use_sim_time",
+    )
+    play.add_argument(
+        "--wait-for-subscribers",
+        type=float,
+        metavar="SECONDS",
+        help="start when every topic has a subscriber, and fail after this long without",
+    )
+
+    record = actions.add_parser("record", help="record topics until Ctrl-C")
+    record.add_argument("out", type=Path, help="bag to make (a folder)")
+    record.add_argument("topics", nargs="*", help="full topic names (default: every topic)")
+    record.add_argument("--storage", help="mcap (default) or sqlite3")
+    record.add_argument("--duration", type=float, metavar="SECONDS", help="stop by itself")
+
+    info = actions.add_parser("info", help="say what is in a bag")
+    info.add_argument("bag", type=Path)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one action: 0 when it succeeded, 1 with one line on stderr otherwise."""
+    from magicfuse_ros.ros.bag import BagError
+
+    actions = {"from-video": _from_video, "play": _play, "record": _record, "info": _info}
+    try:
+        return actions[args.action](args)
+    except (BagError, ValueError) as error:  # SourceError and the settings' checks are ValueErrors
+        print(f"magicfuse bag {args.action}: {error}", file=sys.stderr)
+        return 1
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that SIGINT, SIGTERM or SIGHUP sets; a second SIGINT interrupts at once."""
+    stop = threading.Event()
+
+    def request(number: int, _frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, request)
+    return stop
+
+
+def _from_video(args: argparse.Namespace) -> int:
+    from magicfuse_ros.ros.sources import FrameSource, write_bag
+
+    source = FrameSource(args.input, fps=args.fps, size=args.size)
+    options = _given(storage=args.storage, frame_id=args.frame_id)
+    options["topic"] = args.topic or ("/image/compressed" if args.compressed else "/image")
+    if args.degrade is not None:
+        options["transform"] = _degradation(args.degrade)
+    stop = stop_on_signals()
+    count = write_bag(
+        source,
+        args.out,
+        start_ns=time.time_ns(),
+        compressed=args.compressed,
+        stop=stop,
+        **options,
+    )
+    print(f"{args.out}: {count} frames, {count / source.rate:.1f} s at {source.rate:g} fps")
+    return 130 if stop.is_set() else 0
+
+
+def _play(args: argparse.Namespace) -> int:
+    from magicfuse_ros.ros.bag import BagReader
+    from magicfuse_ros.ros.player import Player, PlayerSettings
+
+    settings = PlayerSettings(
+        loop=args.loop,
+        restamp=args.restamp,
+        topics=tuple(args.topics) if args.topics else None,
+        **_given(rate=args.rate, reliability=args.reliability),
+    )
+    stop = stop_on_signals()
+    with BagReader(args.bag) as reader:
+        context, node = _start_node("magicfuse_bag_play")
+        try:
+            player = Player(reader, node, settings)
+            for name, kind in player.skipped.items():
+                print(f"not playing {name}: {kind} is not installed here", file=sys.stderr)
+            if args.wait_for_subscribers is not None:
+                ready = player.wait_for_subscribers(args.wait_for_subscribers, stop)
+                if not ready and not stop.is_set():
+                    print(
+                        f"magicfuse bag play: no subscriber on every topic within "
+                        f"{args.wait_for_subscribers:g} s; check topic names and ROS_DOMAIN_ID",
+                        file=sys.stderr,
+                    )
+                    return 1
+            print(f"playing {args.bag}: {reader.duration_s:.1f} s", flush=True)
+            sent = player.play(stop)
+            print(f"sent {sent} messages")
+        finally:
+            node.destroy_node()
+            context.shutdown()
+    return 130 if stop.is_set() else 0
+
+
+def _record(args: argparse.Namespace) -> int:
+    from rclpy.executors import SingleThreadedExecutor
+
+    from magicfuse_ros.ros.bag import BagWriter
+    from magicfuse_ros.ros.recorder import Recorder
+
+    stop = stop_on_signals()
+    context, node = _start_node("magicfuse_bag_record")
+    try:
+        with BagWriter(args.out, **_given(storage=args.storage)) as writer:
+            recorder = Recorder(node, writer, args.topics or None)
+            executor = SingleThreadedExecutor(context=context)
+            executor.add_node(node)
+            print(f"recording into {args.out}; Ctrl-C ends it", flush=True)
+            end = time.monotonic() + (args.duration or float("inf"))
+            while not stop.is_set() and time.monotonic() < end:
+                executor.spin_once(timeout_sec=0.1)
+            recorder.close()
+            executor.shutdown()
+    finally:
+        node.destroy_node()
+        context.shutdown()
+    for name, count in sorted(recorder.counts.items()):
+        print(f"{count:8d}  {name}")
+    missing = sorted(set(args.topics) - set(recorder.counts))
+    if missing:
+        print(f"nothing was published on {', '.join(missing)}", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from magicfuse_ros.ros.bag import BagReader
+    from magicfuse_ros.ros.images import describe_images
+
+    with BagReader(args.bag) as bag:
+        print(f"bag       {args.bag} ({bag.storage})")
+        if bag.message_count:
+            start = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(bag.start_ns / 1e9))
+            print(f"start     {start} ({bag.start_ns / 1e9:.3f})")
+        print(f"duration  {bag.duration_s:.2f} s")
+        print(f"messages  {bag.message_count}")
+        images = describe_images(bag)
+        for topic in bag.topics:
+            rate = (topic.count - 1) / bag.duration_s if bag.duration_s and topic.count > 1 else 0
+            details = [f"{topic.count:6d}", f"{rate:6.2f} Hz", topic.reliability]
+            if topic.durability == "transient_local":
+                details.append(topic.durability)
+            if topic.name in images:
+                details.append(images[topic.name])
+            print(f"  {topic.name}  {topic.type}  {'  '.join(details)}")
+    return 0
+
+
+def _start_node(name: str) -> tuple[Context, Node]:
+    """Start ROS with signals left to us, on the shipped DDS profile."""
+    import rclpy
+    from rclpy.context import Context
+    from rclpy.node import Node
+    from rclpy.signals import SignalHandlerOptions
+
+    from magicfuse_ros.ros.dds import use_shipped_profile
+
+    use_shipped_profile(os.environ)
+    context = Context()
+    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+    return context, Node(name, context=context, start_parameter_services=False)
+
+
+def _degradation(kind: str) -> Any:
+    from magicfuse_ros.commands.degrade import degradation
+
+    return degradation(kind)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, x, height = text.partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: give WIDTHxHEIGHT, such as 640x480")
+    return int(width), int(height)
+
+
+def _given(**options: object) -> dict[str, Any]:
+    """Keep the options that were given: the others keep the default of what is called."""
+    return {name: value for name, value in options.items() if value is not None}

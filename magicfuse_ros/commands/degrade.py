@@ -1,0 +1,71 @@
+"""Harsh conditions for a whole clip: one scene's light and weather, new noise every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magicfuse_ros.training.degradation import EFFECTS
+from magicfuse_ros.training.recipes import Degradation
+
+DEFAULT_STRENGTH = 0.7
+
+
+class _ClipGenerator(np.random.Generator):
+    """Draws the same scene for every frame of a clip, but other noise.
+
+    The effects draw their parameters (exposure, colour cast, thickness ...) as real numbers, and
+    pick their noise by an integer or as normal fields. Parameters that changed from frame to frame
+    would make the clip flicker; noise that did not would be a pattern and no noise.
+    """
+
+    def __init__(self, seed: int, index: int) -> None:
+        super().__init__(np.random.PCG64(seed))
+        self._noise = np.random.default_rng((seed, index))
+
+    def integers(self, *args: Any, **options: Any) -> Any:
+        return self._noise.integers(*args, **options)
+
+    def standard_normal(self, *args: Any, **options: Any) -> Any:
+        return self._noise.standard_normal(*args, **options)
+
+
+def degradation(
+    description: str, seed: int = 0
+) -> Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]:
+    """Return a function of (frame, index) that makes (H, W, 3) RGB frames worse, deterministically.
+
+    Parameters
+    ----------
+    description
+        Names of `magicfuse_ros.training.degradation.EFFECTS`, ``-`` or ``_``, with or without a
+        strength in [0, 1], joined by commas: ``low-light``, ``low-light:0.6,noise:0.3``.
+    seed
+        Another seed is another scene: other exposure, colour cast, noise.
+
+    Raises
+    ------
+    ValueError
+        Unknown name or strength; the text says which are accepted.
+    """
+    steps = [_step(part) for part in description.split(",")]
+
+    def degrade(frame: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+        generator = _ClipGenerator(seed, index)
+        for step in steps:
+            frame = EFFECTS[step.effect](frame, step.strength, generator)
+        return frame
+
+    return degrade
+
+
+def _step(text: str) -> Degradation:
+    name, colon, strength = text.strip().partition(":")
+    try:
+        value = float(strength) if colon else DEFAULT_STRENGTH
+    except ValueError:
+        raise ValueError(f"degradation {text!r}: the strength is a number from 0 to 1") from None
+    return Degradation(name.replace("-", "_"), value)

@@ -1,0 +1,275 @@
+"""Side-by-side pictures of the demo: input | enhanced | infrared | MagImg | semantics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from magicfuse_ros.commands.demo_session import COLOR, ENHANCED, INFRARED, MAGIMG, MASK
+from magicfuse_ros.model.labels import UNKNOWN, LabelSet
+from magicfuse_ros.ros.bag import BagReader, Topic
+from magicfuse_ros.ros.image_codec import ImageError
+from magicfuse_ros.ros.images import decode, frames
+from magicfuse_ros.ros.stamps import read_stamp
+
+Picture = NDArray[np.uint8]
+
+COLUMNS, ROWS = 3, 2
+PICTURE_CELL, VIDEO_CELL = 640, 416  # pixels; VP8 takes its time on noise
+BACKGROUND, TEXT, MUTED, ALARM = (17, 19, 24), (236, 238, 242), (150, 156, 168), (196, 48, 43)
+UNTRAINED = "UNTRAINED WEIGHTS: this shows that the pipeline runs, not what the model can do"
+# What browsers play comes first; mpeg4 is in every build of OpenCV's video writer.
+CODECS = (("VP80", ".webm"), ("mp4v", ".mp4"))
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The input and everything the node made of it; (H, W, 3) RGB by topic, all of one stamp."""
+
+    stamp_ns: int
+    pictures: Mapping[str, Picture]
+
+
+def matched(bag: BagReader, input_topic: str) -> Iterator[Matched]:
+    """Yield the complete sets of a recorded bag in the order of their stamps."""
+    names = (input_topic, ENHANCED, INFRARED, MAGIMG, COLOR)
+    waiting: dict[int, dict[str, tuple[Topic, bytes]]] = {}
+    for message in bag.messages(names):
+        stamp_ns = read_stamp(message.data)
+        parts = waiting.setdefault(stamp_ns, {})
+        parts[message.topic.name] = (message.topic, message.data)
+        if len(parts) < len(names):
+            continue
+        # Outputs come in order: whatever is older and incomplete was dropped.
+        for old in [each for each in waiting if each <= stamp_ns]:
+            del waiting[old]
+        try:
+            pictures = {name: decode(*part) for name, part in parts.items()}
+        except ImageError:
+            continue  # the node refused this input frame as well, and counted it
+        yield Matched(stamp_ns, pictures)
+
+
+def richest_stamp(bag: BagReader) -> int | None:
+    """Return the stamp of the frame whose mask says most (largest entropy of its classes)."""
+    best, best_entropy = None, -1.0
+    for mask in frames(bag, MASK):
+        counts = np.bincount(mask.frame[..., 0].ravel(), minlength=256)[:UNKNOWN]
+        shares = counts[counts > 0] / max(counts.sum(), 1)
+        entropy = float(-(shares * np.log2(shares)).sum())
+        if entropy > best_entropy:
+            best, best_entropy = mask.stamp_ns, entropy
+    return best
+
+
+class Sheet:
+    """The canvas of one clip: captions, facts and legend are drawn once, pictures are put in.
+
+    Parameters
+    ----------
+    size
+        (width, height) of the pictures; others are fitted.
+    cell_width
+        Pixels a picture is wide on the sheet.
+    input_topic, input_caption
+        Where the first picture comes from.
+    facts
+        Lines beside the legend.
+    labels
+        For the legend; None leaves it out.
+    trained
+        False puts a banner on top.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        cell_width: int,
+        input_topic: str,
+        input_caption: str,
+        facts: Sequence[str],
+        labels: LabelSet | None,
+        trained: bool,
+    ) -> None:
+        self._unit = unit = cell_width / 640
+        self._cell = (cell_width, max(round(cell_width * size[1] / size[0]), 1))
+        self._gap, self._strip = round(12 * unit), round(34 * unit)
+        self._top = round(40 * unit) if not trained else 0
+        width = COLUMNS * (cell_width + self._gap) + self._gap
+        height = self._top + ROWS * (self._cell[1] + self._strip) + 2 * self._gap
+        # Video codecs want even sides.
+        image = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
+        draw = ImageDraw.Draw(image)
+        if not trained:
+            draw.rectangle((0, 0, image.width, self._top - 1), fill=ALARM)
+            font = self._font(22)
+            left = (image.width - draw.textlength(UNTRAINED, font)) / 2
+            draw.text((left, self._top / 2), UNTRAINED, TEXT, font, anchor="lm")
+        self._order = (input_topic, ENHANCED, INFRARED, MAGIMG, COLOR)
+        captions = (
+            f"Input: {input_caption}",
+            "Enhanced",
+            "Infrared, imagined",
+            "MagImg, both fused",
+            "Semantics",
+        )
+        for index, caption in enumerate(captions):
+            x, y = self._corner(index)
+            draw.text((x, y - self._strip * 0.45), caption, TEXT, self._font(21), anchor="lm")
+        self._draw_facts(draw, facts, labels)
+        self._canvas = np.array(image)
+
+    def fill(self, pictures: Mapping[str, Picture]) -> Picture:
+        """Return the sheet, (H, W, 3) RGB, with these pictures."""
+        sheet: Picture = self._canvas.copy()
+        width, height = self._cell
+        for index, name in enumerate(self._order):
+            x, y = self._corner(index)
+            picture = pictures[name]
+            if picture.shape[:2] != (height, width):
+                shrinks = picture.shape[1] > width
+                kind = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+                picture = np.asarray(cv2.resize(picture, self._cell, interpolation=kind), np.uint8)
+            sheet[y : y + height, x : x + width] = picture
+        return sheet
+
+    def _corner(self, index: int) -> tuple[int, int]:
+        row, column = divmod(index, COLUMNS)
+        x = self._gap + column * (self._cell[0] + self._gap)
+        y = self._top + (row + 1) * self._strip + row * self._cell[1] + (self._gap // 2) * (row + 1)
+        return x, y
+
+    def _draw_facts(
+        self, draw: ImageDraw.ImageDraw, facts: Sequence[str], labels: LabelSet | None
+    ) -> None:
+        x, y = self._corner(len(self._order))
+        draw.text((x, y - self._strip * 0.45), "MagicFuse", TEXT, self._font(21), anchor="lm")
+        line = self._unit * 25
+        at = y + line * 0.4
+        for fact in facts:
+            draw.text((x, at), fact, MUTED, self._font(18), anchor="lm")
+            at += line
+        if labels is None:
+            return
+        at += line * 0.4
+        columns = 3
+        rows = -(-len(labels) // columns)
+        # Long label sets get a tighter legend rather than one that runs off the sheet.
+        step = min(line, (y + self._cell[1] - at) / max(rows, 1))
+        swatch = step * 0.62
+        for index, label in enumerate(labels.labels):
+            column, row = divmod(index, rows)
+            left = x + column * self._cell[0] / columns
+            top = at + row * step
+            box = (left, top - swatch / 2, left + swatch * 1.4, top + swatch / 2)
+            draw.rectangle(box, fill=label.color, outline=MUTED)
+            name_at = (left + swatch * 1.4 + step * 0.4, top)
+            draw.text(name_at, label.name, TEXT, self._font(18 * step / line), anchor="lm")
+
+    def _font(self, size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        return ImageFont.load_default(max(size * self._unit, 8.0))
+
+
+class VideoFile:
+    """A video of sheets; `path` gets the suffix of the first codec that this OpenCV has."""
+
+    def __init__(self, stem: Path, fps: float, size: tuple[int, int]) -> None:
+        for codec, suffix in CODECS:
+            self.path = stem.with_suffix(suffix)
+            fourcc = cv2.VideoWriter.fourcc(*codec)
+            with _silent_stderr():
+                self._writer = cv2.VideoWriter(str(self.path), fourcc, fps, size)
+            if self._writer.isOpened():
+                return
+        tried = ", ".join(codec for codec, _ in CODECS)
+        raise OSError(
+            f"this OpenCV can write none of the video codecs {tried}: reinstall it with pip"
+        )
+
+    def write(self, sheet: Picture) -> None:
+        """Append one (H, W, 3) RGB sheet."""
+        self._writer.write(cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.release()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep OpenCV's C code from calling VP8 in WebM, which it then writes, unsupported."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def write_pictures(
+    bag: BagReader,
+    stem: Path,
+    *,
+    input_topic: str,
+    input_caption: str,
+    fps: float,
+    facts: Sequence[str],
+    labels: LabelSet | None,
+    trained: bool,
+    progress: Callable[[int], None],
+) -> list[Path]:
+    """Write ``<stem>.png`` of the richest frame and a video of all; return what was written.
+
+    Parameters
+    ----------
+    bag
+        Recorded by `DemoSession.play`.
+    fps
+        Of the video: that of the fused frames, so that it plays in real time.
+    progress
+        Called with the number of frames done; raising ends it.
+    """
+    chosen = richest_stamp(bag)
+    png = stem.with_suffix(".png")
+    video: VideoFile | None = None
+    sheets: dict[int, Sheet] = {}
+    written = 0
+    try:
+        for each in matched(bag, input_topic):
+            if video is None:
+                height, width = each.pictures[MAGIMG].shape[:2]
+                sheets = {
+                    cell_width: Sheet(
+                        size=(width, height),
+                        cell_width=cell_width,
+                        input_topic=input_topic,
+                        input_caption=input_caption,
+                        facts=facts,
+                        labels=labels,
+                        trained=trained,
+                    )
+                    for cell_width in (VIDEO_CELL, PICTURE_CELL)
+                }
+                first = sheets[VIDEO_CELL].fill(each.pictures)
+                video = VideoFile(stem, min(max(fps, 1.0), 60.0), (first.shape[1], first.shape[0]))
+                Image.fromarray(sheets[PICTURE_CELL].fill(each.pictures)).save(png)
+            if each.stamp_ns == chosen:
+                Image.fromarray(sheets[PICTURE_CELL].fill(each.pictures)).save(png)
+            video.write(sheets[VIDEO_CELL].fill(each.pictures))
+            written += 1
+            progress(written)
+    finally:
+        if video is not None:
+            video.close()
+    return [] if video is None else [png, video.path]

@@ -1,0 +1,111 @@
+"""`semantic.id_map`: the mask in somebody else's class ids, such as Autoware's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from magicfuse_ros.model.labels import UNKNOWN
+
+UNKNOWN_NAME = "unknown"
+REST_NAME = "*"
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """Class name to published id.
+
+    Attributes
+    ----------
+    entries
+        (name, id) pairs; the name `unknown` stands for pixels without a class (255), `*` for
+        everything not named. What no entry covers becomes 255, so that ids of two label sets never
+        mix. No entries: ids stay as they are.
+    """
+
+    entries: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> IdMap:
+        """Read `'person:6, car:7, *:0'`.
+
+        Raises
+        ------
+        ValueError
+            If an entry is not `name:id` with an id from 0 to 255, or a name comes twice.
+        """
+        entries: dict[str, int] = {}
+        for entry in filter(None, (part.strip() for part in text.split(","))):
+            name, _, number = (part.strip() for part in entry.rpartition(":"))
+            if not name or not (number.isascii() and number.isdigit() and int(number) <= UNKNOWN):
+                raise ValueError(
+                    f"entry {entry!r}; accepted: name:id with an id from 0 to 255, "
+                    "such as 'person:6, car:7, *:0'"
+                )
+            if name in entries:
+                raise ValueError(f"class {name!r} is named twice; accepted: one entry a class")
+            entries[name] = int(number)
+        return cls(tuple(entries.items()))
+
+    def table(self, names: Sequence[str]) -> NDArray[np.uint8]:
+        """Build the lookup table for a mask.
+
+        Parameters
+        ----------
+        names
+            The label set's class names; a name's position is its id.
+
+        Returns
+        -------
+        (256,) uint8: published id of each id in the mask.
+
+        Raises
+        ------
+        ValueError
+            If an entry names a class that is not in `names`.
+        """
+        if not self.entries:
+            return np.arange(256, dtype=np.uint8)
+        ids = dict(self.entries)
+        rest = ids.pop(REST_NAME, UNKNOWN)
+        table = np.full(256, rest, dtype=np.uint8)
+        if UNKNOWN_NAME in ids and UNKNOWN_NAME not in names:
+            table[UNKNOWN] = ids.pop(UNKNOWN_NAME)
+        for name, published in ids.items():
+            if name not in names:
+                raise ValueError(
+                    f"class {name!r} is not in the label set; accepted: {', '.join(names)}, "
+                    f"{UNKNOWN_NAME}, {REST_NAME}"
+                )
+            table[names.index(name)] = published
+        return table
+
+
+def remap(
+    mask: NDArray[np.uint8],
+    confidence: NDArray[np.uint8],
+    table: NDArray[np.uint8],
+    min_confidence: float,
+) -> NDArray[np.uint8]:
+    """Apply `semantic.min_confidence`, then an `IdMap` table.
+
+    Parameters
+    ----------
+    mask, confidence
+        (H, W) uint8 each: class ids, and 0 to 255 for a confidence of 0 to 1.
+    table
+        (256,) uint8.
+    min_confidence
+        0 to 1; pixels below it become unknown before they are mapped.
+
+    Returns
+    -------
+    (H, W) uint8; `mask` is left as it was.
+    """
+    if min_confidence > 0.0:
+        mask = np.where(confidence < min_confidence * 255.0, np.uint8(UNKNOWN), mask)
+    return np.asarray(cv2.LUT(mask, table), dtype=np.uint8)

@@ -1,0 +1,94 @@
+"""Images inside bags: which topics hold them, and their frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image
+
+from magicfuse_ros.ros.bag import BagError, BagReader, Topic
+from magicfuse_ros.ros.image_codec import ImageError, decode_compressed, decode_image
+from magicfuse_ros.ros.stamps import read_stamp
+
+IMAGE_TYPE = "sensor_msgs/msg/Image"
+COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
+
+
+@dataclass(frozen=True)
+class StampedFrame:
+    """One picture of a bag: its header stamp, when it was received (both ns), (H, W, 3) RGB."""
+
+    stamp_ns: int
+    received_ns: int
+    frame: NDArray[np.uint8]
+
+
+def image_topics(bag: BagReader) -> tuple[Topic, ...]:
+    """Return the topics that hold pictures, raw ones first."""
+    topics = [topic for topic in bag.topics if topic.type in (IMAGE_TYPE, COMPRESSED_TYPE)]
+    return tuple(sorted(topics, key=lambda topic: topic.type != IMAGE_TYPE))
+
+
+def decode(topic: Topic, data: bytes) -> NDArray[np.uint8]:
+    """Decode one serialised image message into (H, W, 3) RGB.
+
+    Raises
+    ------
+    ImageError
+        The message holds no readable picture.
+    BagError
+        The bytes are no such message.
+    """
+    message = _message(topic, data)
+    return decode_compressed(message) if topic.type == COMPRESSED_TYPE else decode_image(message)
+
+
+def frames(bag: BagReader, topic_name: str) -> Iterator[StampedFrame]:
+    """Yield the pictures of a topic in order of time; unreadable ones are left out.
+
+    Raises
+    ------
+    BagError
+        The topic is not in the bag or holds no images.
+    """
+    topic = bag.topic(topic_name)
+    if topic.type not in (IMAGE_TYPE, COMPRESSED_TYPE):
+        raise BagError(f"topic {topic_name} of bag {bag.path} holds {topic.type}, not images")
+    for message in bag.messages([topic_name]):
+        try:
+            frame = decode(topic, message.data)
+        except ImageError:
+            continue
+        yield StampedFrame(read_stamp(message.data), message.received_ns, frame)
+
+
+def describe_images(bag: BagReader) -> dict[str, str]:
+    """Return, by topic name, size and encoding of the first picture: ``640x480 rgb8``."""
+    described = {}
+    for topic in image_topics(bag):
+        first = next(bag.messages([topic.name]), None)
+        if first is None:
+            continue
+        message = _message(topic, first.data)
+        if topic.type == IMAGE_TYPE:
+            described[topic.name] = f"{message.width}x{message.height} {message.encoding}"
+        else:
+            described[topic.name] = message.format
+    return described
+
+
+def _message(topic: Topic, data: bytes) -> Any:
+    try:
+        return deserialize_message(
+            data, CompressedImage if topic.type == COMPRESSED_TYPE else Image
+        )
+    except RuntimeError as error:  # RMWError, which rclpy does not export
+        raise BagError(
+            f"topic {topic.name} holds {len(data)} bytes that are no {topic.type}: "
+            "the bag is damaged; record it again"
+        ) from error

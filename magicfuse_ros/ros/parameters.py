@@ -1,0 +1,302 @@
+"""Every parameter of `fuse_node`, in one table: the one place where their defaults are written.
+
+The table turns into rclpy descriptors (`descriptor`), and a mapping of values into one frozen,
+checked `Settings`. The parameter file, the launch file and the README's table are compared with it
+by a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, ParameterType
+
+from magicfuse_ros.ros.id_map import IdMap
+
+Value = bool | int | float | str
+
+_ROS_TYPES = {
+    bool: ParameterType.PARAMETER_BOOL,
+    int: ParameterType.PARAMETER_INTEGER,
+    float: ParameterType.PARAMETER_DOUBLE,
+    str: ParameterType.PARAMETER_STRING,
+}
+_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a decimal number", str: "a string"}
+
+
+class ParameterError(ValueError):
+    """A parameter value that is not accepted; the message names it and what is accepted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterSpec:
+    """One row of the table.
+
+    Attributes
+    ----------
+    name, default, description
+        As `ros2 param describe` shows them; the default's Python type is the parameter's type.
+    low, high
+        Inclusive range of a number; None for strings and booleans.
+    choices
+        The accepted strings; empty where any string may be given.
+    live
+        May change while the node is active, between two frames; the others may not.
+    """
+
+    name: str
+    default: Value
+    description: str
+    live: bool
+    low: int | float | None = None
+    high: int | float | None = None
+    choices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.check(self.default)
+
+    @property
+    def type(self) -> type[Value]:
+        """`bool`, `int`, `float` or `str`."""
+        return type(self.default)
+
+    @property
+    def accepted(self) -> str:
+        """The accepted values, in words."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.low is not None:
+            return f"{_TYPE_NAMES[self.type]} from {self.low} to {self.high}"
+        return _TYPE_NAMES[self.type]
+
+    def check(self, value: object) -> None:
+        """Raise `ParameterError` unless `value` has this parameter's type and range.
+
+        A decimal number may be given as an integer.
+        """
+        right_type = type(value) is self.type or (self.type is float and type(value) is int)
+        accepted = right_type and (not self.choices or value in self.choices)
+        if accepted and self.low is not None and self.high is not None:
+            accepted = self.low <= value <= self.high  # type: ignore[operator]  # False for NaN
+        if not accepted:
+            raise ParameterError(f"{self.name} is {value!r}; accepted: {self.accepted}")
+
+    def descriptor(self) -> ParameterDescriptor:
+        """Build what rclpy declares the parameter with."""
+        descriptor = ParameterDescriptor(
+            name=self.name, type=_ROS_TYPES[self.type], description=self.description
+        )
+        # `check` guards the type: rclpy refuses 1 for 1.0, and "expected '3' got '2'" helps nobody.
+        descriptor.dynamic_typing = True
+        constraints = [f"one of: {self.accepted}"] if self.choices else []
+        if not self.live:
+            constraints.append("cannot change while the node is active")
+        descriptor.additional_constraints = "; ".join(constraints)
+        if self.low is not None and self.high is not None:
+            if self.type is int:
+                descriptor.integer_range = [
+                    IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)
+                ]
+            else:
+                descriptor.floating_point_range = [
+                    FloatingPointRange(
+                        from_value=float(self.low), to_value=float(self.high), step=0.0
+                    )
+                ]
+        return descriptor
+
+
+PARAMETERS: tuple[ParameterSpec, ...] = (
+    ParameterSpec(
+        name="model",
+        default="tiny",
+        live=False,
+        description="Name of a folder in models/, or the path of a weights folder.",
+    ),
+    ParameterSpec(
+        name="device",
+        default="auto",
+        live=False,
+        description="Where the model runs: auto (CUDA where it works), cpu, cuda or cuda:N.",
+    ),
+    ParameterSpec(
+        name="backend",
+        default="auto",
+        live=False,
+        description="What executes the networks; auto takes the fastest that works on the device.",
+    ),
+    ParameterSpec(
+        name="steps",
+        default=0,
+        low=0,
+        high=1000,
+        live=True,
+        description="DDIM steps a frame; 0 takes the model's own number.",
+    ),
+    ParameterSpec(
+        name="tau",
+        default=-1.0,
+        low=-1.0,
+        high=1.0,
+        live=True,
+        description="Most that the visible branch may weigh inside thermal classes (tau of "
+        "Eq. 11); a negative value takes the model's own.",
+    ),
+    ParameterSpec(
+        name="seed",
+        default=-1,
+        low=-1,
+        high=2**31 - 1,
+        live=True,
+        description="Seed of the starting noise; -1 takes the model's own.",
+    ),
+    ParameterSpec(
+        name="model_width",
+        default=0,
+        low=0,
+        high=4096,
+        live=False,
+        description="Width in pixels that frames are fitted into; 0 takes the model's own.",
+    ),
+    ParameterSpec(
+        name="model_height",
+        default=0,
+        low=0,
+        high=4096,
+        live=False,
+        description="Height in pixels that frames are fitted into; 0 takes the model's own.",
+    ),
+    ParameterSpec(
+        name="labels",
+        default="",
+        live=False,
+        description="Label set: a built-in name or a YAML file; empty takes the model's own.",
+    ),
+    ParameterSpec(
+        name="threads",
+        default=0,
+        low=0,
+        high=256,
+        live=False,
+        description="CPU threads for the networks; 0 takes all cores.",
+    ),
+    ParameterSpec(
+        name="autostart",
+        default=True,
+        live=False,
+        description="Configure and activate at start; false waits for a lifecycle manager.",
+    ),
+    ParameterSpec(
+        name="input_transport",
+        default="raw",
+        choices=("raw", "compressed"),
+        live=False,
+        description="Subscribe to `image` (raw) or to `image/compressed` (JPEG or PNG).",
+    ),
+    ParameterSpec(
+        name="input_reliability",
+        default="auto",
+        choices=("auto", "reliable", "best_effort"),
+        live=True,
+        description="Reliability of the image subscription; auto matches the camera's publisher.",
+    ),
+    ParameterSpec(
+        name="jpeg_quality",
+        default=85,
+        low=1,
+        high=100,
+        live=True,
+        description="JPEG quality of ~/magimg/compressed.",
+    ),
+    ParameterSpec(
+        name="semantic.id_map",
+        default="",
+        live=True,
+        description="Ids to publish in the mask, such as 'person:6, car:7, *:0': 'unknown' is "
+        "pixels without a class, '*' is everything not named; what no entry covers becomes 255. "
+        "Empty keeps the label set's ids.",
+    ),
+    ParameterSpec(
+        name="semantic.min_confidence",
+        default=0.0,
+        low=0.0,
+        high=1.0,
+        live=True,
+        description="Pixels with a confidence below this become unknown in the mask.",
+    ),
+)
+
+SPECS: Mapping[str, ParameterSpec] = {spec.name: spec for spec in PARAMETERS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One consistent set of parameter values; the worker takes a snapshot of it for each frame.
+
+    None stands for "the model's own value".
+    """
+
+    model: str
+    device: str
+    backend: str
+    steps: int
+    tau: float | None
+    seed: int | None
+    resolution: tuple[int, int] | None
+    labels: str | None
+    threads: int
+    autostart: bool
+    input_transport: str
+    input_reliability: str
+    jpeg_quality: int
+    id_map: IdMap
+    min_confidence: float
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> Settings:
+        """Check every value, and the rules between them.
+
+        Raises
+        ------
+        ParameterError
+            On the first value of wrong type or range, a half-set resolution, or an unreadable
+            id map.
+        """
+        for spec in PARAMETERS:
+            spec.check(values[spec.name])
+
+        checked: dict[str, Any] = dict(values)
+        width, height = checked["model_width"], checked["model_height"]
+        if (width == 0) != (height == 0):
+            raise ParameterError(
+                f"model_width is {width} and model_height is {height}; "
+                "accepted: both 0 (the model's own), or both set"
+            )
+        try:
+            id_map = IdMap.parse(checked["semantic.id_map"])
+        except ValueError as error:
+            raise ParameterError(f"semantic.id_map: {error}") from error
+        return cls(
+            model=checked["model"],
+            device=checked["device"],
+            backend=checked["backend"],
+            steps=checked["steps"],
+            tau=None if checked["tau"] < 0.0 else float(checked["tau"]),
+            seed=None if checked["seed"] < 0 else checked["seed"],
+            resolution=None if width == 0 else (width, height),
+            labels=checked["labels"] or None,
+            threads=checked["threads"],
+            autostart=checked["autostart"],
+            input_transport=checked["input_transport"],
+            input_reliability=checked["input_reliability"],
+            jpeg_quality=checked["jpeg_quality"],
+            id_map=id_map,
+            min_confidence=float(checked["semantic.min_confidence"]),
+        )
+
+    def needing_reconfigure(self, loaded: Settings) -> list[str]:
+        """Name what differs from the settings that an engine was loaded with."""
+        names = ("model", "device", "backend", "resolution", "labels", "threads")
+        return [name for name in names if getattr(self, name) != getattr(loaded, name)]

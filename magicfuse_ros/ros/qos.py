@@ -1,0 +1,91 @@
+"""Quality of service: what the node offers, and how it matches what the camera offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+OUTPUT_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.VOLATILE,
+)
+"""Reliable, so that every subscriber can connect; depth 1, so that nothing queues."""
+
+LATCHED_QOS = QoSProfile(
+    history=HistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+"""For what is published once and read by whoever comes later."""
+
+INPUT_DEPTH = 5
+"""Frames the middleware may hold while the executor is busy; the node itself keeps one."""
+
+FAST_DDS_SEGMENT_BYTES = 512 * 1024
+"""Fast DDS's default shared-memory segment; best-effort messages above it are mostly lost."""
+
+_PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+
+def input_qos(reliability: ReliabilityPolicy) -> QoSProfile:
+    """Profile of the image subscription."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=INPUT_DEPTH,
+        reliability=reliability,
+        durability=DurabilityPolicy.VOLATILE,
+    )
+
+
+def choose_reliability(setting: str, publishers: Iterable[ReliabilityPolicy]) -> ReliabilityPolicy:
+    """Choose the reliability of the image subscription.
+
+    Parameters
+    ----------
+    setting
+        The parameter `input_reliability`: auto, reliable or best_effort.
+    publishers
+        What the topic's present publishers offer. A best-effort one makes `auto` best effort, which
+        receives from every publisher; with none, or reliable ones only, `auto` is reliable, so that
+        no frame of a reliable camera is lost.
+    """
+    if setting == "reliable":
+        return ReliabilityPolicy.RELIABLE
+    if setting == "best_effort" or ReliabilityPolicy.BEST_EFFORT in publishers:
+        return ReliabilityPolicy.BEST_EFFORT
+    return ReliabilityPolicy.RELIABLE
+
+
+def large_message_warning(
+    size_bytes: int, reliability: ReliabilityPolicy, rmw: str, environment: Mapping[str, str]
+) -> str:
+    """Say that images of this size get lost without a Fast DDS profile; empty if all is well.
+
+    Parameters
+    ----------
+    size_bytes
+        Size of one image message's data.
+    reliability
+        Reliability of the image subscription.
+    rmw
+        Identifier of the middleware, such as `rmw_fastrtps_cpp`.
+    environment
+        The process's environment variables.
+    """
+    safe = (
+        size_bytes <= FAST_DDS_SEGMENT_BYTES
+        or reliability != ReliabilityPolicy.BEST_EFFORT
+        or "fastrtps" not in rmw
+        or any(environment.get(name) for name in _PROFILE_VARIABLES)
+    )
+    if safe:
+        return ""
+    return (
+        f"images of {size_bytes // 1024} KiB arrive best effort, and Fast DDS loses most of what "
+        f"exceeds its {FAST_DDS_SEGMENT_BYTES // 1024} KiB of shared memory: set "
+        f"{_PROFILE_VARIABLES[0]} to this package's config/fastdds.xml, here and for the camera"
+    )

@@ -1,0 +1,125 @@
+"""The worker thread: it alone loads, runs and closes the engine; the executor never computes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from magicfuse_ros.ros.mailbox import Mailbox
+from magicfuse_ros.runtime.contract import Engine, Progress
+
+
+class LoadCancelled(Exception):  # noqa: N818 - it ends a load that somebody stopped; nothing failed
+    """Raised inside a load, through its progress callback, when the node is asked to stop."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image message on its way through the node.
+
+    Attributes
+    ----------
+    message
+        sensor_msgs Image or CompressedImage.
+    received_at
+        `time.monotonic()` at receipt, in seconds.
+    clock_ns
+        The node's clock at receipt.
+    in_order
+        False when the stamp is older than that of the frame before.
+    """
+
+    message: Any
+    received_at: float
+    clock_ns: int
+    in_order: bool
+
+
+class EngineWorker:
+    """One thread, one engine, one mailbox.
+
+    Parameters
+    ----------
+    load
+        Makes a warm engine; gets a progress callback.
+    process
+        Handles one frame and must not raise.
+    log
+        Shows progress.
+    """
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[Progress], Engine],
+        process: Callable[[Engine, Frame, Progress], None],
+        log: Callable[[str], object],
+    ) -> None:
+        self.mailbox: Mailbox[Frame] = Mailbox()
+        self.engine: Engine | None = None
+        self.error: Exception | None = None
+        self.last_progress = "loading"
+        self._load, self._process, self._log = load, process, log
+        self._stop = threading.Event()
+        self._loaded = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._busy_since: float | None = None
+        # A daemon: an engine that hangs in native code must not keep a stopped node alive.
+        self._thread = threading.Thread(target=self._run, name="fuse_worker", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load."""
+        self._thread.start()
+
+    def wait_loaded(self, timeout_s: float) -> bool:
+        """Wait for the load to end; then either `engine` or `error` is set."""
+        return self._loaded.wait(timeout_s)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no frame is being fused; False if it takes longer."""
+        return self._idle.wait(timeout_s)
+
+    def stop(self, timeout_s: float) -> bool:
+        """Close the engine and end the thread; False if the engine does not come back in time."""
+        self._stop.set()
+        self.mailbox.close()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent on the present frame; 0 when idle."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def progress(self, text: str) -> None:
+        """Show progress of a load or a change of backend."""
+        if self._stop.is_set():
+            raise LoadCancelled
+        self.last_progress = text
+        self._log(text)
+
+    def _run(self) -> None:
+        try:
+            engine = self._load(self.progress)
+        except Exception as error:  # noqa: BLE001 - the executor thread reports it, whatever it is
+            self.error = error
+            return
+        else:
+            self.engine = engine
+        finally:
+            self._loaded.set()
+        while (frame := self.mailbox.take()) is not None:
+            self._idle.clear()
+            self._busy_since = time.monotonic()
+            self._process(engine, frame, self.progress)
+            self._busy_since = None
+            self._idle.set()
+        try:
+            engine.close()
+        except Exception as error:  # noqa: BLE001 - the node goes on stopping
+            self._log(f"the engine did not close cleanly: {error}")

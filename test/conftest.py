@@ -1,0 +1,66 @@
+"""Fixtures that several test files share."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+class Installation:
+    """The package as `pip install .` leaves it, in a virtual environment of its own.
+
+    Its dependencies are those of the Python that runs the tests.
+    """
+
+    def __init__(self, prefix):
+        self.prefix = prefix
+        self.share = prefix / "share" / "magicfuse_ros"
+        self.node = prefix / "lib" / "magicfuse_ros" / "fuse_node"
+
+    def environment(self):
+        """Variables of a shell that knows this installation and not the checkout."""
+        variables = dict(os.environ)
+        # For another interpreter than this one, see the wheels' bootstrap.
+        variables.pop("_ROS_WHEELS_BOOTSTRAP_COMPLETE", None)
+        variables.pop("PYTHONPATH", None)
+        others = filter(None, [variables.get("AMENT_PREFIX_PATH")])
+        variables["AMENT_PREFIX_PATH"] = os.pathsep.join([str(self.prefix), *others])
+        variables["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        variables["OMP_NUM_THREADS"] = "1"
+        variables["PYTHONUNBUFFERED"] = "1"
+        return variables
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory):
+    source = tmp_path_factory.mktemp("source") / "magicfuse_ros"
+    # A copy: setuptools leaves build/ and egg-info beside what it builds.
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "install", "log", "*.egg-info")
+    )
+    wheels = tmp_path_factory.mktemp("wheels")
+    prefix = tmp_path_factory.mktemp("prefix")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels)]
+    run([*build, str(source)])
+    run([sys.executable, "-m", "venv", "--without-pip", str(prefix)])
+    python = prefix / "bin" / "python3"
+    (wheel,) = wheels.glob("*.whl")
+    run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)])
+    # addsitedir and not a plain path: the dependencies have .pth files of their own.
+    site = sysconfig.get_path("purelib", vars={"base": str(prefix), "platbase": str(prefix)})
+    dependencies = sysconfig.get_path("purelib")
+    line = f"import site; site.addsitedir({dependencies!r})\n"
+    (Path(site) / "dependencies.pth").write_text(line)
+    return Installation(prefix)
+
+
+def run(command):
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,80 @@
+"""`fuse_node` with an engine that computes nothing, run as a script.
+
+The first pixel of a frame steers the engine, so that faults come through real messages:
+`FAIL`, `REFUSE` and `SLOW` below. NOOP_LOAD_S and NOOP_DELAY_S slow loading and every frame down.
+"""
+
+import os
+import sys
+import time
+
+import numpy as np
+
+from magicfuse_ros.model.labels import LabelSet
+from magicfuse_ros.ros.fuse_node import main
+from magicfuse_ros.runtime.contract import EngineError, FuseResult
+
+FAIL = (255, 0, 1)
+REFUSE = (255, 0, 2)
+SLOW = (255, 0, 3)
+SLOW_S = 0.6
+
+
+class NoopEngine:
+    """magimg is the frame; the mask is class 1 left and 2 right, with confidence 255 and 100.
+
+    The last row of the confidence begins with the number of extras and ends with the steps.
+    """
+
+    def __init__(self, settings, progress):
+        if settings.model == "missing":
+            raise EngineError("model 'missing' is not there; give the path of a weights folder")
+        self.settings = settings
+        self.labels = LabelSet.load(settings.labels or "drive")
+        self.trained = True
+        self.backend_name = "noop"
+        self.steps = settings.steps
+        self.delay_s = float(os.environ.get("NOOP_DELAY_S", "0"))
+        for second in range(int(os.environ.get("NOOP_LOAD_S", "0"))):
+            progress(f"loading for {second} s")
+            time.sleep(1.0)
+
+    def warm_up(self, progress):
+        progress("warm")
+
+    def fuse(self, frame, extras=frozenset()):
+        command = tuple(int(value) for value in frame[0, 0])
+        if command == FAIL:
+            raise RuntimeError("told to fail\nin two lines")
+        if command == REFUSE:
+            raise ValueError("told to refuse")
+        time.sleep(SLOW_S if command == SLOW else self.delay_s)
+        height, width = frame.shape[:2]
+        mask = np.full((height, width), 1, np.uint8)
+        mask[:, width // 2 :] = 2
+        confidence = np.where(mask == 1, np.uint8(255), np.uint8(100))
+        confidence[-1, 0], confidence[-1, -1] = len(extras), self.steps
+        return FuseResult(
+            magimg=frame,
+            mask=mask,
+            confidence=confidence,
+            infrared=frame[:, :, 0] if "infrared" in extras else None,
+            enhanced=frame if "enhanced" in extras else None,
+            stage_ms={"fuse": 0.0},
+        )
+
+    def update(self, *, steps, tau, seed):  # noqa: ARG002
+        self.steps = steps
+
+    def fall_back(self, progress):  # noqa: ARG002
+        if self.backend_name == "spare":
+            return None
+        self.backend_name = "spare"
+        return self.backend_name
+
+    def close(self):
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(engine_factory=NoopEngine))

@@ -1,0 +1,100 @@
+"""Models small enough for tests: the paper's layout with few channels, and a few-step one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import nn
+
+from magicfuse_ros.model.config import (
+    PAPER,
+    AutoencoderConfig,
+    DenoiserConfig,
+    DiffusionConfig,
+    FusionConfig,
+    MagicFuseConfig,
+)
+
+SMALL_PAPER = dataclasses.replace(
+    PAPER,
+    name="small-paper",
+    resolution=(64, 48),
+    autoencoder=AutoencoderConfig(encoder_width=4, decoder_width=6, noise_channels=4),
+    psi=dataclasses.replace(PAPER.psi, width=16, norm_groups=8),
+    phi=dataclasses.replace(PAPER.phi, width=16, norm_groups=8),
+    fusion=dataclasses.replace(
+        PAPER.fusion,
+        widths=(16,) * 5,
+        mlp_width=32,
+        head_width=16,
+        time_width=16,
+        norm_groups=8,
+    ),
+)
+"""`paper` in everything but width: the same layers, in the same order, under the same names."""
+
+SMALL_FEW_STEP = MagicFuseConfig(
+    name="small-few-step",
+    labels="drive",
+    resolution=(64, 48),
+    autoencoder=AutoencoderConfig(
+        encoder_width=8,
+        encoder_blocks=1,
+        decoder_width=8,
+        decoder_blocks=1,
+        patch=4,
+        downsamples=0,
+        norm="none",
+        noise_channels=0,
+        linear_path=True,
+    ),
+    psi=DenoiserConfig(
+        width=8,
+        multipliers=(1, 2),
+        blocks=1,
+        heads=2,
+        norm_groups=4,
+        patch=2,
+        prediction="z0",
+        condition_skip=True,
+    ),
+    phi=DenoiserConfig(
+        width=8,
+        multipliers=(1, 2),
+        blocks=1,
+        attention_levels=(1,),
+        heads=2,
+        norm_groups=4,
+        patch=2,
+        prediction="v",
+    ),
+    fusion=FusionConfig(
+        widths=(8, 16, 8),
+        scales=(1, 2, 1),
+        attention=(False, True, False),
+        taps=1,
+        mlp_width=16,
+        head_width=8,
+        time_width=8,
+        norm_groups=4,
+        patch=2,
+    ),
+    diffusion=DiffusionConfig(steps=2, spacing="trailing", clip_z0=True, scale_inputs=True),
+)
+"""What `tiny` is made of: patches, coarser scales, z0- and v-prediction, few trailing steps."""
+
+
+def fill(module: nn.Module) -> None:
+    """Give every parameter values that depend on nothing but its name's place and its shape."""
+    with torch.no_grad():
+        for index, (name, parameter) in enumerate(sorted(module.named_parameters())):
+            wave = torch.sin(0.7 * torch.arange(parameter.numel(), dtype=torch.float64) + index)
+            if parameter.dim() > 1:
+                wave /= math.sqrt(parameter[0].numel())
+            elif "norm" in name and name.endswith("weight"):
+                wave = 1.0 + 0.1 * wave
+            else:
+                wave *= 0.1
+            parameter.copy_(wave.reshape(parameter.shape))

@@ -1,0 +1,299 @@
+"""The node's parts that need no other process."""
+
+import math
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from hypothesis import given
+from hypothesis import strategies as st
+from rclpy.qos import ReliabilityPolicy
+
+from magicfuse_ros.ros import ledger
+from magicfuse_ros.ros.diagnostics import Health, judge, key_values, resident_memory_mb
+from magicfuse_ros.ros.id_map import IdMap, remap
+from magicfuse_ros.ros.ledger import Account, Ledger, Throttle
+from magicfuse_ros.ros.mailbox import Mailbox
+from magicfuse_ros.ros.parameters import PARAMETERS, SPECS, ParameterError, ParameterSpec, Settings
+from magicfuse_ros.ros.qos import choose_reliability, large_message_warning
+from magicfuse_ros.ros.statistics import Recent, Summary, Timings, age_ms
+
+DEFAULTS = {spec.name: spec.default for spec in PARAMETERS}
+NAMES = ["sky", "car", "person", "road"]
+RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
+
+
+def test_the_node_starts_without_pytorch():
+    code = "import sys, magicfuse_ros.ros.fuse_node; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- parameters -------------------------------------------------------------------------------
+
+
+def test_defaults_mean_the_models_own_values():
+    settings = Settings.from_values(DEFAULTS)
+    assert (settings.steps, settings.tau, settings.seed, settings.threads) == (0, None, None, 0)
+    assert settings.resolution is None
+    assert settings.labels is None
+    assert settings.id_map == IdMap()
+
+
+def test_every_parameter_is_named_once_and_described():
+    assert len(SPECS) == len(PARAMETERS)
+    for spec in PARAMETERS:
+        assert spec.description.endswith(".")
+        assert spec.descriptor().name == spec.name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", -1),
+        ("steps", 1001),
+        ("steps", 2.0),
+        ("steps", True),
+        ("tau", math.nan),
+        ("tau", "0.4"),
+        ("autostart", 1),
+        ("device", 0),
+        ("input_transport", "h264"),
+        ("semantic.min_confidence", 1.0001),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_accepted(name, value):
+    with pytest.raises(ParameterError) as caught:
+        Settings.from_values(DEFAULTS | {name: value})
+    assert f"{name} is {value!r}; accepted: {SPECS[name].accepted}" == str(caught.value)
+
+
+def test_a_decimal_number_may_be_given_as_an_integer():
+    assert Settings.from_values(DEFAULTS | {"tau": 1}).tau == 1.0
+
+
+def test_half_a_resolution_is_refused():
+    with pytest.raises(ParameterError, match="both 0"):
+        Settings.from_values(DEFAULTS | {"model_width": 320})
+
+
+def test_a_table_row_with_a_bad_default_cannot_be_written():
+    with pytest.raises(ParameterError, match="x is 3"):
+        ParameterSpec(name="x", default=3, description="", live=True, low=0, high=2)
+
+
+def test_what_needs_another_engine_is_named():
+    loaded = Settings.from_values(DEFAULTS)
+    now = Settings.from_values(DEFAULTS | {"model": "paper", "steps": 3, "threads": 1})
+    assert now.needing_reconfigure(loaded) == ["model", "threads"]
+
+
+# --- semantic.id_map --------------------------------------------------------------------------
+
+
+def test_an_id_map_covers_named_classes_the_rest_and_unknown():
+    table = IdMap.parse(" person:6, car : 7,").table(NAMES)
+    assert list(table[[0, 1, 2, 3, 255]]) == [255, 7, 6, 255, 255]
+    table = IdMap.parse("person:6, *:0").table(NAMES)
+    assert list(table[[0, 1, 2, 3, 255]]) == [0, 0, 6, 0, 0]
+    table = IdMap.parse("unknown:9, *:0").table(NAMES)
+    assert list(table[[0, 255]]) == [0, 9]
+    assert list(IdMap.parse("").table(NAMES)) == list(range(256))
+
+
+@pytest.mark.parametrize("text", ["person", "person:", ":3", "person:256", "person:-1", "a:1, a:2"])
+def test_an_unreadable_id_map_is_refused(text):
+    with pytest.raises(ValueError, match="accepted"):
+        IdMap.parse(text)
+
+
+@given(
+    st.dictionaries(st.sampled_from(NAMES), st.integers(0, 255)),
+    st.integers(0, 255),
+    st.floats(0.0, 1.0),
+)
+def test_remapping_equals_its_definition(ids, rest, min_confidence):
+    id_map = IdMap((*ids.items(), ("*", rest)))
+    rng = np.random.default_rng(rest)
+    mask = rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), (4, 5))
+    confidence = rng.integers(0, 256, (4, 5), np.uint8)
+    original = mask.copy()
+    published = remap(mask, confidence, id_map.table(NAMES), min_confidence)
+    assert np.array_equal(mask, original)
+    for old, sure, new in zip(mask.flat, confidence.flat, published.flat, strict=True):
+        known = old != 255 and sure >= min_confidence * 255.0
+        assert new == (ids.get(NAMES[old], rest) if known else rest)
+
+
+# --- mailbox and account ----------------------------------------------------------------------
+
+
+def test_the_mailbox_keeps_the_newest():
+    mailbox = Mailbox()
+    assert mailbox.put("old") is None
+    assert mailbox.put("new") == "old"
+    assert mailbox.take() == "new"
+    assert (mailbox.received, mailbox.replaced) == (2, 1)
+    mailbox.put("last")
+    assert mailbox.clear() == "last"
+    assert mailbox.clear() is None
+
+
+def test_a_closed_mailbox_frees_who_waits():
+    mailbox, taken = Mailbox(), []
+    waiting = threading.Thread(target=lambda: taken.append(mailbox.take()))
+    waiting.start()
+    mailbox.close()
+    waiting.join(10.0)
+    assert taken == [None]
+
+
+def test_no_item_is_lost_between_threads():
+    mailbox, account, taken = Mailbox(), Ledger(), []
+
+    def work():
+        while (item := mailbox.take()) is not None:
+            taken.append(item)
+            account.published()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    for item in range(1, 5001):
+        account.received()
+        if mailbox.put(item) is not None:
+            account.drop(ledger.REPLACED)
+    while account.account().pending:
+        time.sleep(0.001)
+    mailbox.close()
+    worker.join(10.0)
+    counts = account.account()
+    assert taken == sorted(taken)
+    assert taken[-1] == 5000
+    assert (counts.frames_in, counts.frames_out) == (5000, len(taken))
+    assert counts.dropped == {"replaced": 5000 - len(taken)} == {"replaced": mailbox.replaced}
+
+
+def test_an_event_is_logged_once_and_then_throttled():
+    throttle = Throttle(period_s=0.2)
+    assert [throttle.allows("a"), throttle.allows("a"), throttle.allows("b")] == [True, False, True]
+    time.sleep(0.25)
+    assert throttle.allows("a")
+
+
+# --- statistics and diagnostics ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stamp_ms", "received_ms", "published_ms", "age"),
+    [
+        (1000, 1010, 1030, 30.0),
+        (1000, 1000, 1000, 0.0),  # simulated time stands still
+        (0, 1000, 1010, None),  # no stamp
+        (1050, 1010, 1030, None),  # from the future
+        (1000, 1010, 990, None),  # the clock jumped back on the way
+        (1000, 1010 + 10**8, 1030 + 10**8, None),  # a recording without simulated time
+    ],
+)
+def test_the_age_at_publish_is_sane_or_absent(stamp_ms, received_ms, published_ms, age):
+    assert age_ms(stamp_ms * 10**6, received_ms * 10**6, published_ms * 10**6) == age
+
+
+def test_timings_summarise_each_stage():
+    timings = Timings()
+    for value in range(1, 101):
+        timings.add({"fuse": float(value), "decode": 1.0})
+    assert timings.summaries() == {
+        "fuse": Summary(50.5, pytest.approx(95.05), 100.0),
+        "decode": Summary(1.0, 1.0, 1.0),
+    }
+    timings.clear()
+    assert timings.summaries() == {}
+
+
+def test_recent_drops_and_rates():
+    recent = Recent()
+    recent.restart(Account(10, 5, {"replaced": 5}))
+    assert recent.rates() == (0.0, 0.0)
+    time.sleep(0.05)
+    recent.add(Account(20, 10, {"replaced": 8, "short_data": 2}))
+    frames_in, frames_out = recent.rates()
+    assert frames_in == pytest.approx(2 * frames_out)
+    assert 0.0 < frames_in <= 200.0
+    assert recent.dropped() == {"replaced": 3, "short_data": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "word"),
+    [
+        ({}, DiagnosticStatus.OK, "active"),
+        ({"enabled": False, "silent_s": 9.0}, DiagnosticStatus.OK, "paused"),
+        ({"dropped": {"replaced": 9}}, DiagnosticStatus.OK, "active"),
+        ({"dropped": {"short_data": 1}}, DiagnosticStatus.WARN, "short_data"),
+        ({"warnings": ("untrained",)}, DiagnosticStatus.WARN, "untrained"),
+        ({"silent_s": 9.0}, DiagnosticStatus.STALE, "no frames on /image for 9 s (1 publishers)"),
+        ({"dropped": {"engine_error": 2}}, DiagnosticStatus.ERROR, "engine_error"),
+        ({"busy_s": 9.0}, DiagnosticStatus.ERROR, "busy with one frame for 9 s"),
+        ({"state": "unconfigured", "error": "cannot"}, DiagnosticStatus.ERROR, "cannot"),
+        ({"state": "inactive", "silent_s": 9.0}, DiagnosticStatus.OK, "inactive"),
+    ],
+)
+def test_levels(changes, level, word):
+    health = {
+        "state": "active",
+        "enabled": True,
+        "input_topic": "/image",
+        "publishers": 1,
+    } | changes
+    found, message = judge(Health(**health))
+    assert found == level
+    assert word in message
+
+
+def test_the_keys_add_up():
+    account = Account(10, 6, {"replaced": 2, "short_data": 1})
+    values = key_values(
+        {"state": "active", "enabled": True}, account, (5.0, 3.0), {"age": Summary(1.0, 2.0, 3.0)}
+    )
+    assert values["enabled"] == "true"
+    assert values["frames_pending"] == "1"
+    assert values["dropped_total"] == "3"
+    assert values["dropped.short_data"] == "1"
+    assert (values["age_ms.p50"], values["age_ms.p95"], values["age_ms.max"]) == (
+        "1.00",
+        "2.00",
+        "3.00",
+    )
+
+
+def test_memory_is_that_of_this_process():
+    assert 10.0 < resident_memory_mb() < 10_000.0
+
+
+# --- quality of service -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "offered", "chosen"),
+    [
+        ("auto", [], RELIABLE),
+        ("auto", [RELIABLE], RELIABLE),
+        ("auto", [RELIABLE, BEST_EFFORT], BEST_EFFORT),
+        ("reliable", [BEST_EFFORT], RELIABLE),
+        ("best_effort", [RELIABLE], BEST_EFFORT),
+    ],
+)
+def test_the_input_matches_the_camera(setting, offered, chosen):
+    assert choose_reliability(setting, offered) == chosen
+
+
+def test_only_large_best_effort_images_without_a_profile_are_warned_of():
+    vga, fast = 921600, "rmw_fastrtps_cpp"
+    assert "config/fastdds.xml" in large_message_warning(vga, BEST_EFFORT, fast, {})
+    assert not large_message_warning(vga, RELIABLE, fast, {})
+    assert not large_message_warning(1000, BEST_EFFORT, fast, {})
+    assert not large_message_warning(vga, BEST_EFFORT, "rmw_cyclonedds_cpp", {})
+    profile = {"FASTDDS_DEFAULT_PROFILES_FILE": "x.xml"}
+    assert not large_message_warning(vga, BEST_EFFORT, fast, profile)
