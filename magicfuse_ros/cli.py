@@ -1,4 +1,7 @@
-"""`magicfuse …`: the command line. Each command is a module of `magicfuse_ros.commands`, imported when it is used."""
+"""`magicfuse …`: the command line.
+
+Each command is a module of `magicfuse_ros.commands`, imported when it is used.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ COMMANDS = {
     "evaluate": "evaluate",
     "import-weights": "import_weights",
 }
-"""Command name → module of `magicfuse_ros.commands`, with HELP, add_arguments(parser) and run(args) -> exit status."""
+"""Command name → module of `magicfuse_ros.commands`.
+
+Each has HELP, add_arguments(parser) and run(args), which returns the exit status.
+"""
 
 
 def _module(command: str) -> ModuleType:
@@ -26,9 +32,10 @@ def _module(command: str) -> ModuleType:
 
 
 def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """The parser with `commands`; by default with all of them."""
+    """Build the parser with `commands`; by default with all of them."""
     parser = argparse.ArgumentParser(
-        prog="magicfuse", description="A fused picture and semantics from one degraded visible camera."
+        prog="magicfuse",
+        description="A fused picture and semantics from one degraded visible camera.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

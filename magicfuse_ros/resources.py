@@ -10,7 +10,7 @@ from pathlib import Path
 
 @lru_cache(maxsize=1)
 def share_dir() -> Path:
-    """The folder that holds `models/` and `config/`: a source checkout, else the first install that has them.
+    """Find the folder that holds `models/` and `config/`: a checkout, else the first install.
 
     Raises
     ------
@@ -18,19 +18,24 @@ def share_dir() -> Path:
         The package is installed without its data files.
     """
     checkout = Path(__file__).resolve().parents[1]
-    prefixes = [*filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)), sys.prefix]
+    ament = os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
+    prefixes = [*filter(None, ament), sys.prefix]
     candidates = [checkout, *(Path(prefix) / "share" / "magicfuse_ros" for prefix in prefixes)]
     for candidate in candidates:
         if (candidate / "package.xml").is_file() and (candidate / "config").is_dir():
             return candidate
     raise FileNotFoundError(
-        "the data files of magicfuse_ros were not found in " + ", ".join(map(str, candidates)) + "; install the package "
-        "with `pip install .` or `colcon build` (not `pip install -e`), or run it from its checkout"
+        f"the data files of magicfuse_ros were not found in {', '.join(map(str, candidates))}; "
+        "install the package with `pip install .` or `colcon build` (not `pip install -e`), or run "
+        "it from its checkout"
     )
 
 
 def model_path(name_or_path: str) -> Path:
-    """The weights folder of a shipped model (`tiny`), or the given path where it has a separator or exists as a folder."""
+    """Find the weights folder of a shipped model (`tiny`).
+
+    A path that has a separator, or is a folder, is returned as it is.
+    """
     path = Path(name_or_path).expanduser()
     if path.is_dir() or len(path.parts) > 1:
         return path

@@ -168,6 +168,8 @@ class FusionConfig:
         (after the attention).
     mlp_width, head_width
         Hidden channels of each layer's 1×1 MLP, and of the convolutions that give w.
+    head_activation
+        A SiLU between the two convolutions that give w; the published model has none.
     """
 
     widths: tuple[int, ...] = (96, 96, 96, 96, 96)
@@ -176,6 +178,7 @@ class FusionConfig:
     taps: int = 2
     mlp_width: int = 192
     head_width: int = 96
+    head_activation: bool = True
     time_width: int = 96
     norm_groups: int = 32
     patch: int = 1
@@ -387,68 +390,3 @@ def _value(value: object, hint: Any, where: str) -> Any:
         accepted = _KINDS[hint]
     _require(fits, where, value, accepted)
     return value
-
-
-PAPER = MagicFuseConfig(
-    name="paper",
-    labels="mfnet",
-    resolution=(640, 480),
-    psi=DenoiserConfig(width=64, heads=4, attention_levels=(2, 3)),
-    phi=DenoiserConfig(width=256, heads=8, attention_levels=(2,)),
-)
-"""The published model.
-
-E 220,968, D 188,163, Ψ 39,652,104, Φ 517,670,920, F & S 2,742,148 parameters.
-"""
-
-TINY = MagicFuseConfig(
-    name="tiny",
-    labels="drive",
-    resolution=(320, 240),
-    autoencoder=AutoencoderConfig(
-        encoder_width=32,
-        encoder_blocks=1,
-        decoder_width=40,
-        decoder_blocks=2,
-        patch=4,
-        downsamples=0,
-        norm="none",
-        noise_channels=0,
-        linear_path=True,
-    ),
-    psi=DenoiserConfig(
-        width=24,
-        multipliers=(1, 2, 3, 4),
-        blocks=1,
-        heads=4,
-        norm_groups=8,
-        attention_levels=(3,),
-        prediction="z0",
-        condition_skip=True,
-    ),
-    phi=DenoiserConfig(
-        width=32,
-        multipliers=(1, 1, 2, 4),
-        blocks=1,
-        heads=4,
-        norm_groups=8,
-        attention_levels=(3,),
-        prediction="z0",
-        condition_skip=True,
-    ),
-    fusion=FusionConfig(
-        widths=(48, 96, 160, 96, 48),
-        scales=(1, 2, 4, 2, 1),
-        attention=(False, False, True, True, False),
-        taps=1,
-        mlp_width=96,
-        head_width=24,
-        time_width=32,
-        norm_groups=8,
-        patch=2,
-    ),
-    diffusion=DiffusionConfig(steps=1, spacing="trailing", clip_z0=True, scale_inputs=True),
-)
-"""The embedded default, for two CPU cores."""
-
-SIZES = {config.name: config for config in (PAPER, TINY)}

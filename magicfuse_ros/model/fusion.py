@@ -58,10 +58,11 @@ class SelfAttention(nn.Module):
         """Map (B, C, h, w) to the same shape."""
         normed = self.norm(x)
         q, k, v = (
-            project(normed).flatten(2).transpose(1, 2)[:, None]
+            project(normed).flatten(2).transpose(1, 2)[:, None].contiguous()
             for project in (self.q, self.k, self.v)
         )
-        # Never a materialised h·w × h·w map: at 640×480 that is 19,200 squared.
+        # Never a materialised h·w × h·w map: at 640×480 that is 19,200 squared. It takes contiguous
+        # q, k and v; for others PyTorch falls back to the map.
         attended = functional.scaled_dot_product_attention(q, k, v)
         projected: Tensor = self.out(attended[:, 0].transpose(1, 2).reshape(x.shape))
         return x + projected
@@ -143,7 +144,7 @@ class Fusion(nn.Module):
         self.normout = nn.Conv2d(width, patched, 1)
         self.estimate = nn.Sequential(
             nn.Conv2d(3 * latent_channels, config.head_width, 3, padding=1),
-            nn.SiLU(),
+            nn.SiLU() if config.head_activation else nn.Identity(),
             nn.Conv2d(config.head_width, latent_channels, 3, padding=1),
         )
 

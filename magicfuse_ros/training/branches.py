@@ -60,7 +60,7 @@ class BranchStage(Stage):
         self.__dict__["_model"] = model  # not a submodule: only the branch is trained
         self._branch = branch
         self._loss = loss
-        self._alpha_bars = torch.from_numpy(diffusion.alphas_cumprod(model.config.diffusion))
+        self._alpha_bars = torch.tensor(diffusion.alphas_cumprod(model.config.diffusion))
         branch_config = model.config.psi if branch == "psi" else model.config.phi
         self._prediction = branch_config.prediction
 

@@ -14,9 +14,10 @@ from accelerate import PartialState
 
 from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.autoencoder import fit_linear_path
-from magicfuse_ros.model.config import SIZES, ConfigError, MagicFuseConfig, dataclass_from
+from magicfuse_ros.model.config import ConfigError, MagicFuseConfig, dataclass_from
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
 from magicfuse_ros.training.datasets import CropDataset, CropSettings, find_sources, open_cache
