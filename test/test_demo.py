@@ -28,9 +28,9 @@ from magicfuse_ros.commands.demo_session import (
     OUTPUTS,
     Session,
 )
-from magicfuse_ros.model.config import TINY
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.sizes import TINY
 from magicfuse_ros.ros.bag import BagError, BagReader, BagWriter, Topic
 from magicfuse_ros.ros.image_codec import encode_compressed, encode_image
 from magicfuse_ros.ros.images import frames

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from magicfuse_ros.model.config import ConfigError
         from magicfuse_ros.training.loop import TrainingError
-        from magicfuse_ros.training.recipe import STAGES, read_recipe, train_stage
+        from magicfuse_ros.training.recipe import read_recipe, recipe_files, train_stage
     except ModuleNotFoundError as error:
         print(
             f"magicfuse train: the module {error.name!r} is missing; install the package with its "
@@ -49,27 +49,27 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
 
-    stages = STAGES if args.stage == "all" else (args.stage,)
+    paths = recipe_files(args.config) if args.stage == "all" else [args.config]
     cache = args.cache or args.output / "cache"
     try:
         # All of them first: a mistake in the last should not show after hours.
         recipes = []
-        for stage in stages:
-            path = args.config / f"{stage}.yaml" if args.stage == "all" else args.config
+        for path in paths:
+            stage = path.stem.removesuffix("_coarse") if args.stage == "all" else args.stage
             recipe = read_recipe(path)
             if recipe.stage != stage:
                 raise ConfigError(f"{path} is for stage {recipe.stage!r}; accepted here: {stage!r}")
             recipes.append(recipe)
-            checkpoint = args.output / f"{stage}.state.safetensors"
+            checkpoint = args.output / f"{path.stem}.state.safetensors"
             if checkpoint.is_file() and not args.resume:
                 raise ConfigError(
                     f"{checkpoint} exists; add --resume to go on from it, or remove it to start "
                     "again"
                 )
-        for stage, recipe in zip(stages, recipes, strict=True):
-            if not train_stage(recipe, args.data, cache, args.output):
+        for path, recipe in zip(paths, recipes, strict=True):
+            if not train_stage(recipe, args.data, cache, args.output, path.stem):
                 print(
-                    f"{stage}: stopped by a signal; the same command with --resume goes on",
+                    f"{path.stem}: stopped by a signal; the same command with --resume goes on",
                     file=sys.stderr,
                 )
                 return 3

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.checkpoint import CheckpointError
-from magicfuse_ros.model.config import PAPER, AutoencoderConfig, FusionConfig, MagicFuseConfig
+from magicfuse_ros.model.config import AutoencoderConfig, FusionConfig, MagicFuseConfig
 from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.model.sizes import PAPER
 
 Progress = Callable[[str], None]
 Names = dict[str, str]

@@ -114,8 +114,23 @@ def read_recipe(path: Path) -> StageRecipe:
     return dataclass_from(StageRecipe, content, str(path))
 
 
-def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path) -> bool:
+def recipe_files(folder: Path) -> list[Path]:
+    """List the YAML files of a whole recipe in the order in which they run.
+
+    A stage is `<stage>.yaml`, after `<stage>_coarse.yaml` where that exists.
+    """
+    files = []
+    for stage in STAGES:
+        coarse = folder / f"{stage}_coarse.yaml"
+        files += [coarse] if coarse.is_file() else []
+        files.append(folder / f"{stage}.yaml")
+    return files
+
+
+def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name: str) -> bool:
     """Train one stage in the run folder `output` and write its parts into `output/model`.
+
+    `name` is that of its checkpoint and its log. The networks start from those in `output/model`.
 
     With several processes each calls this with the same arguments, and `output` and `cache` are on
     disks that they share.
@@ -137,7 +152,7 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path) -> b
         model = _open_model(recipe, folder)
         dataset = _open_data(recipe, model, data, cache, processes.num_processes)
     stage = _stage(recipe, model)
-    resumes = (output / f"{recipe.stage}.state.safetensors").is_file()
+    resumes = (output / f"{name}.state.safetensors").is_file()
     if recipe.stage == "autoencoder" and model.config.autoencoder.linear_path and not resumes:
         samples = [dataset[index] for index in range(_LINEAR_SAMPLES)]
         images = [
@@ -146,7 +161,7 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path) -> b
             for key in ("clean", "infrared")
         ]
         fit_linear_path(model.encoder, model.decoder, images)
-    complete = run(stage, dataset, recipe.loop, output, recipe.stage)
+    complete = run(stage, dataset, recipe.loop, output, name)
     if processes.is_main_process:
         _export(stage, folder, finished=complete and recipe.stage == STAGES[-1])
     processes.wait_for_everyone()

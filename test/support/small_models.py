@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from magicfuse_ros.model.config import (
-    PAPER,
     AutoencoderConfig,
     DenoiserConfig,
     DiffusionConfig,
     FusionConfig,
     MagicFuseConfig,
 )
+from magicfuse_ros.model.sizes import PAPER
 
 SMALL_PAPER = dataclasses.replace(
     PAPER,

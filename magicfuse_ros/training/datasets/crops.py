@@ -217,7 +217,8 @@ class _Cut:
         if self.angle == 0.0 and self.scale == 1.0:
             x, y = round(self.center[0] - width / 2.0), round(self.center[1] - height / 2.0)
             part = image[y : y + height, x : x + width]
-            return np.ascontiguousarray(part[:, ::-1] if self.flip else part)
+            # A copy in any case: the cache is read-only.
+            return np.array(part[:, ::-1] if self.flip else part, order="C")
         turn = math.radians(self.angle)
         c, s = math.cos(turn) / self.scale, math.sin(turn) / self.scale
         mirror = -1.0 if self.flip else 1.0

@@ -1,0 +1,132 @@
+"""The house's rules: imports go down only, nothing is unpickled, `magicfuse --help` stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from magicfuse_ros.cli import COMMANDS
+
+PACKAGE = Path(__file__).parents[1] / "magicfuse_ros"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Floor → the floors it may import from. Modules of the package's root (resources) are open to all.
+MAY_IMPORT = {
+    "model": {"model"},
+    "runtime": {"runtime", "model"},
+    "ros": {"ros", "runtime", "model"},
+    "training": {"training", "runtime", "model"},
+    "evaluation": {"evaluation", "training", "runtime", "model"},  # on training's degradations
+    "commands": {"commands", "evaluation", "training", "ros", "runtime", "model"},
+}
+MODEL_LIBRARIES = {"torch", "diffusers", "safetensors", "yaml", "numpy", "magicfuse_ros"}
+HEAVY = ("torch", "rclpy", "cv2", "diffusers", "rosbags")
+LONGEST_FILE = 450  # lines; the aim is 300, one subject
+
+
+def imports(path):
+    """Return the full names of what a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def floor(path):
+    return path.relative_to(PACKAGE).parts[0]
+
+
+def relative(path):
+    return str(path.relative_to(PACKAGE))
+
+
+def test_every_folder_is_a_known_floor():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+
+    assert folders == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent != PACKAGE], ids=relative)
+def test_imports_go_down(path):
+    own = [name.split(".") for name in imports(path) if name.startswith("magicfuse_ros.")]
+    floors = {parts[1] for parts in own if (PACKAGE / parts[1]).is_dir()}
+
+    assert floors <= MAY_IMPORT[floor(path)]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if floor(path) == "model"], ids=relative)
+def test_model_needs_no_ros_and_no_image_library(path):
+    libraries = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+
+    assert libraries <= MODEL_LIBRARIES
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_only_ros_and_commands_import_ros(path):
+    libraries = {name.split(".")[0] for name in imports(path)}
+    of_ros = {name for name in libraries if name in {"rclpy", "launch"} or name.endswith("_msgs")}
+
+    assert not of_ros or floor(path) in {"ros", "commands"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_nothing_is_unpickled(path):
+    """Pickled data runs code; only the exception of torch's safe loader may be named."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = set(imports(path))
+    assert not {name.split(".")[0] for name in names} & {"dill", "cloudpickle", "joblib", "shelve"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+            assert node.attr == "UnpicklingError"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if called == "torch.load":
+                assert keywords.get("weights_only") == "True"
+            assert keywords.get("allow_pickle") in (None, "False")
+    assert {name for name in names if name.startswith("pickle.")} <= {"pickle.UnpicklingError"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_file_has_one_subject(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+def test_help_is_light():
+    """Commands import torch and ROS when they run, not when the command line is read."""
+    program = (
+        "import sys\n"
+        "from magicfuse_ros.cli import build_parser\n"
+        "build_parser()\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    result = subprocess.run(
+        [sys.executable, "-m", "magicfuse_ros", command, "--help"],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: magicfuse {command}")

@@ -1,0 +1,157 @@
+"""A default is written once: parameter file, README and package files agree with their source."""
+
+import importlib.util
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from support.system import FuseNodeProcess, Listener, random_domain
+
+import magicfuse_ros
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.sizes import SIZES
+from magicfuse_ros.ros.parameters import PARAMETERS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NAMES = [spec.name for spec in PARAMETERS]
+
+
+def flatten(values, prefix=""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def parameter_file():
+    content = yaml.safe_load((ROOT / "config" / "fuse.yaml").read_text(encoding="utf-8"))
+    return dict(flatten(content["/**"]["ros__parameters"]))
+
+
+def readme_rows(marker):
+    section = re.search(rf"<!-- {marker}: .*?-->(.*?)<!-- end of {marker} -->", README, re.DOTALL)
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section[1].strip().splitlines()
+    ]
+    return rows[2:]
+
+
+def in_words(value):
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return "empty" if value == "" else f"`{value}`"
+
+
+def test_parameter_file_has_every_default_in_the_same_order():
+    values = parameter_file()
+
+    assert values == {spec.name: spec.default for spec in PARAMETERS}
+    assert list(values) == NAMES
+
+
+@pytest.mark.parametrize("spec", PARAMETERS, ids=lambda spec: spec.name)
+def test_parameter_file_has_the_parameters_type(spec):
+    assert type(parameter_file()[spec.name]) is spec.type
+
+
+def test_readme_table_is_the_nodes():
+    expected = [
+        [
+            f"`{spec.name}`",
+            in_words(spec.default),
+            spec.accepted,
+            "yes" if spec.live else "no",
+            spec.description,
+        ]
+        for spec in PARAMETERS
+    ]
+
+    assert readme_rows("parameters") == expected
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_readme_says_how_large_the_models_are(size):
+    with torch.device("meta"):
+        model = MagicFuse.from_config(size)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    rounded = f"{millions:.1f}" if millions < 100.0 else f"{millions:.0f}"
+    width, height = size.resolution
+
+    assert f"| `{size.name}` | {rounded} M | {width}×{height}, " in README
+
+
+def test_versions_agree():
+    package = ET.parse(ROOT / "package.xml").getroot()
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+
+    assert package.findtext("version") == magicfuse_ros.__version__
+    assert f'version="{magicfuse_ros.__version__}"' in setup
+
+
+def readme_interfaces(direction):
+    """Resolved name → type of the README's topics or services, for a node without a namespace."""
+    kind = "srv" if direction == "srv" else "msg"
+    found = {}
+    for name, package, cls in re.findall(
+        rf"^\| {direction} `([^`]+)` \| (\w+)/(\w+)", README, re.MULTILINE
+    ):
+        full = name.replace("~", "/fuse_node") if name[0] in "~/" else f"/{name}"
+        found[full] = f"{package}/{kind}/{cls}"
+    return found
+
+
+def on_the_graph(listener, direction):
+    graph = {
+        "sub": listener.node.get_subscriber_names_and_types_by_node,
+        "pub": listener.node.get_publisher_names_and_types_by_node,
+        "srv": listener.node.get_service_names_and_types_by_node,
+    }
+    return {name: types[0] for name, types in graph[direction]("fuse_node", "/")}
+
+
+def test_rviz_shows_topics_of_the_node():
+    config = yaml.safe_load((ROOT / "rviz" / "fuse.rviz").read_text(encoding="utf-8"))
+    shown = [display["Topic"]["Value"] for display in config["Visualization Manager"]["Displays"]]
+
+    assert shown[0] in {name.lstrip("/") for name in readme_interfaces("sub")}
+    assert {f"/{name}" for name in shown[1:]} <= set(readme_interfaces("pub"))
+
+
+# What every lifecycle node has.
+ROS_OWN = re.compile(
+    r"/(rosout|parameter_events|clock)|/fuse_node/(transition_event|change_state|"
+    r"get_\w+|set_\w+|list_parameters|describe_parameters)"
+)
+
+
+@pytest.mark.parametrize(
+    ("transport", "absent"), [("raw", "/image/compressed"), ("compressed", "/image")]
+)
+def test_topics_and_services_in_the_readme_are_the_nodes(tmp_path, transport, absent):
+    expected = {way: readme_interfaces(way) for way in ("sub", "pub", "srv")}
+    del expected["sub"][absent]
+    if importlib.util.find_spec("vision_msgs") is None:
+        del expected["pub"]["/fuse_node/semantic/label_info"]
+    found = {}
+    domain = random_domain()
+    parameters = {"input_transport": transport}
+    log = tmp_path / "node.log"
+
+    with FuseNodeProcess(domain, log, parameters=parameters) as node, Listener(domain) as listener:
+        node.wait_for_log("Active")
+
+        def complete():
+            if "fuse_node" not in listener.node.get_node_names():
+                return False
+            for way in expected:
+                names = on_the_graph(listener, way)
+                found[way] = {k: v for k, v in names.items() if not ROS_OWN.fullmatch(k)}
+            return found == expected
+
+        listener.wait(complete, lambda: f"README {expected}, node {found}")

@@ -1,0 +1,101 @@
+"""What `pip install .` leaves: all that `ros2 launch` and `ros2 run` look for, and it runs."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from support.system import random_domain
+
+PATIENCE_S = 60.0
+
+
+def test_the_ament_index_names_the_package(installation):
+    index = installation.prefix / "share" / "ament_index" / "resource_index" / "packages"
+
+    assert (index / "magicfuse_ros").is_file()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "package.xml",
+        "launch/fuse.launch.py",
+        "config/fuse.yaml",
+        "config/fastdds.xml",
+        "rviz/fuse.rviz",
+    ],
+)
+def test_the_share_folder_has_its_files(installation, name):
+    assert (installation.share / name).is_file()
+
+
+def test_the_models_of_the_checkout_are_installed(installation, request):
+    models = request.config.rootpath / "models"
+    shipped = {path.relative_to(models) for path in models.rglob("*") if path.is_file()}
+
+    installed = {
+        path.relative_to(installation.share / "models")
+        for path in (installation.share / "models").rglob("*")
+        if path.is_file()
+    }
+
+    assert installed == shipped
+
+
+def test_the_package_finds_its_files_where_they_were_installed(installation):
+    program = (
+        "from magicfuse_ros.resources import share_dir\n"
+        "from magicfuse_ros.model.labels import LabelSet\n"
+        "print(share_dir(), len(LabelSet.load('drive')))\n"
+    )
+
+    output = subprocess.check_output(
+        [installation.prefix / "bin" / "python3", "-c", program],
+        env=installation.environment(),
+        cwd=installation.prefix,
+        text=True,
+    )
+
+    assert output.split() == [str(installation.share), "12"]
+
+
+def test_the_console_script_runs(installation):
+    output = subprocess.check_output(
+        [installation.prefix / "bin" / "magicfuse", "--version"],
+        env=installation.environment(),
+        cwd=installation.prefix,
+        text=True,
+    )
+
+    assert output == "magicfuse 0.1.0\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_executable_starts_the_node_and_a_signal_ends_it(installation, tmp_path, number):
+    """As `ros2 run magicfuse_ros fuse_node` starts it: by its path, which must be executable."""
+    assert os.access(installation.node, os.X_OK)
+    log = tmp_path / "node.log"
+    with log.open("wb") as output:
+        node = subprocess.Popen(
+            [installation.node, "--ros-args", "-p", "autostart:=false"],
+            env=installation.environment() | {"ROS_DOMAIN_ID": str(random_domain())},
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while not re.search("autostart is false", log.read_text()):
+            assert node.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        node.send_signal(number)
+
+        assert node.wait(PATIENCE_S) == 0, log.read_text()
+    finally:
+        node.kill()
+        node.wait()

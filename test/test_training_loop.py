@@ -1,0 +1,313 @@
+"""The training loop on a line fit: its batches, its schedule, its checkpoints and its stops."""
+
+import os
+import signal
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support.training_runs import Line, LineStage, Points
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from magicfuse_ros.model.checkpoint import CheckpointError
+from magicfuse_ros.model.config import ConfigError
+from magicfuse_ros.training.loop import LoopConfig, TrainingError, _StepSampler, run
+from magicfuse_ros.training.optimization import make_average, make_optimizer
+from magicfuse_ros.training.state import Checkpointed, TrainingState, read_state, write_state
+
+STATE = "line.state.safetensors"
+
+
+def config(**options):
+    return LoopConfig(
+        **{"steps": 60, "batch": 4, "learning_rate": 0.1, "workers": 0, "ema": 0.9, **options}
+    )
+
+
+def fit(folder, stage=None, dataset=None, **options):
+    """Train a line; returns the stage and whether it is complete."""
+    stage = stage or LineStage()
+    return stage, run(stage, dataset or Points(), config(**options), folder, "line")
+
+
+def saved(folder):
+    """Tensors and metadata of the checkpoint."""
+    with safe_open(folder / STATE, "pt") as file:
+        return load_file(folder / STATE), file.metadata()
+
+
+def same(folder, other):
+    (tensors, metadata), (others, other_metadata) = saved(folder), saved(other)
+    assert tensors.keys() == others.keys()
+    unequal = [key for key in tensors if not torch.equal(tensors[key], others[key])]
+    return not unequal and metadata == other_metadata
+
+
+def curve(folder):
+    """(step, loss) as TensorBoard shows them."""
+    events = EventAccumulator(str(folder / "logs" / "line"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("loss")]
+
+
+def terminate(loss):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return loss
+
+
+def test_it_learns_and_leaves_what_is_frozen_alone(tmp_path):
+    stage = LineStage()
+    before = {key: value.clone() for key, value in stage.frozen["helper"].state_dict().items()}
+    assert fit(tmp_path, stage, steps=120)[1]
+    line = stage.trained["line"]
+    assert line.a.item() == pytest.approx(3.0, abs=0.3)
+    assert line.b.item() == pytest.approx(-1.0, abs=0.2)
+    after = stage.frozen["helper"].state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not any("helper" in key for key in saved(tmp_path)[0])
+    assert all(not parameter.requires_grad for parameter in stage.frozen["helper"].parameters())
+    steps, losses = zip(*curve(tmp_path), strict=True)
+    assert steps == (20, 40, 60, 80, 100, 120)
+    assert losses[-1] < losses[0] / 3
+
+
+def test_what_is_exported_is_the_average_of_the_weights(tmp_path):
+    stage, _ = fit(tmp_path, steps=30)
+    tensors, _ = saved(tmp_path)
+    assert stage.trained["line"].a.item() == float(tensors["average/module.line.a"])
+    assert stage.trained["line"].a.item() != float(tensors["trained/line.a"])
+
+
+def test_average_forgets_the_first_weights_soon():
+    module = torch.nn.Linear(1, 1)
+    average = make_average(config(ema=0.999), module)
+    expected = None
+    for n in range(30):
+        torch.nn.init.constant_(module.weight, float(n))
+        average.update_parameters(module)
+        decay = (1 + n) / (10 + n)  # below 0.999 for long
+        expected = float(n) if n == 0 else decay * expected + (1 - decay) * n
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert expected > 15.0
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({}, {0: 0.1, 59: 0.1}),
+        ({"warmup_steps": 10}, {0: 0.01, 4: 0.05, 9: 0.1, 40: 0.1}),
+        ({"decay": "cosine"}, {0: 0.1, 30: 0.0505, 60: 0.001}),
+        ({"decay": "halve", "halve_every": 10}, {9: 0.1, 10: 0.05, 25: 0.025}),
+    ],
+)
+def test_learning_rate(options, rates):
+    for step, rate in rates.items():
+        assert config(**options).rate_at(step) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)],
+)
+def test_optimizers_take_their_settings(name, kind):
+    optimizer = make_optimizer(
+        config(optimizer=name, weight_decay=0.02, momentum=0.8), torch.nn.Linear(1, 1)
+    )
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.1, 0.02)
+    assert name != "sgd" or group["momentum"] == 0.8
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("steps", 0), ("batch", 0), ("sheet_every", 0), ("learning_rate", 0.0),
+        ("gradient_clip", float("nan")), ("ema", 1.0), ("workers", -1), ("checkpoint_minutes", -1),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_named(option, value):
+    with pytest.raises(ConfigError, match=rf"loop\.{option} is {value}"):
+        config(**{option: value})
+
+
+def test_halving_needs_its_period():
+    with pytest.raises(ConfigError, match=r"loop\.halve_every is 0"):
+        config(decay="halve")
+
+
+def test_processes_share_the_samples_out():
+    batches = [list(_StepSampler(3, config(steps=5), rank, 2)) for rank in (0, 1)]
+    assert batches == [
+        [[24, 25, 26, 27], [32, 33, 34, 35]],
+        [[28, 29, 30, 31], [36, 37, 38, 39]],
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd", "decay": "cosine"}])
+def test_stopped_and_resumed_is_as_never_stopped(tmp_path, options):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    dataset = Points()
+    reference, _ = fit(whole, dataset=dataset, **options)
+    previous = signal.getsignal(signal.SIGTERM)
+    asked = []
+    for calls, step in ((28, 27), (15, 41)):  # the step whose loss was just seen is not taken
+        resumed = Points()
+        _, complete = fit(parts, LineStage({calls: terminate}), resumed, **options)
+        assert not complete
+        assert saved(parts)[1]["step"] == str(step)
+        asked += resumed.asked[:-4]
+        assert signal.getsignal(signal.SIGTERM) is previous
+    resumed = Points()
+    stage, complete = fit(parts, dataset=resumed, **options)
+    assert complete
+    assert asked + resumed.asked == dataset.asked
+    assert same(whole, parts)
+    assert curve(whole) == curve(parts)
+    for mine, other in zip(stage.trained.parameters(), reference.trained.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_complete_stage_takes_no_further_step(tmp_path):
+    fit(tmp_path)
+    before = (tmp_path / STATE).read_bytes()
+    stage, complete = fit(tmp_path)
+    assert complete
+    assert stage.calls == 0
+    assert (tmp_path / STATE).read_bytes() == before
+    assert stage.trained["line"].a.item() == float(saved(tmp_path)[0]["average/module.line.a"])
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
+    assert fit(tmp_path, LineStage({60: terminate}))[1] is False
+    assert fit(tmp_path)[1] is True
+    whole = tmp_path / "whole"
+    fit(whole)
+    assert same(tmp_path, whole)
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    stage = LineStage({31: lambda loss: loss * float("nan")})
+    with pytest.raises(TrainingError, match=r"line: the loss is nan at step 30.*learning_rate"):
+        fit(tmp_path, stage, checkpoint_minutes=0.0)
+    tensors, metadata = saved(tmp_path)
+    assert metadata["step"] == "29"
+    assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
+    assert fit(tmp_path)[1]
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path):
+    # sqrt has an infinite slope at 0, and 0 · inf is NaN: a fine loss with a bad gradient.
+    stage = LineStage({31: lambda loss: loss + (0.0 * loss).sqrt()})
+    with pytest.raises(TrainingError, match="the gradient's norm is nan at step 30"):
+        fit(tmp_path, stage, checkpoint_minutes=0.0)
+    assert saved(tmp_path)[1]["step"] == "30"
+    assert all(bool(torch.isfinite(p).all()) for p in stage.trained.parameters())
+
+
+def test_divergence_stops_and_keeps_what_was_saved_before_it(tmp_path):
+    stage = LineStage({call: lambda loss: 1e4 + loss for call in range(41, 200)})
+    with pytest.raises(TrainingError, match=r"more than 10 times its lowest mean.* at step 89"):
+        fit(tmp_path, stage, steps=200, checkpoint_minutes=0.0)
+    assert saved(tmp_path)[1]["step"] == "39"
+
+
+def test_a_run_of_bad_batches_is_no_divergence(tmp_path):
+    stage = LineStage({call: lambda loss: 1e4 * loss for call in range(30, 60)})
+    assert fit(tmp_path, stage, steps=70)[1]
+
+
+def test_divergence_before_the_first_checkpoint_says_so(tmp_path):
+    stage = LineStage({5: lambda loss: loss * float("inf")})
+    with pytest.raises(TrainingError, match="there is no checkpoint yet"):
+        fit(tmp_path, stage)
+    assert not (tmp_path / STATE).exists()
+
+
+def damaged(kind, path):
+    content = path.read_bytes()
+    if kind == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "no checkpoint":
+        save_file({"a": torch.zeros(1)}, path)
+
+
+@pytest.mark.parametrize("kind", ["cut short", "empty", "no checkpoint"])
+def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, kind):
+    fit(tmp_path)
+    damaged(kind, tmp_path / STATE)
+    with pytest.raises(CheckpointError) as raised:
+        fit(tmp_path, steps=80)
+    message = str(raised.value)
+    assert message.startswith(f"checkpoint {tmp_path / STATE} does not fit this stage")
+    assert "remove it to start the stage again" in message
+    assert "\n" not in message
+
+
+def test_a_checkpoint_of_another_stage_is_an_error(tmp_path):
+    fit(tmp_path)
+    module = torch.nn.ModuleDict({"line": Line(), "more": torch.nn.Linear(1, 1)})
+    parts = Checkpointed(module, make_average(config(), module), make_optimizer(config(), module))
+    with pytest.raises(CheckpointError, match="restore the config"):
+        read_state(tmp_path / STATE, parts)
+
+
+def test_fp16_scaler_is_part_of_a_checkpoint(tmp_path):
+    def parts():
+        module = torch.nn.Linear(1, 1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+        return Checkpointed(
+            module, make_average(config(), module), make_optimizer(config(), module), scaler
+        )
+
+    used = parts()
+    for _ in range(4):
+        used.scaler.scale(used.trained(torch.ones(1, 1)).sum()).backward()
+        used.scaler.step(used.optimizer)
+        used.scaler.update()
+    write_state(tmp_path / STATE, TrainingState(4, 0.5, 0.25), used)
+    fresh = parts()
+    assert read_state(tmp_path / STATE, fresh) == TrainingState(4, 0.5, 0.25)
+    assert fresh.scaler.state_dict() == used.scaler.state_dict()
+    assert fresh.scaler.get_scale() == 2048.0
+
+
+def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    fit(tmp_path)
+    before = (tmp_path / STATE).read_bytes()
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("magicfuse_ros.training.state.Path.replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, steps=80)
+    assert (tmp_path / STATE).read_bytes() == before
+
+
+def test_bf16_trains_and_its_weights_stay_float32(tmp_path):
+    stage, complete = fit(tmp_path, steps=120, mixed_precision="bf16")
+    assert complete
+    assert stage.trained["line"].a.item() == pytest.approx(3.0, abs=0.5)
+    assert stage.trained["line"].a.dtype == torch.float32
+
+
+def test_speed_and_waiting_for_data_are_logged(tmp_path):
+    fit(tmp_path)
+    events = EventAccumulator(str(tmp_path / "logs" / "line"))
+    events.Reload()
+    assert all(event.value > 0.0 for event in events.Scalars("data/samples_per_second"))
+    assert all(0.0 < event.value < 1.0 for event in events.Scalars("data/share_waiting"))
+    slopes = [event.value for event in events.Scalars("slope")]
+    assert all(later > earlier for earlier, later in pairwise(slopes))
+
+
+def test_sheets_are_drawn(tmp_path):
+    fit(tmp_path, sheet_every=25)
+    events = EventAccumulator(str(tmp_path / "logs" / "line"))
+    events.Reload()
+    assert [event.step for event in events.Images("sheet")] == [25, 50]

@@ -1,0 +1,363 @@
+"""What every stage trains, and what it leaves alone."""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
+from support.training_runs import data_folder, run_folder, write_recipe
+from torch.nn import functional
+
+from magicfuse_ros.model import diffusion
+from magicfuse_ros.model.config import ConfigError, DiffusionConfig
+from magicfuse_ros.model.labels import UNKNOWN
+from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.training.autoencoder import AutoencoderLoss, AutoencoderStage
+from magicfuse_ros.training.branches import BranchLoss, BranchStage
+from magicfuse_ros.training.losses import sobel, weighted_l1
+from magicfuse_ros.training.mkf import MkfLoss, MkfStage
+from magicfuse_ros.training.recipe import STAGES, read_recipe, train_stage
+
+OF_STAGE = {
+    "autoencoder": {"encoder", "decoder"},
+    "psi": {"psi"},
+    "phi": {"phi"},
+    "mkf": {"fusion"},
+}
+SEVERAL_STEPS = dataclasses.replace(
+    SMALL_FEW_STEP, diffusion=DiffusionConfig(steps=4, spacing="trailing", clip_z0=True)
+)
+
+
+def make(config=SMALL_FEW_STEP):
+    torch.manual_seed(3)
+    return MagicFuse.from_config(config)
+
+
+def make_stage(name, model, **options):
+    if name == "autoencoder":
+        return AutoencoderStage(model, AutoencoderLoss(**options))
+    if name == "mkf":
+        return MkfStage(model, MkfLoss(**options))
+    return BranchStage(model, name, BranchLoss(**options))
+
+
+def batch(count=2, size=32):
+    """Smooth pictures with a warm rectangle; the first sample has no infrared."""
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    clean = functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    infrared = clean.mean(dim=1, keepdim=True) * 0.5
+    labels = torch.full((count, size, size), 4)
+    labels[:, 8:20, 4:12] = 2
+    labels[:, :, :2] = UNKNOWN
+    infrared[:, :, 8:20, 4:12] = 0.9
+    infrared[0] = 0.0
+    return {
+        "clean": clean,
+        "degraded": 0.3 * clean,
+        "infrared": infrared,
+        "labels": labels,
+        "thermal_weight": (labels == 2).float(),
+        "has_infrared": torch.tensor([0.0] + [1.0] * (count - 1)),
+    }
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def snapshot(model):
+    return {
+        part: {k: v.clone() for k, v in getattr(model, part).state_dict().items()} for part in PARTS
+    }
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_learns_and_changes_only_its_own_parts(name):
+    model = make()
+    stage = make_stage(name, model)
+    before = snapshot(model)
+    optimizer = torch.optim.Adam([p for p in stage.parameters() if p.requires_grad], 3e-3)
+    losses = []
+    for _ in range(12):
+        loss, scalars = stage(batch(), seeded())
+        assert all(bool(torch.isfinite(value)) for value in scalars.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert min(losses[-3:]) < 0.9 * losses[0], losses
+    changed = {
+        part
+        for part, tensors in before.items()
+        if any(not torch.equal(t, getattr(model, part).state_dict()[k]) for k, t in tensors.items())
+    }
+    assert changed == OF_STAGE[name]
+
+
+@pytest.mark.parametrize("config", [SMALL_FEW_STEP, SMALL_PAPER], ids=lambda config: config.name)
+@pytest.mark.parametrize("name", STAGES)
+def test_every_parameter_of_the_stage_has_a_gradient_and_no_other(name, config):
+    model = make(config)
+    stage = make_stage(name, model, **({"steps": 2} if name == "mkf" else {}))
+    stage(batch(2, 16), seeded())[0].backward()
+    for part in PARTS:
+        for parameter in getattr(model, part).parameters():
+            # DistributedDataParallel waits for the gradient of every trained parameter.
+            assert (parameter.grad is not None) == (part in OF_STAGE[name])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_loss_depends_on_the_batch_and_the_generator_alone(name):
+    stage = make_stage(name, make())
+    torch.manual_seed(0)
+    first = stage(batch(), seeded(1))[0]
+    torch.manual_seed(1)
+    assert torch.equal(first, stage(batch(), seeded(1))[0])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_sheet_is_a_picture(name):
+    model = make()
+    with torch.no_grad():
+        sheet = make_stage(name, model).sheet(batch(), seeded())
+    assert sheet.shape[0] == 3
+    assert sheet.shape[2] == 64
+    assert 0.0 <= float(sheet.min()) <= float(sheet.max()) <= 1.0
+
+
+def test_training_a_stage_rewrites_its_files_alone(tmp_path):
+    data = data_folder(tmp_path / "data")
+    output = run_folder(tmp_path / "run")
+    files = [f"{part}.safetensors" for part in PARTS]
+    before = {name: (output / "model" / name).read_bytes() for name in files}
+    for stage in STAGES:
+        recipe = read_recipe(write_recipe(tmp_path, stage))
+        assert train_stage(recipe, data, tmp_path / "cache", output, stage)
+        after = {name: (output / "model" / name).read_bytes() for name in files}
+        changed = {name.split(".")[0] for name in files if before[name] != after[name]}
+        assert changed == OF_STAGE[stage]
+        before = after
+        # Only a model whose every part has learned counts as trained.
+        assert MagicFuse.from_pretrained(output / "model").config.trained == (stage == "mkf")
+
+
+def test_autoencoder_sees_clean_degraded_and_infrared_images():
+    given = batch(4)
+    images = make_stage("autoencoder", make())._images(given)
+    assert images.shape == (4 + 2 + 3, 3, 32, 32)
+    assert torch.equal(images[:4], given["clean"])
+    assert torch.equal(images[4:6], given["degraded"][::2])
+    assert torch.equal(images[6:], given["infrared"][1:].expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high"), [(0.0, 0, 20), (1.0, 1000, 1000), (0.5, 440, 560)]
+)
+def test_share_of_timesteps_at_pure_noise(share, low, high):
+    t = make_stage("psi", make(), pure_noise_share=share)._timesteps(1000, seeded())
+    last = t == 999
+    assert low <= int(last.sum()) <= high
+    rest = t[~last].float()
+    if share < 1.0:
+        assert float(rest.mean()) == pytest.approx(499.0, abs=40.0)
+        assert float(rest.min()) < 20.0
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "z0"])
+def test_a_perfect_prediction_gives_back_the_clean_latent(kind):
+    model = make()
+    stage = make_stage("phi", model)
+    stage._prediction = kind
+    given = batch()
+    truth = {}
+
+    class Oracle(torch.nn.Module):
+        """Predicts from the clean latent."""
+
+        def forward(self, _condition, noisy, t):
+            a, s = diffusion.training_coefficients(stage._alpha_bars, t)
+            gain = a if model.config.diffusion.scale_inputs else 1.0
+            eps = (noisy / gain - a * truth["z0"]) / s
+            return diffusion.training_target(truth["z0"], eps, a, s, kind)
+
+    truth["z0"] = stage._encode(given["infrared"].expand(-1, 3, -1, -1), seeded())
+    stage.trained["phi"] = Oracle()
+    t = torch.tensor([600, 20])
+    prediction, target, estimate = stage._estimate(given, t, seeded())
+    torch.testing.assert_close(prediction, target, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(estimate, truth["z0"], atol=2e-3, rtol=1e-3)
+
+
+def test_branch_objective_is_the_sum_of_its_weighted_terms():
+    stage = make_stage("psi", make(), latent=0.5, pixel=2.0, texture=0.25, thermal=3.0)
+    given = batch()
+    loss, scalars = stage(given, seeded())
+    expected = 0.5 * scalars["latent"] + 2.0 * scalars["pixel"] + 0.25 * scalars["texture"]
+    torch.testing.assert_close(loss.detach(), expected)
+    generator = seeded()
+    t = stage._timesteps(2, generator)
+    with torch.no_grad():
+        decoded = stage.frozen["decoder"](stage._estimate(given, t, generator)[2])
+    weight = 1.0 + 3.0 * given["thermal_weight"][:, None]
+    torch.testing.assert_close(scalars["pixel"], weighted_l1(decoded, given["clean"], weight))
+    edges = weighted_l1(sobel(decoded), sobel(given["clean"]), weight)
+    torch.testing.assert_close(scalars["texture"], edges)
+
+
+def test_noise_share_out_of_range_is_named():
+    with pytest.raises(ConfigError, match=r"branch\.pure_noise_share is 1\.5"):
+        BranchLoss(pure_noise_share=1.5)
+
+
+def watch(model, calls):
+    """Record, for each call of the networks, the timestep and whether it may have a gradient."""
+    for name in ("denoise", "fuse"):
+        method = getattr(model, name)
+
+        def watched(*args, name=name, method=method):
+            calls.append((name, args[-1], torch.is_grad_enabled()))
+            return method(*args)
+
+        setattr(model, name, watched)
+
+
+def test_gradient_only_at_the_stop_step():
+    """Algorithm 1, lines 9-12."""
+    model = make(SEVERAL_STEPS)
+    stage = make_stage("mkf", model)
+    calls = []
+    watch(model, calls)
+    stops = set()
+    for seed in range(12):
+        calls.clear()
+        loss, _ = stage(batch(), seeded(seed))
+        steps = [t for name, t, _ in calls if name == "fuse"]
+        assert steps == [999, 749, 499, 249][: len(steps)]
+        stops.add(steps[-1])
+        for name, t, gradient in calls:
+            assert gradient == (name == "fuse" and t == steps[-1])
+        assert loss.requires_grad
+    assert len(stops) == 4
+
+
+def test_the_gradient_takes_earlier_steps_as_given():
+    """As if the states that reach the stop step were constants."""
+    model = make(SEVERAL_STEPS)
+    stage = make_stage("mkf", model, segmentation=1.0)
+    seed = next(s for s in range(50) if int(torch.randint(0, 4, (1,), generator=seeded(s))) == 2)
+    stage(batch(), seeded(seed))[0].backward()
+    expected = {name: p.grad.clone() for name, p in model.fusion.named_parameters()}
+    fuse, calls = model.fuse, []
+
+    def constant(*args):
+        calls.append(args[-1])
+        w, state = fuse(*args)
+        return (w, state) if len(calls) == 3 else (w.detach(), state.detach())
+
+    model.fuse = constant
+    model.fusion.zero_grad()
+    with torch.enable_grad():
+        stage(batch(), seeded(seed))[0].backward()
+    assert len(calls) == 3
+    for name, parameter in model.fusion.named_parameters():
+        assert torch.equal(parameter.grad, expected[name])
+    assert any(float(gradient.abs().max()) > 0.0 for gradient in expected.values())
+
+
+def test_stop_steps_are_uniform_and_the_noise_of_both_streams_is_one():
+    """Algorithm 1, lines 6-8."""
+    model = make(SEVERAL_STEPS)
+    stage = make_stage("mkf", model)
+    stops = Counter()
+
+    def denoise(_condition, z_psi, z_phi, t):
+        if t == 999:
+            assert torch.equal(z_psi, z_phi)
+        return torch.zeros_like(z_psi), torch.zeros_like(z_phi)
+
+    def fuse(psi, _phi, _z_f, state, _t):
+        return torch.ones_like(psi.z0), state
+
+    model.denoise, model.fuse = denoise, fuse
+    image = batch(1, 16)["degraded"]
+    for seed in range(200):
+        stops[stage._run(image, seeded(seed), to_end=False).t] += 1
+    assert sorted(stops) == [249, 499, 749, 999]
+    # Chi-squared with 3 degrees of freedom: 16.3 is the 99.9 % point.
+    assert sum((count - 50.0) ** 2 / 50.0 for count in stops.values()) < 16.3
+    assert stage._run(image, seeded(), to_end=True).t == 249
+
+
+def test_segmentation_loss_is_the_weighted_cross_entropy_of_known_pixels():
+    """Eq. 16 with class weights."""
+    weights = tuple(0.5 + 0.25 * k for k in range(12))
+    model = make()
+    stage = make_stage("mkf", model, class_weights=weights)
+    given, seen = batch(), {}
+    run = stage._run
+
+    def remember(*args, **options):
+        seen["step"] = run(*args, **options)
+        return seen["step"]
+
+    stage._run = remember
+    _, scalars = stage(given, seeded())
+    logits = functional.interpolate(
+        seen["step"].state, size=(32, 32), mode="bilinear", align_corners=False
+    )
+    expected = functional.cross_entropy(
+        logits, given["labels"], torch.tensor(weights), ignore_index=UNKNOWN
+    )
+    torch.testing.assert_close(scalars["segmentation"], expected.detach())
+
+
+def test_pixels_of_unknown_class_alone_give_no_segmentation_loss():
+    given = batch() | {"labels": torch.full((2, 32, 32), UNKNOWN)}
+    loss, scalars = make_stage("mkf", make())(given, seeded())
+    assert float(scalars["segmentation"]) == 0.0
+    assert bool(torch.isfinite(loss))
+
+
+def test_weights_of_phase_2_are_applied():
+    stage = make_stage("mkf", make(), contrast=6.0, texture=10.0, color=5.0, segmentation=2.0)
+    loss, scalars = stage(batch(), seeded())
+    weights = {"contrast": 6.0, "texture": 10.0, "color": 5.0, "segmentation": 2.0}
+    expected = sum(weight * scalars[name] for name, weight in weights.items())
+    torch.testing.assert_close(loss.detach(), expected)
+
+
+def test_w_r_is_logged_inside_and_outside_of_thermal_regions():
+    model = make()
+    stage = make_stage("mkf", model)
+    person = model.labels.id_of("person")
+
+    def fuse(psi, _phi, _z_f, state, _t):
+        state = torch.zeros_like(state)
+        state[:, person, :, :4] = 1.0
+        # The trained parts must be in the graph.
+        return 0.9 + 0.0 * model.fusion.normout.weight.sum() * psi.z0, state
+
+    model.fuse = fuse
+    _, scalars = stage(batch(), seeded())
+    assert float(scalars["w_r/inside"]) == pytest.approx(0.4)  # τ
+    assert float(scalars["w_r/outside"]) == pytest.approx(0.9)
+    assert float(scalars["w_r/outside_std"]) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_class_weights_must_fit_the_label_set():
+    with pytest.raises(ConfigError, match=r"mkf\.class_weights has 2 entries; accepted: 12"):
+        make_stage("mkf", make(), class_weights=(1.0, 2.0))
+
+
+def test_gradients_survive_autocast():
+    """Weights that autocast converted without a gradient must not be used at the stop step."""
+    model = make(SEVERAL_STEPS)
+    stage = make_stage("mkf", model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = stage(batch(), seeded(3))
+    loss.backward()
+    assert all(p.grad is not None for p in model.fusion.parameters())
+    assert sum(float(p.grad.abs().sum()) for p in model.fusion.parameters()) > 0.0
