@@ -40,7 +40,7 @@ THERMAL = {
     "mfnet": {"car", "person"},
     "fmb": {"person", "car", "truck", "bus", "motorcycle"},
     "cityscapes": {"person", "rider", "car", "truck", "bus", "train", "motorcycle"},
-    "drive": {"car", "person"},
+    "drive": {"person"},
 }
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from magicfuse_ros.model import diffusion
 from magicfuse_ros.model.config import ConfigError, DiffusionConfig
-from magicfuse_ros.model.labels import UNKNOWN
+from magicfuse_ros.model.labels import UNKNOWN, Label, LabelSet
 from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
 from magicfuse_ros.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
@@ -321,10 +321,33 @@ def test_pixels_of_unknown_class_alone_give_no_segmentation_loss():
     assert bool(torch.isfinite(loss))
 
 
+def test_absence_is_asked_for_outside_of_boxes_alone():
+    model = make()
+    stage = make_stage("mkf", model)
+    boxed = [model.labels.id_of(name) for name in ("person", "car", "bike")]
+    logits = torch.randn(2, 12, 6, 8, generator=seeded())
+    outside = torch.zeros(2, 6, 8, dtype=torch.bool)
+    assert float(stage._absence(logits, outside)) == 0.0
+    outside[0, 2:4] = True
+    p = logits.softmax(dim=1)[:, boxed].sum(dim=1)
+    torch.testing.assert_close(stage._absence(logits, outside), -torch.log(1.0 - p)[outside].mean())
+
+
+def test_a_set_of_boxed_classes_alone_has_no_absence():
+    labels = LabelSet("people", (Label(0, "person", (1, 2, 3), thermal=True),))
+    stage = make_stage("mkf", MagicFuse(SMALL_FEW_STEP, labels), absence=1.0)
+    loss, scalars = stage(batch() | {"labels": torch.full((2, 32, 32), UNKNOWN)}, seeded())
+    assert float(scalars["absence"]) == 0.0
+    assert bool(torch.isfinite(loss))
+
+
 def test_weights_of_phase_2_are_applied():
-    stage = make_stage("mkf", make(), contrast=6.0, texture=10.0, color=5.0, segmentation=2.0)
+    stage = make_stage(
+        "mkf", make(), contrast=6.0, texture=10.0, color=5.0, segmentation=2.0, absence=3.0
+    )
     loss, scalars = stage(batch(), seeded())
-    weights = {"contrast": 6.0, "texture": 10.0, "color": 5.0, "segmentation": 2.0}
+    assert float(scalars["absence"]) > 0.0
+    weights = {"contrast": 6.0, "texture": 10.0, "color": 5.0, "segmentation": 2.0, "absence": 3.0}
     expected = sum(weight * scalars[name] for name, weight in weights.items())
     torch.testing.assert_close(loss.detach(), expected)
 

@@ -16,6 +16,9 @@ from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
 from magicfuse_ros.training.losses import visual_loss
 from magicfuse_ros.training.stage import Batch, Stage
 
+_BOXED = ("person", "car", "bike", "bicycle")
+"""Classes that the boxes of MSRS annotate, by their names in the label sets."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MkfLoss:
@@ -27,6 +30,9 @@ class MkfLoss:
         Weights of Eq. 15's terms.
     segmentation
         Weight of Eq. 16.
+    absence
+        Weight of -log(1 - p), with p the probability of the classes that boxes annotate, on
+        pixels without a label and outside every box: of those it is known what they are not.
     class_weights
         Cross-entropy weight of each class in the order of the label set's ids; empty weighs all
         alike.
@@ -38,6 +44,7 @@ class MkfLoss:
     texture: float = 10.0
     color: float = 5.0
     segmentation: float = 1.0
+    absence: float = 0.0
     class_weights: tuple[float, ...] = ()
     steps: int = 0
 
@@ -80,6 +87,8 @@ class MkfStage(Stage):
         self.__dict__["_model"] = model
         self._loss = loss
         self._thermal_ids = model.labels.thermal_ids()
+        self._boxed_ids = [label.id for label in model.labels.labels if label.name in _BOXED]
+        self._other_ids = [label.id for label in model.labels.labels if label.name not in _BOXED]
         weights = loss.class_weights or (1.0,) * len(model.labels)
         if len(weights) != len(model.labels):
             raise ConfigError(
@@ -131,6 +140,7 @@ class MkfStage(Stage):
         known = labels != UNKNOWN
         weight = self._class_weights[labels.clamp(max=len(self._class_weights) - 1)] * known
         terms["segmentation"] = losses.sum() / weight.sum().clamp(min=1.0)
+        terms["absence"] = self._absence(logits, ~known & (batch["thermal_weight"] == 0.0))
         loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         scalars = {name: value.detach() for name, value in terms.items()}
         inside = step.radiation.expand_as(step.w_r) > 0
@@ -139,6 +149,16 @@ class MkfStage(Stage):
                 values = step.w_r.detach()[region]
                 scalars |= {f"w_r/{name}": values.mean(), f"w_r/{name}_std": values.std()}
         return loss, scalars
+
+    def _absence(self, logits: Tensor, outside: Tensor) -> Tensor:
+        """Mean of -log(1 - p) over `outside` (B, H, W), p being that of the boxed classes."""
+        if not self._other_ids:  # a set of boxed classes alone has nothing else to say
+            return logits.new_zeros(())
+        boxed = logits[:, self._boxed_ids].logsumexp(dim=1)
+        others = logits[:, self._other_ids].logsumexp(dim=1)
+        # -log(1 - p) with p = exp(boxed) / (exp(boxed) + exp(others)).
+        penalty = functional.softplus(boxed - others) * outside
+        return penalty.sum() / outside.sum().clamp(min=1.0)
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Draw degraded inputs, restored, imagined infrared and MagImg, from top to bottom."""
