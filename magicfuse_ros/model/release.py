@@ -2,6 +2,9 @@
 
 Every tensor of the release is used and none is missing; names and shapes are checked against the
 configuration. Files are loaded with `weights_only=True`, so that they cannot run code.
+
+The names are those of the files' tensors. That the imported model computes what the authors' own
+code does is not tested here.
 """
 
 from __future__ import annotations
