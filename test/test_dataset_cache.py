@@ -120,6 +120,10 @@ def test_boxes_become_weak_labels_and_hot_spots_become_boxes(sources):
     kinds = {box.kind for item in by_name["m3svd_clips/train"].items for box in item.boxes}
     assert kinds <= {HEAT}
     assert {box.kind for box in msrs.items[0].boxes} == {"person", "car"}
+    assert {name.split("/")[0] for name in by_name if by_name[name].items[0].annotated} == {
+        "msrs",
+        "llvip",
+    }
 
 
 def test_videos_share_one_infrared_scale(tree, tmp_path):
@@ -137,7 +141,8 @@ def test_sample_has_the_documented_tensors(sources):
         "degraded": ((3, 24, 24), image), "clean": ((3, 24, 24), image),
         "infrared": ((1, 24, 24), image), "labels": ((24, 24), torch.int64),
         "thermal_weight": ((24, 24), image), "has_infrared": ((), image),
-        "has_clean": ((), image), "source": ((), torch.int64), "night": ((), image),
+        "has_clean": ((), image), "annotated": ((), image), "source": ((), torch.int64),
+        "night": ((), image),
     }  # fmt: skip
     for name in ("degraded", "clean", "infrared", "thermal_weight"):
         assert 0.0 <= float(sample[name].min()) <= float(sample[name].max()) <= 1.0

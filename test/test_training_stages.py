@@ -61,6 +61,7 @@ def batch(count=2, size=32):
         "labels": labels,
         "thermal_weight": (labels == 2).float(),
         "has_infrared": torch.tensor([0.0] + [1.0] * (count - 1)),
+        "annotated": torch.ones(count),
     }
 
 
@@ -331,6 +332,24 @@ def test_absence_is_asked_for_outside_of_boxes_alone():
     outside[0, 2:4] = True
     p = logits.softmax(dim=1)[:, boxed].sum(dim=1)
     torch.testing.assert_close(stage._absence(logits, outside), -torch.log(1.0 - p)[outside].mean())
+
+
+@pytest.mark.parametrize(("annotated", "asked"), [((1.0, 1.0), True), ((0.0, 0.0), False)])
+def test_images_without_boxes_say_nothing_of_absence(annotated, asked):
+    given = batch() | {"annotated": torch.tensor(annotated)}
+    stage = make_stage("mkf", make(), absence=1.0)
+    assert (float(stage(given, seeded())[1]["absence"]) > 0.0) is asked
+
+
+def test_unaided_training_leaves_both_branches_out():
+    model = make()
+    stage = make_stage("mkf", model, unaided=True)
+    loss, _ = stage(batch(), seeded())
+    loss.backward()
+    assert any(bool(p.grad.any()) for p in model.fusion.parameters())
+    for parameter in (*model.psi.parameters(), *model.phi.parameters()):
+        parameter.data.fill_(0.1)
+    torch.testing.assert_close(stage(batch(), seeded())[0], loss)
 
 
 def test_a_set_of_boxed_classes_alone_has_no_absence():

@@ -10,16 +10,10 @@ import torch
 from torch import Tensor
 
 from magicfuse_ros.evaluation.metrics import U8
-from magicfuse_ros.model.config import Prediction
-from magicfuse_ros.model.diffusion import (
-    Estimate,
-    alphas_cumprod,
-    coefficients,
-    input_gain,
-    noise_from,
-)
+from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.magicfuse import MagicFuse, late_fusion, upsampled_logits
 from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, Variant, sample
+from magicfuse_ros.model.unaided import Unaided
 
 Branch = Literal["psi", "phi"]
 
@@ -84,7 +78,7 @@ class Inference:
     def fuse(self, image: U8, variant: Variant = "full") -> Outcome:
         """Make everything the model makes of an image, or one of the paper's ablations does."""
         model, settings = self.model, self._settings(variant)
-        networks: Networks = _Unaided(model) if self._unaided else model
+        networks: Networks = Unaided(model) if self._unaided else model
         planes = _planes(image)
         started = time.perf_counter()
         step = self._sample(networks, planes, settings)
@@ -150,40 +144,6 @@ class _OneBranch:
     ) -> tuple[Tensor, Tensor]:
         del phi, z_f, t
         return torch.ones_like(psi.z0), state
-
-
-class _Unaided:
-    """The sampler's networks with F & S alone: the condition latent is both branches' estimate."""
-
-    def __init__(self, model: MagicFuse) -> None:
-        self._model = model
-        self._alpha_bars = alphas_cumprod(model.config.diffusion)
-
-    def denoise(
-        self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
-        config = self._model.config
-        return (
-            self._prediction(condition, z_psi, t, config.psi.prediction),
-            self._prediction(condition, z_phi, t, config.phi.prediction),
-        )
-
-    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
-        return self._prediction(condition, z_psi, t, self._model.config.psi.prediction)
-
-    def fuse(
-        self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
-        return self._model.fuse(psi, phi, z_f, state, t)
-
-    def _prediction(self, z0: Tensor, seen: Tensor, t: int, kind: Prediction) -> Tensor:
-        """Return what a network has to say at timestep t for its estimate to be z0."""
-        a, s = coefficients(self._alpha_bars[t])
-        if kind == "z0":
-            return z0
-        z_t = seen / input_gain(a, self._model.config.diffusion)
-        eps = noise_from(z0, z_t, a, s)
-        return eps if kind == "eps" else a * eps - s * z0
 
 
 def _planes(image: U8) -> Tensor:

@@ -12,7 +12,8 @@ from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.labels import UNKNOWN
 from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
-from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
+from magicfuse_ros.model.sampler import Networks, Noise, SamplerSettings, Step, sample
+from magicfuse_ros.model.unaided import Unaided
 from magicfuse_ros.training.losses import visual_loss
 from magicfuse_ros.training.stage import Batch, Stage
 
@@ -32,12 +33,16 @@ class MkfLoss:
         Weight of Eq. 16.
     absence
         Weight of -log(1 - p), with p the probability of the classes that boxes annotate, on
-        pixels without a label and outside every box: of those it is known what they are not.
+        pixels of images with boxes that are outside every box and without a label: of those it is
+        known what they are not.
     class_weights
         Cross-entropy weight of each class in the order of the label set's ids; empty weighs all
         alike.
     steps
         DDIM steps of the reverse process; 0 takes the model's.
+    unaided
+        Train F and S with the condition latent in the place of both branches' estimates: the
+        baseline that shows what Ψ and Φ are worth to S.
     """
 
     contrast: float = 6.0
@@ -47,6 +52,7 @@ class MkfLoss:
     absence: float = 0.0
     class_weights: tuple[float, ...] = ()
     steps: int = 0
+    unaided: bool = False
 
 
 class _Streams:
@@ -55,19 +61,19 @@ class _Streams:
     Ψ and Φ never have one, F and S only at the stop step (line 12).
     """
 
-    def __init__(self, model: MagicFuse, stop: int) -> None:
-        self._model = model
+    def __init__(self, networks: Networks, stop: int) -> None:
+        self._networks = networks
         self._stop = stop
 
     def denoise(
         self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return self._model.denoise(condition, z_psi, z_phi, t)
+            return self._networks.denoise(condition, z_psi, z_phi, t)
 
     def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
         with torch.no_grad():
-            return self._model.restore(condition, z_psi, t)
+            return self._networks.restore(condition, z_psi, t)
 
     def fuse(
         self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
@@ -75,7 +81,7 @@ class _Streams:
         # Autocast must not go on with weights that it cast while they needed no gradient.
         torch.clear_autocast_cache()
         with torch.set_grad_enabled(t == self._stop and torch.is_grad_enabled()):
-            return self._model.fuse(psi, phi, z_f, state, t)
+            return self._networks.fuse(psi, phi, z_f, state, t)
 
 
 class MkfStage(Stage):
@@ -118,7 +124,8 @@ class MkfStage(Stage):
                 None if encoder_noise is None else encoder_noise.to(image.device),
             )
         noise = Noise(noise.latent.to(image.device), noise.state.to(image.device))
-        streams = _Streams(model, settings.timesteps[-1])
+        networks: Networks = Unaided(model) if self._loss.unaided else model
+        streams = _Streams(networks, settings.timesteps[-1])
         return sample(streams, condition, noise, model.config, settings)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -140,7 +147,10 @@ class MkfStage(Stage):
         known = labels != UNKNOWN
         weight = self._class_weights[labels.clamp(max=len(self._class_weights) - 1)] * known
         terms["segmentation"] = losses.sum() / weight.sum().clamp(min=1.0)
-        terms["absence"] = self._absence(logits, ~known & (batch["thermal_weight"] == 0.0))
+        # Hot spots of images that nobody annotated have a weight too, but are not boxes.
+        boxed = batch["annotated"][:, None, None] > 0.0
+        outside = boxed & ~known & (batch["thermal_weight"] == 0.0)
+        terms["absence"] = self._absence(logits, outside)
         loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         scalars = {name: value.detach() for name, value in terms.items()}
         inside = step.radiation.expand_as(step.w_r) > 0

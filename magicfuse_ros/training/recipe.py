@@ -25,6 +25,7 @@ from magicfuse_ros.training.datasets.cache import CacheSettings
 from magicfuse_ros.training.loop import run
 from magicfuse_ros.training.mkf import MkfLoss, MkfStage
 from magicfuse_ros.training.optimization import LoopConfig
+from magicfuse_ros.training.recipes import Mix
 from magicfuse_ros.training.stage import Stage
 
 StageName = Literal["autoencoder", "psi", "phi", "mkf"]
@@ -58,6 +59,8 @@ class DataConfig:
         Smallest and largest magnification of a warped crop.
     weights
         (source name, share) pairs; the others share by the square root of their size.
+    mix
+        Which degradations, how often.
     """
 
     crop: int
@@ -66,6 +69,7 @@ class DataConfig:
     warp: float = 0.5
     scale: tuple[float, float] = (0.85, 1.3)
     weights: tuple[tuple[str, float], ...] = ()
+    mix: Mix = field(default_factory=Mix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +223,7 @@ def _open_data(
         around_box=recipe.data.around_box,
         warp=recipe.data.warp,
         scale=recipe.data.scale,
+        mix=recipe.data.mix,
     )
     for name, side in zip(("crop", "crop_width"), crop.shape, strict=True):
         if side % model.config.multiple_of:

@@ -28,7 +28,7 @@ from magicfuse_ros.training.infrared import InfraredScale, common_infrared_scale
 from magicfuse_ros.training.weak_masks import weak_mask
 
 # Raise when the decoded content changes for the same files and settings.
-_VERSION = 2
+_VERSION = 3
 _BOX_IDS = {kind: CANONICAL.index(kind) for kind in ("person", "bike", "car")}
 
 
@@ -59,8 +59,8 @@ class CacheSettings:
 class CachedItem:
     """Where in the array an item lies, and what is known of it.
 
-    Boxes are the annotated ones, or those of kind `heat` that `hot_boxes` finds where there is
-    infrared and no annotation.
+    Boxes are the annotated ones where `annotated`, or those of kind `heat` that `hot_boxes` finds
+    where there is infrared and no annotation.
     """
 
     name: str
@@ -71,6 +71,7 @@ class CachedItem:
     has_labels: bool
     night: bool
     clean: bool
+    annotated: bool
     boxes: tuple[Box, ...]
 
 
@@ -240,6 +241,7 @@ def _store(
         "has_labels": len(planes) > 1 + (infrared is not None),
         "night": item.night,
         "clean": frame.clean,
+        "annotated": frame.boxes is not None,
         "boxes": [asdict(box) for box in boxes or ()],
     }
     return planes, entry

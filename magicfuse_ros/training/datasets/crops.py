@@ -92,7 +92,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
     - `labels`: (H, W) int64 ids of the label set, 255 unknown
     - `thermal_weight`: (H, W) float32 in [0, 1], 1 on annotated people, 0.5 on vehicles and on
       hot spots of images that have no annotation
-    - `has_infrared`, `has_clean`: () float32, 1 or 0
+    - `has_infrared`, `has_clean`, `annotated` (objects have boxes): () float32, 1 or 0
     - `source`: () int64, place of the source in `sources`
     - `night`: () float32, 1 or 0
 
@@ -171,6 +171,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
             ),
             "has_infrared": torch.tensor(float(infrared is not None)),
             "has_clean": torch.tensor(float(item.clean)),
+            "annotated": torch.tensor(float(item.annotated)),
             "source": torch.tensor(s),
             "night": torch.tensor(float(item.night)),
         }
