@@ -66,10 +66,11 @@ def curve(output, stage):
 def test_all_trains_every_stage_in_order(tmp_path, train):
     for stage in STAGES:
         write_recipe(tmp_path, stage, loop={"steps": 2})
-    # Ψ learns on small pictures first.
+    # Ψ learns on small pictures first, and on whole scenes last.
+    write_recipe(tmp_path, "psi", loop={"steps": 4}).rename(tmp_path / "psi_wide.yaml")
     write_recipe(tmp_path, "psi", loop={"steps": 3}).rename(tmp_path / "psi_coarse.yaml")
     write_recipe(tmp_path, "psi", loop={"steps": 2})
-    names = ["autoencoder", "psi_coarse", "psi", "phi", "mkf"]
+    names = ["autoencoder", "psi_coarse", "psi", "psi_wide", "phi", "mkf"]
     output = run_folder(tmp_path / "run")
     random = {part: (output / "model" / f"{part}.safetensors").read_bytes() for part in PARTS}
     status, said = train("all", tmp_path, output)
@@ -77,7 +78,7 @@ def test_all_trains_every_stage_in_order(tmp_path, train):
     states = [output / f"{name}.state.safetensors" for name in names]
     written = [path.stat().st_mtime_ns for path in states]
     assert written == sorted(written)
-    assert [steps_saved(path) for path in states] == [2, 3, 2, 2, 2]
+    assert [steps_saved(path) for path in states] == [2, 3, 2, 4, 2, 2]
     for part in PARTS:
         assert (output / "model" / f"{part}.safetensors").read_bytes() != random[part]
     assert MagicFuse.from_pretrained(output / "model").config.trained
@@ -239,7 +240,7 @@ def test_shipped_recipes_parse_and_fit_their_model(size):
     assert sorted(paths) == sorted((CONFIGS / size).iterdir())
     for path in paths:
         recipe = read_recipe(path)
-        assert (recipe.stage, recipe.size) == (path.stem.removesuffix("_coarse"), size)
+        assert (recipe.stage, recipe.size) == (path.stem.partition("_")[0], size)
         for side in (recipe.data.crop, recipe.data.crop_width):
             assert side % SIZES[size].multiple_of == 0
         classes = len(LabelSet.load(recipe.labels or SIZES[size].labels))

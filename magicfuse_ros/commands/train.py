@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         # All of them first: a mistake in the last should not show after hours.
         recipes = []
         for path in paths:
-            stage = path.stem.removesuffix("_coarse") if args.stage == "all" else args.stage
+            stage = path.stem.partition("_")[0] if args.stage == "all" else args.stage
             recipe = read_recipe(path)
             if recipe.stage != stage:
                 raise ConfigError(f"{path} is for stage {recipe.stage!r}; accepted here: {stage!r}")

@@ -121,13 +121,15 @@ def read_recipe(path: Path) -> StageRecipe:
 def recipe_files(folder: Path) -> list[Path]:
     """List the YAML files of a whole recipe in the order in which they run.
 
-    A stage is `<stage>.yaml`, after `<stage>_coarse.yaml` where that exists.
+    A stage is `<stage>.yaml`, after `<stage>_coarse.yaml` and before `<stage>_wide.yaml` where
+    those exist.
     """
     files = []
     for stage in STAGES:
-        coarse = folder / f"{stage}_coarse.yaml"
+        coarse, wide = (folder / f"{stage}_{kind}.yaml" for kind in ("coarse", "wide"))
         files += [coarse] if coarse.is_file() else []
         files.append(folder / f"{stage}.yaml")
+        files += [wide] if wide.is_file() else []
     return files
 
 
