@@ -58,9 +58,19 @@ def tensors(path):
 
 
 def curve(output, stage):
-    events = EventAccumulator(str(output / "logs" / stage))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("loss")]
+    """Read the loss at each step; where a run was resumed, what its last process wrote.
+
+    TensorBoard orders a run's files by the second in their names, and two processes of a test can
+    start within one: they are read here in the order in which they were written.
+    """
+    losses = {}
+    files = (output / "logs" / stage).glob("events.out.tfevents.*")
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+        events = EventAccumulator(str(path))
+        events.Reload()
+        if "loss" in events.Tags()["scalars"]:
+            losses.update((event.step, event.value) for event in events.Scalars("loss"))
+    return sorted(losses.items())
 
 
 def test_all_trains_every_stage_in_order(tmp_path, train):
