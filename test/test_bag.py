@@ -13,10 +13,11 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 
+from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros import images, stamps
 from magicfuse_ros.ros.bag import STORAGES, BagError, BagReader, BagWriter, Topic
 from magicfuse_ros.ros.image_codec import decode_compressed, decode_image, encode_image
-from magicfuse_ros.ros.sources import FrameSource, SourceError, image_files, sample_video, write_bag
+from magicfuse_ros.ros.sources import FrameSource, SourceError, image_files, write_bag
 
 START_NS = 1_700_000_000_123_456_789
 

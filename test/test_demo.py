@@ -19,13 +19,13 @@ from std_msgs.msg import Header
 
 from magicfuse_ros.commands import demo, demo_pictures, demo_report
 from magicfuse_ros.commands.degrade import degradation
-from magicfuse_ros.commands.demo_session import (
+from magicfuse_ros.commands.demo_session import OUTPUTS
+from magicfuse_ros.commands.node_session import (
     COLOR,
     ENHANCED,
     INFRARED,
     MAGIMG,
     MASK,
-    OUTPUTS,
     Session,
 )
 from magicfuse_ros.model.labels import LabelSet

@@ -350,9 +350,7 @@ def test_other_weights_are_refused_with_what_to_do(tmp_path, monkeypatch, state)
         ZeroDce.from_package()
 
 
-def test_restoration_table_says_why_zero_dce_is_missing(
-    weights, data, cache, monkeypatch, capsys
-):
+def test_restoration_table_says_why_zero_dce_is_missing(weights, data, cache, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     assert evaluate("restoration", weights, data, cache, "--limit", 1) == 0
     printed = capsys.readouterr().out

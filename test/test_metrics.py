@@ -141,9 +141,7 @@ def test_ssim_of_two_sources_is_the_mean_and_of_itself_one(a, b):
     assert both == pytest.approx((1.0 + metrics.ssim(a, b)) / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "measure", [metrics.psnr_db, metrics.ssim, metrics.mutual_information]
-)
+@pytest.mark.parametrize("measure", [metrics.psnr_db, metrics.ssim, metrics.mutual_information])
 def test_images_of_different_shapes_are_refused(measure):
     with pytest.raises(ValueError, match=r"\(16, 20\) and \(16, 21\)"):
         measure(flat(0), flat(0, (16, 21)))

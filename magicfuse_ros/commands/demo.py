@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from magicfuse_ros.commands.demo_session import Session
+    from magicfuse_ros.commands.node_session import Session
     from magicfuse_ros.model.labels import LabelSet
     from magicfuse_ros.ros.bag import Topic
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo: 0 when frames came out, 1 with the reason on stderr, 130 after Ctrl-C."""
     from magicfuse_ros.commands.bag import stop_on_signals
-    from magicfuse_ros.commands.demo_session import DemoError, Stopped
+    from magicfuse_ros.commands.node_session import SessionError, Stopped
     from magicfuse_ros.ros.bag import BagError
 
     stop = stop_on_signals()
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     except Stopped:
         show.end("stopped")
         return 130
-    except (DemoError, BagError, ValueError, OSError) as error:
+    except (SessionError, BagError, ValueError, OSError) as error:
         show.end()
         print(f"magicfuse demo: {error}", file=sys.stderr)
         return 1
@@ -138,9 +138,9 @@ class Demo:
     # --- input -----------------------------------------------------------------------------------
 
     def _prepare_input(self) -> Input:
+        from magicfuse_ros.resources import sample_video
         from magicfuse_ros.ros.bag import BagReader, is_bag
         from magicfuse_ros.ros.images import describe_images
-        from magicfuse_ros.ros.sources import sample_video
 
         given: Path | None = self._args.input
         degrade: str | None = self._args.degrade
@@ -170,7 +170,7 @@ class Demo:
 
     def _convert(self, path: Path, degrade: str | None) -> Path:
         from magicfuse_ros.commands.degrade import degradation
-        from magicfuse_ros.commands.demo_session import Stopped
+        from magicfuse_ros.commands.node_session import Stopped
         from magicfuse_ros.ros.sources import FrameSource, write_bag
 
         source = FrameSource(path)
@@ -193,7 +193,8 @@ class Demo:
     # --- the node --------------------------------------------------------------------------------
 
     def _fuse(self, source: Input, out: Path) -> Session:
-        from magicfuse_ros.commands.demo_session import DemoError, DemoSession
+        from magicfuse_ros.commands.demo_session import DemoSession
+        from magicfuse_ros.commands.node_session import SessionError
         from magicfuse_ros.ros.bag import BagReader, BagWriter
         from magicfuse_ros.ros.dds import isolate, use_shipped_profile
         from magicfuse_ros.ros.images import COMPRESSED_TYPE
@@ -219,9 +220,9 @@ class Demo:
                 self._show.end("node      active")
                 with BagReader(source.bag) as bag, BagWriter(out) as writer:
                     session.play(bag, source.topic, writer)
-            except DemoError as error:
+            except SessionError as error:
                 lines = "\n".join(f"  {line}" for line in process.last_lines())
-                raise DemoError(f"{error}; the node's last words ({log}):\n{lines}") from error
+                raise SessionError(f"{error}; the node's last words ({log}):\n{lines}") from error
             finally:
                 session.close()
         return session.session
@@ -229,7 +230,7 @@ class Demo:
     def _make_pictures(self, source: Input, session: Session, out: Path) -> list[Path]:
         from magicfuse_ros.commands.demo_pictures import write_pictures
         from magicfuse_ros.commands.demo_report import ages_ms, is_trained, model_name
-        from magicfuse_ros.commands.demo_session import DemoError, Stopped
+        from magicfuse_ros.commands.node_session import SessionError, Stopped
         from magicfuse_ros.ros.bag import BagReader
 
         def progress(count: int) -> None:
@@ -255,7 +256,9 @@ class Demo:
                 progress=progress,
             )
         if not pictures:
-            raise DemoError(f"no input frame of {out} has all of the node's outputs with its stamp")
+            raise SessionError(
+                f"no input frame of {out} has all of the node's outputs with its stamp"
+            )
         self._show.end()
         return pictures
 
@@ -268,7 +271,7 @@ def choose_topic(topics: tuple[Topic, ...], wanted: str | None, bag: Path) -> To
     BagError
         There is none; the text lists those there are.
     """
-    from magicfuse_ros.commands.demo_session import NODE
+    from magicfuse_ros.commands.node_session import NODE
     from magicfuse_ros.ros.bag import BagError
     from magicfuse_ros.ros.images import COMPRESSED_TYPE, IMAGE_TYPE
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from magicfuse_ros.commands.demo_session import COLOR, ENHANCED, INFRARED, MAGIMG, MASK
+from magicfuse_ros.commands.node_session import COLOR, ENHANCED, INFRARED, MAGIMG, MASK
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.ros.bag import BagReader, Topic
 from magicfuse_ros.ros.image_codec import ImageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from magicfuse_ros.commands.demo_session import Session
+from magicfuse_ros.commands.node_session import Session
 
 
 def is_trained(session: Session) -> bool:

