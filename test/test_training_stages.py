@@ -403,3 +403,46 @@ def test_gradients_survive_autocast():
     loss.backward()
     assert all(p.grad is not None for p in model.fusion.parameters())
     assert sum(float(p.grad.abs().sum()) for p in model.fusion.parameters()) > 0.0
+
+
+def test_the_objects_head_learns_what_boxes_know_and_is_not_exported(tmp_path):
+    model = make()
+    stage = make_stage("phi", model, objects=1.0, latent=0.0, thermal=2.0, ring=0.5)
+    optimizer = torch.optim.Adam(stage.parameters(), 3e-3)
+    given = batch(4)
+    losses = []
+    for _ in range(40):
+        loss, scalars = stage(given, seeded())
+        assert torch.equal(loss.detach(), scalars["objects"])  # nothing else has a weight
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(scalars["objects"]))
+    assert losses[-1] < 0.6 * losses[0], losses
+
+    data, output = data_folder(tmp_path / "data"), run_folder(tmp_path / "run")
+    recipe = write_recipe(tmp_path, "phi", branch={"objects": 0.5, "latent": 1.0})
+    assert train_stage(read_recipe(recipe), data, tmp_path / "cache", output, "phi")
+    assert {path.stem for path in (output / "model").glob("*.safetensors")} == set(PARTS)
+    MagicFuse.from_pretrained(output / "model")
+
+
+def test_what_nobody_knows_does_not_reach_the_objects_head():
+    stage = make_stage("phi", make(), objects=1.0)
+    given = batch(2)
+    given["labels"] = torch.full_like(given["labels"], UNKNOWN)
+    given["annotated"] = torch.zeros(2)
+    assert float(stage(given, seeded())[1]["objects"]) == 0.0
+    # Outside the boxes of an annotated image it is known that nothing is there.
+    given["annotated"] = torch.ones(2)
+    assert float(stage(given, seeded())[1]["objects"]) > 0.0
+
+
+def test_the_ring_around_boxes_has_its_share_of_the_weight():
+    def loss_of(ring):
+        stage = make_stage("phi", make(), latent=0.0, pixel=1.0, thermal=5.0, ring=ring)
+        wrong_outside = batch(2)
+        wrong_outside["infrared"][:, :, 20:24, 4:12] = 0.9  # hot below the box, within six pixels
+        return float(stage(wrong_outside, seeded())[0].detach())
+
+    assert loss_of(1.0) != loss_of(0.0)

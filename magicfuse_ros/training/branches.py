@@ -6,17 +6,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from magicfuse_ros.model import diffusion
 from magicfuse_ros.model.config import ConfigError
+from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.training.losses import sobel, weighted_l1
-from magicfuse_ros.training.stage import Batch, Stage
+from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes
+
+_HEAD = "objects"
+_RING = 6  # pixels
+_RARE = 8.0  # weight of pixels of an object: they are a percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,12 @@ class BranchLoss:
         both leaves D out of the step.
     thermal
         Extra weight of pixels inside boxes of thermal objects, which are a percent of the pixels.
+    ring
+        Share of that weight for the 6 pixels around the boxes: without it a network is paid to glow
+        wherever somebody might be.
+    objects
+        Weight of telling people, cars and bikes apart by a linear head on the network's last
+        features, on what boxes know of them; the head is left out of the weights.
     """
 
     pure_noise_share: float = 0.0
@@ -43,6 +54,8 @@ class BranchLoss:
     pixel: float = 0.0
     texture: float = 0.0
     thermal: float = 0.0
+    ring: float = 0.0
+    objects: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.pure_noise_share <= 1.0:
@@ -51,12 +64,55 @@ class BranchLoss:
             )
 
 
+class ObjectsHead(nn.Module):
+    """Says from a branch's last features which boxed object is where: a reason to know it.
+
+    Parameters
+    ----------
+    branch
+        The network; the head hears the input of its last convolution.
+    labels
+        Its label set, whose people, cars and bikes are told apart.
+    """
+
+    def __init__(self, branch: nn.Module, labels: LabelSet) -> None:
+        super().__init__()
+        last = branch.get_submodule("unet.conv_out")
+        self._ids = [label.id for label in labels.labels if label.name in BOXED]
+        self.head = nn.Conv2d(cast("nn.Conv2d", last).in_channels, len(self._ids), 1)
+        self._heard: Tensor | None = None
+        last.register_forward_pre_hook(self._hear)
+
+    def _hear(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._heard = inputs[0]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of each class against the rest, where it is known."""
+        if self._heard is None:
+            raise RuntimeError("ObjectsHead needs a pass of its branch before its own")
+        logits = self.head(self._heard)
+        self._heard = None
+        labels, size = batch["labels"][:, None], logits.shape[-2:]
+        # What no box holds is no object, in an image whose objects have boxes.
+        known = (labels != UNKNOWN) | outside_boxes(batch)[:, None]
+        weight = functional.adaptive_avg_pool2d(known.float(), size)
+        target = torch.cat([labels == i for i in self._ids], dim=1).float()
+        target = functional.adaptive_avg_pool2d(target, size) / weight.clamp(min=1e-6)
+        losses = functional.binary_cross_entropy_with_logits(
+            logits, target.clamp(max=1.0), reduction="none", pos_weight=logits.new_tensor(_RARE)
+        )
+        return (losses * weight).sum() / (weight.sum() * len(self._ids)).clamp(min=1.0)
+
+
 class BranchStage(Stage):
     """Trains Ψ or Φ with E and D frozen."""
 
     def __init__(self, model: MagicFuse, branch: Literal["psi", "phi"], loss: BranchLoss) -> None:
         frozen = {"encoder": model.encoder, "decoder": model.decoder}
-        super().__init__({branch: getattr(model, branch)}, frozen)
+        trained: dict[str, nn.Module] = {branch: getattr(model, branch)}
+        if loss.objects:
+            trained[_HEAD] = ObjectsHead(trained[branch], model.labels)
+        super().__init__(trained, frozen)
         self.__dict__["_model"] = model  # not a submodule: only the branch is trained
         self._branch = branch
         self._loss = loss
@@ -110,7 +166,11 @@ class BranchStage(Stage):
         t = self._timesteps(len(batch["degraded"]), generator)
         prediction, target, estimate = self._estimate(batch, t, generator)
         stride = self._model.config.autoencoder.stride
-        pixel_weight = 1.0 + weights.thermal * batch["thermal_weight"][:, None]
+        thermal = batch["thermal_weight"][:, None]
+        if weights.ring:
+            around = functional.max_pool2d(thermal, 2 * _RING + 1, stride=1, padding=_RING)
+            thermal = torch.maximum(thermal, weights.ring * around)
+        pixel_weight = 1.0 + weights.thermal * thermal
         latent_weight = functional.avg_pool2d(pixel_weight, stride)
         if self._prediction == "z0":
             latent = weighted_l1(prediction, target, latent_weight)
@@ -123,6 +183,10 @@ class BranchStage(Stage):
             texture = weighted_l1(sobel(decoded), sobel(image), pixel_weight)
             loss = loss + weights.pixel * pixel + weights.texture * texture
             scalars |= {"pixel": pixel.detach(), "texture": texture.detach()}
+        if weights.objects:
+            objects = self.trained[_HEAD](batch)
+            loss = loss + weights.objects * objects
+            scalars["objects"] = objects.detach()
         return loss, scalars
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:

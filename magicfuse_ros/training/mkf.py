@@ -15,10 +15,7 @@ from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
 from magicfuse_ros.model.sampler import Networks, Noise, SamplerSettings, Step, sample
 from magicfuse_ros.model.unaided import Unaided
 from magicfuse_ros.training.losses import visual_loss
-from magicfuse_ros.training.stage import Batch, Stage
-
-_BOXED = ("person", "car", "bike", "bicycle")
-"""Classes that the boxes of MSRS annotate, by their names in the label sets."""
+from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +90,8 @@ class MkfStage(Stage):
         self.__dict__["_model"] = model
         self._loss = loss
         self._thermal_ids = model.labels.thermal_ids()
-        self._boxed_ids = [label.id for label in model.labels.labels if label.name in _BOXED]
-        self._other_ids = [label.id for label in model.labels.labels if label.name not in _BOXED]
+        self._boxed_ids = [label.id for label in model.labels.labels if label.name in BOXED]
+        self._other_ids = [label.id for label in model.labels.labels if label.name not in BOXED]
         weights = loss.class_weights or (1.0,) * len(model.labels)
         if len(weights) != len(model.labels):
             raise ConfigError(
@@ -147,10 +144,7 @@ class MkfStage(Stage):
         known = labels != UNKNOWN
         weight = self._class_weights[labels.clamp(max=len(self._class_weights) - 1)] * known
         terms["segmentation"] = losses.sum() / weight.sum().clamp(min=1.0)
-        # Hot spots of images that nobody annotated have a weight too, but are not boxes.
-        boxed = batch["annotated"][:, None, None] > 0.0
-        outside = boxed & ~known & (batch["thermal_weight"] == 0.0)
-        terms["absence"] = self._absence(logits, outside)
+        terms["absence"] = self._absence(logits, outside_boxes(batch))
         loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         scalars = {name: value.detach() for name, value in terms.items()}
         inside = step.radiation.expand_as(step.w_r) > 0

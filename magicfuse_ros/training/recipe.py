@@ -16,7 +16,7 @@ from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.autoencoder import fit_linear_path
 from magicfuse_ros.model.config import ConfigError, MagicFuseConfig, dataclass_from
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
 from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
@@ -253,8 +253,9 @@ def _stage(recipe: StageRecipe, model: MagicFuse) -> Stage:
 
 def _export(stage: Stage, folder: Path, *, finished: bool) -> None:
     """Write the stage's parts alone: another stage may be training its own into the same folder."""
-    for part, module in stage.trained.items():
-        checkpoint.save_part(folder, part, module)
+    for part in PARTS:
+        if part in stage.trained:
+            checkpoint.save_part(folder, part, stage.trained[part])
     if finished:
         config = checkpoint.read_config(folder)
         checkpoint.write_config(folder, replace(config, trained=True))

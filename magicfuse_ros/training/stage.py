@@ -5,7 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from magicfuse_ros.model.labels import UNKNOWN
+
 Batch = dict[str, Tensor]
+
+BOXED = ("person", "car", "bike", "bicycle")
+"""Classes that the boxes of MSRS annotate, by their names in the label sets."""
+
+
+def outside_boxes(batch: Batch) -> Tensor:
+    """Return where a batch is known to hold no boxed object, (B, H, W) boolean.
+
+    That is outside every box, without a label, of images whose objects have boxes. Hot spots of
+    images that nobody annotated have a thermal weight too, but are not boxes.
+    """
+    boxed = batch["annotated"][:, None, None] > 0.0
+    return boxed & (batch["labels"] == UNKNOWN) & (batch["thermal_weight"] == 0.0)
 
 
 class Stage(nn.Module):
@@ -17,7 +32,8 @@ class Stage(nn.Module):
     Parameters
     ----------
     trained
-        The networks that learn, by the names of the parts of a weights folder.
+        The networks that learn, by the names of the parts of a weights folder; one of another name
+        only helps to learn, and is not exported.
     frozen
         The others; they are put in evaluation mode, without gradients.
     """
