@@ -32,7 +32,7 @@ NO_INPUT_S = 3.0
 STUCK_S = 5.0
 
 _HARMLESS = {ledger.REPLACED, ledger.DISABLED, ledger.INACTIVE}
-_ENGINE = {ledger.ENGINE_ERROR, ledger.PUBLISH_ERROR}
+_ENGINE = {ledger.ENGINE_ERROR, ledger.ENGINE_HUNG, ledger.PUBLISH_ERROR}
 
 
 @dataclass(frozen=True, kw_only=True)

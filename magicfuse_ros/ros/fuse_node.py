@@ -213,9 +213,11 @@ class FuseNode(LifecycleNode):
             session.outputs.publish_labels(names, settings.id_map.table(names))
 
     def _tick(self) -> None:
-        """Once a second: match the camera's QoS anew, publish diagnostics."""
+        """Once a second: match the camera's QoS anew, look after the engine, tell diagnostics."""
         if self._intake.subscriptions is not None:
             self._intake.subscriptions.refresh()
+        if self._session is not None and self._state == "active":
+            self._session.watch()
         account = self._account.account()
         self._recent.add(account)
         level, text = diagnostics.judge(self._health())
@@ -244,7 +246,7 @@ class FuseNode(LifecycleNode):
         return diagnostics.Health(
             state=self._state,
             enabled=self._intake.enabled,
-            error=self._error,
+            error=self._error or ("" if session is None else session.trouble),
             warnings=tuple(filter(None, warnings)),
             input_topic="" if subscriptions is None else subscriptions.topic,
             publishers=0 if subscriptions is None else subscriptions.publishers,

@@ -19,6 +19,8 @@ UNSUPPORTED = "unsupported_frame"
 """The engine cannot fuse a frame like this one."""
 ENGINE_ERROR = "engine_error"
 """The engine failed on this frame."""
+ENGINE_HUNG = "engine_hung"
+"""The engine did not come back from this frame in time."""
 PUBLISH_ERROR = "publish_error"
 """The results could not be encoded or sent."""
 

@@ -183,6 +183,16 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         description="CPU threads for the networks; 0 takes all cores.",
     ),
     ParameterSpec(
+        name="watchdog_s",
+        default=10.0,
+        low=0.0,
+        high=3600.0,
+        live=True,
+        description="Seconds after which an engine that does not come back from a frame is given "
+        "up for the next backend, and never less than three times what warming up took; 0 waits "
+        "for ever.",
+    ),
+    ParameterSpec(
         name="autostart",
         default=True,
         live=False,
@@ -247,6 +257,7 @@ class Settings:
     resolution: tuple[int, int] | None
     labels: str | None
     threads: int
+    watchdog_s: float
     autostart: bool
     input_transport: str
     input_reliability: str
@@ -288,6 +299,7 @@ class Settings:
             resolution=None if width == 0 else (width, height),
             labels=checked["labels"] or None,
             threads=checked["threads"],
+            watchdog_s=float(checked["watchdog_s"]),
             autostart=checked["autostart"],
             input_transport=checked["input_transport"],
             input_reliability=checked["input_reliability"],

@@ -68,7 +68,7 @@ class Pipeline:
 
     def process(self, engine: Engine, frame: Frame, progress: Progress) -> None:
         """Handle one frame; never raises."""
-        if self._inactive():
+        if self._inactive(frame):
             return
         settings = self.settings
         times = {"wait": _since_ms(frame.received_at)}
@@ -77,23 +77,24 @@ class Pipeline:
             picture = _decode(frame.message)
             times["decode"] = _since_ms(started)
         except ImageError as error:
-            self._drop(error.reason, str(error))
+            self._drop(frame, error.reason, str(error))
             return
         except Exception as error:  # noqa: BLE001 - a camera can send what nobody thought of
-            self._drop(ledger.UNDECODABLE, f"{type(error).__name__}: {error}")
+            self._drop(frame, ledger.UNDECODABLE, f"{type(error).__name__}: {error}")
             return
         try:
             self._apply(engine, settings)
             result = engine.fuse(picture, self._publishers.wanted_extras())
         except ValueError as error:
-            self._drop(ledger.UNSUPPORTED, str(error))
+            self._drop(frame, ledger.UNSUPPORTED, str(error))
             return
         except Exception as error:  # noqa: BLE001 - any backend may raise anything
-            self._engine_failed(engine, error, progress)
+            if frame.claim():
+                self._engine_failed(engine, error, progress)
+            return
+        if self._inactive(frame) or not frame.claim():
             return
         self._failures = 0
-        if self._inactive():
-            return
         try:
             times.update(result.stage_ms)
             started = time.monotonic()
@@ -107,7 +108,7 @@ class Pipeline:
                 camera_info=self._camera_info(),
             )
         except Exception as error:  # noqa: BLE001 - one result that cannot be sent must not stop the node
-            self._drop(ledger.PUBLISH_ERROR, f"{type(error).__name__}: {error}")
+            self._count(ledger.PUBLISH_ERROR, f"{type(error).__name__}: {error}")
             return
         self._account.published()
         times["publish"] = _since_ms(started)
@@ -115,15 +116,26 @@ class Pipeline:
         self._measure_age(frame, times)
         self._timings.add(times)
 
+    def hung(self, text: str) -> None:
+        """Count the frame of an engine that was given up."""
+        self._count(ledger.ENGINE_HUNG, text)
+
+    def loaded(self, settings: Settings) -> None:
+        """Take note of what an engine was loaded with, which is what is in force in it."""
+        self._applied = _sampling(settings)
+        self._failures = 0
+
     def degrade(self, text: str) -> None:
         """Say that the node runs worse than configured, and why."""
         self.degraded = text
         self._log.error(f"Degraded: {text}")
 
-    def _inactive(self) -> bool:
-        if not self.active:
+    def _inactive(self, frame: Frame) -> bool:
+        if self.active:
+            return False
+        if frame.claim():
             self._account.drop(ledger.INACTIVE)
-        return not self.active
+        return True
 
     def _apply(self, engine: Engine, settings: Settings) -> None:
         wanted = _sampling(settings)
@@ -135,7 +147,11 @@ class Pipeline:
             except EngineError as error:
                 self._log.error(f"The engine keeps its former steps, tau and seed: {error}")
 
-    def _drop(self, reason: str, text: str) -> None:
+    def _drop(self, frame: Frame, reason: str, text: str) -> None:
+        if frame.claim():
+            self._count(reason, text)
+
+    def _count(self, reason: str, text: str) -> None:
         count = self._account.drop(reason)
         if self._throttle.allows(reason):
             self._log.warning(f"Frame dropped, {reason} ({count} so far): {_one_line(text)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from magicfuse_ros.ros.mailbox import Mailbox
@@ -36,6 +36,14 @@ class Frame:
     received_at: float
     clock_ns: int
     in_order: bool
+    _outcome: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def claim(self) -> bool:
+        """Whether the caller is the one who counts what becomes of this frame: only the first is.
+
+        The worker claims a frame when the engine is done with it, the watchdog when it hangs.
+        """
+        return self._outcome.acquire(blocking=False)
 
 
 class EngineWorker:
@@ -49,6 +57,8 @@ class EngineWorker:
         Handles one frame and must not raise.
     log
         Shows progress.
+    mailbox
+        Where frames come from; that of a worker whose engine hangs goes on to the next one.
     """
 
     def __init__(
@@ -57,8 +67,9 @@ class EngineWorker:
         load: Callable[[Progress], Engine],
         process: Callable[[Engine, Frame, Progress], None],
         log: Callable[[str], object],
+        mailbox: Mailbox[Frame] | None = None,
     ) -> None:
-        self.mailbox: Mailbox[Frame] = Mailbox()
+        self.mailbox: Mailbox[Frame] = mailbox or Mailbox()
         self.engine: Engine | None = None
         self.error: Exception | None = None
         self.last_progress = "loading"
@@ -67,7 +78,8 @@ class EngineWorker:
         self._loaded = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
-        self._busy_since: float | None = None
+        self._busy: tuple[Frame, float] | None = None
+        self._given_up = threading.Event()
         # A daemon: an engine that hangs in native code must not keep a stopped node alive.
         self._thread = threading.Thread(target=self._run, name="fuse_worker", daemon=True)
 
@@ -91,10 +103,35 @@ class EngineWorker:
         return not self._thread.is_alive()
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
+
+    @property
     def busy_s(self) -> float:
         """Seconds spent on the present frame; 0 when idle."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
+        busy = self._busy
+        return 0.0 if busy is None else time.monotonic() - busy[1]
+
+    def give_up(self, limit_s: float) -> bool:
+        """Leave a worker that has been with one frame for more than `limit_s` seconds to itself.
+
+        Python cannot end a thread that hangs in native code. This one takes no further frame: when
+        it ever comes back, it closes its engine and ends.
+
+        Returns
+        -------
+        bool
+            True if it was given up: its frame is then the caller's to count.
+        """
+        busy, engine = self._busy, self.engine
+        if busy is not None and engine is not None and engine.preparing:
+            self._busy = busy[0], time.monotonic()  # its time counts from the end of that
+            return False
+        if busy is None or time.monotonic() - busy[1] <= limit_s or not busy[0].claim():
+            return False
+        self._given_up.set()
+        return True
 
     def progress(self, text: str) -> None:
         """Show progress of a load or a change of backend."""
@@ -113,11 +150,11 @@ class EngineWorker:
             self.engine = engine
         finally:
             self._loaded.set()
-        while (frame := self.mailbox.take()) is not None:
+        while not self._given_up.is_set() and (frame := self.mailbox.take()) is not None:
             self._idle.clear()
-            self._busy_since = time.monotonic()
+            self._busy = frame, time.monotonic()
             self._process(engine, frame, self.progress)
-            self._busy_since = None
+            self._busy = None
             self._idle.set()
         try:
             engine.close()

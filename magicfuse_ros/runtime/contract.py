@@ -115,6 +115,7 @@ class Engine(Protocol):
     settings: EngineSettings
     labels: LabelSet
     trained: bool
+    preparing: bool
 
     @property
     def backend_name(self) -> str:
@@ -135,6 +136,10 @@ class Engine(Protocol):
 
     def fall_back(self, progress: Progress) -> str | None:
         """Give up a backend that fails; the next one's name, or None where there is no other."""
+        ...
+
+    def successor(self) -> EngineSettings | None:
+        """Say how to load an engine without the backend in use; None where there is no other."""
         ...
 
     def close(self) -> None:

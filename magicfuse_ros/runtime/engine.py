@@ -62,6 +62,8 @@ class FuseEngine:
         Classes of the mask.
     trained
         False where the weights are random and the pictures mean nothing.
+    preparing
+        True while networks for another size are made, which takes longer than any frame.
 
     Raises
     ------
@@ -71,6 +73,7 @@ class FuseEngine:
 
     def __init__(self, model: MagicFuse, settings: EngineSettings) -> None:
         self.trained = model.config.trained
+        self.preparing = False
         self.labels = _labels(model, settings.labels)
         self._model: MagicFuse | None = model
         self._config = model.config
@@ -201,6 +204,17 @@ class FuseEngine:
         self.warm_up(progress)
         return self.backend_name
 
+    def successor(self) -> EngineSettings | None:
+        """Say how to load an engine without the backend in use; None where there is no other.
+
+        For when it hangs: then this engine can do nothing any more, and another takes over. May be
+        called from any thread.
+        """
+        if not self._candidates:
+            return None
+        following = self._candidates[0]
+        return replace(self.settings, backend=following.name, device=str(following.device))
+
     def close(self) -> None:
         """Give back the networks and the backend; the engine cannot be used any more."""
         self._release()
@@ -226,7 +240,11 @@ class FuseEngine:
         while len(self._networks) >= MAX_SIZES:
             self._networks.popitem(last=False)
         device = self._candidate.device
-        networks = CompiledNetworks(self._model, self._backend, device, size, progress)
+        self.preparing = True
+        try:
+            networks = CompiledNetworks(self._model, self._backend, device, size, progress)
+        finally:
+            self.preparing = False
         self._networks[size] = networks
         return networks
 

@@ -1,12 +1,15 @@
 """`fuse_node` with an engine that computes nothing, run as a script.
 
 The first pixel of a frame steers the engine, so that faults come through real messages:
-`FAIL`, `REFUSE` and `SLOW` below. NOOP_LOAD_S and NOOP_DELAY_S slow loading and every frame down.
+`FAIL`, `REFUSE`, `SLOW` and `HANG` below. NOOP_LOAD_S and NOOP_DELAY_S slow loading and every frame
+down.
 """
 
 import os
 import sys
+import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +21,7 @@ FAIL = (255, 0, 1)
 REFUSE = (255, 0, 2)
 SLOW = (255, 0, 3)
 SLOW_S = 0.6
+HANG = (255, 0, 4)
 
 
 class NoopEngine:
@@ -32,7 +36,8 @@ class NoopEngine:
         self.settings = settings
         self.labels = LabelSet.load(settings.labels or "drive")
         self.trained = True
-        self.backend_name = "noop"
+        self.preparing = False
+        self.backend_name = "spare" if settings.backend == "spare" else "noop"
         self.steps = settings.steps
         self.delay_s = float(os.environ.get("NOOP_DELAY_S", "0"))
         for second in range(int(os.environ.get("NOOP_LOAD_S", "0"))):
@@ -48,6 +53,8 @@ class NoopEngine:
             raise RuntimeError("told to fail\nin two lines")
         if command == REFUSE:
             raise ValueError("told to refuse")
+        if command == HANG:
+            threading.Event().wait()
         time.sleep(SLOW_S if command == SLOW else self.delay_s)
         height, width = frame.shape[:2]
         mask = np.full((height, width), 1, np.uint8)
@@ -71,6 +78,9 @@ class NoopEngine:
             return None
         self.backend_name = "spare"
         return self.backend_name
+
+    def successor(self):
+        return None if self.backend_name == "spare" else replace(self.settings, backend="spare")
 
     def close(self):
         pass

@@ -183,17 +183,25 @@ class Listener(Stoppable):
                 self.statuses.append((message, status))
 
     def hear(self, topic, message_type, reliability="reliable", depth=50):
-        """Subscribe; messages go to the returned list."""
+        """Subscribe to what is published; messages go to the returned list."""
+        received = self.hear_later(topic, message_type, reliability, depth)
+        self.wait(lambda: self.publishers(received) > 0, f"nobody publishes {topic}")
+        time.sleep(0.1)  # the publisher learns of the subscriber a moment after the reverse
+        return received
+
+    def hear_later(self, topic, message_type, reliability="reliable", depth=50):
+        """Subscribe before anybody publishes."""
         policy = ReliabilityPolicy.RELIABLE
         if reliability == "best_effort":
             policy = ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=policy)
         received = []
         subscription = self.node.create_subscription(message_type, topic, received.append, qos)
-        self.wait(lambda: subscription.get_publisher_count() > 0, f"nobody publishes {topic}")
-        time.sleep(0.1)  # the publisher learns of the subscriber a moment after the reverse
         self.subscriptions[id(received)] = subscription
         return received
+
+    def publishers(self, received):
+        return self.subscriptions[id(received)].get_publisher_count()
 
     def forget(self, received):
         self.node.destroy_subscription(self.subscriptions.pop(id(received)))

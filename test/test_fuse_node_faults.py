@@ -1,0 +1,177 @@
+"""The fault matrix, across processes: what breaks around a running node, and what the user sees.
+
+Cells with a home of their own: bad images in test_fuse_node_bad_input, time in
+test_fuse_node_lifecycle, overload, changes of resolution and backends that raise in test_fuse_node,
+the artifact cache in test_artifacts. In each, frames in = frames out + counted drops + pending.
+"""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from sensor_msgs.msg import Image
+from support.noop_node import HANG
+from support.system import (
+    CameraProcess,
+    FuseNodeProcess,
+    Listener,
+    random_domain,
+    rgb,
+    stamp_ns,
+)
+
+SECOND = 10**9
+PICTURE = np.full((6, 8, 3), 77, np.uint8)
+HANGING = PICTURE.copy()
+HANGING[0, 0] = HANG
+
+
+@pytest.fixture(scope="module")
+def domain():
+    return random_domain()
+
+
+@pytest.fixture(scope="module")
+def listener(domain):
+    with Listener(domain) as listener:
+        yield listener
+
+
+@pytest.fixture
+def start(domain, listener, tmp_path):
+    started = []
+
+    def start(**options):
+        listener.statuses.clear()
+        listener.clients.clear()
+        node = FuseNodeProcess(domain, tmp_path / f"log{len(started)}", **options)
+        started.append(node)
+        node.wait_for_log("Active")
+        return node
+
+    yield start
+    for node in started:
+        node.stop()
+
+
+@pytest.fixture
+def camera(domain):
+    with CameraProcess(domain) as camera:
+        yield camera
+
+
+def adds_up(values):
+    counted = ("frames_out", "dropped_total", "frames_pending")
+    return int(values["frames_in"]) == sum(int(values[name]) for name in counted)
+
+
+def send_until_fused(camera, listener, magimg, stamp_s):
+    """Publish a good picture until it comes out: the node may just be matching its camera."""
+    for _ in range(30):
+        camera.publish(rgb(PICTURE, stamp_s * SECOND))
+        end = time.monotonic() + 2.0
+        while time.monotonic() < end:
+            if magimg and stamp_ns(magimg[-1]) == stamp_s * SECOND:
+                return
+            time.sleep(0.01)
+    pytest.fail("no frame came out any more")
+
+
+def test_an_engine_that_hangs_is_given_up_for_the_next_backend(start, listener, camera):
+    node = start(parameters={"watchdog_s": 1.0})
+    magimg = listener.hear("/fuse_node/magimg", Image)
+    send_until_fused(camera, listener, magimg, 1)
+
+    camera.publish(rgb(HANGING, 2 * SECOND))
+    status, values = listener.next_status(lambda _, v: v.get("backend") == "spare")
+    assert values["degraded"] == "true"
+    assert values["dropped.engine_hung"] == "1"
+    assert "frames lost to engine_hung" in status.message
+    assert adds_up(values)
+    send_until_fused(camera, listener, magimg, 3)
+    listener.next_status(lambda s, _: "a backend hung, running on spare" in s.message)
+
+    # There is nothing behind the spare: the same is loaded again.
+    camera.publish(rgb(HANGING, 4 * SECOND))
+    node.wait_for_log("backend spare hung, loading the same again in its place")
+    send_until_fused(camera, listener, magimg, 5)
+    _, values = listener.next_status(lambda _, v: v["dropped.engine_hung"] == "2")
+    assert adds_up(values)
+    assert {stamp_ns(message) // SECOND for message in magimg} == {1, 3, 5}
+
+    # Two threads hang in native code, as it were: the process ends in time all the same.
+    node.send(signal.SIGTERM)
+    assert node.exit_code() == 0
+    listener.forget(magimg)
+
+
+def test_without_a_watchdog_a_hang_is_told_and_nothing_is_given_up(start, listener, camera):
+    node = start(parameters={"watchdog_s": 0.0})
+    magimg = listener.hear("/fuse_node/magimg", Image)
+    send_until_fused(camera, listener, magimg, 1)
+    camera.publish(rgb(HANGING, 2 * SECOND))
+    status, values = listener.next_status(lambda s, _: s.level == DiagnosticStatus.ERROR)
+    assert "the engine has been busy with one frame for" in status.message
+    assert (values["backend"], values["frames_pending"]) == ("noop", "1")
+    assert adds_up(values)
+    assert "hung" not in node.log
+    listener.forget(magimg)
+
+
+def test_a_camera_that_is_killed_and_comes_back_is_heard_again(start, listener, domain):
+    start()
+    magimg = listener.hear("/fuse_node/magimg", Image)
+    with CameraProcess(domain) as camera:
+        send_until_fused(camera, listener, magimg, 1)
+        camera.process.kill()
+        camera.process.wait()
+    status, _ = listener.next_status(lambda s, _: s.level == DiagnosticStatus.STALE)
+    assert "no frames on /image for" in status.message
+    with CameraProcess(domain) as camera:
+        send_until_fused(camera, listener, magimg, 2)
+        _, values = listener.next_status(lambda _, v: v["frames_pending"] == "0")
+    assert adds_up(values)
+    listener.forget(magimg)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_node_that_is_killed_amid_frames_starts_again_beside_a_running_camera(
+    start, listener, camera, number
+):
+    magimg = listener.hear_later("/fuse_node/magimg", Image)
+    for life in range(2):
+        node = start()
+        listener.wait(lambda: listener.publishers(magimg) > 0, "the node does not publish")
+        del magimg[:]
+        camera.begin(topic="/image", type="raw", rate_hz=50, repeat=100,
+                     messages=[rgb(PICTURE, (life + 1) * SECOND)])  # fmt: skip
+        listener.wait(lambda: len(magimg) >= 5, "nothing is fused")
+        node.send(number)
+        assert node.exit_code() == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+        assert camera.end()["sent"] == 100
+        assert {stamp_ns(message) for message in magimg} == {(life + 1) * SECOND}
+    listener.forget(magimg)
+
+
+def test_best_effort_frames_that_the_network_loses_are_not_frames_in(start, listener, camera):
+    start(parameters={"input_reliability": "best_effort"})
+    magimg = listener.hear("/fuse_node/magimg", Image)
+    # 2.7 MB each, in a burst: more than a socket's buffers hold, and nobody sends them again.
+    width, height = 1280, 720
+    fields = rgb(
+        PICTURE, "now", width=width, height=height, step=width * 3, data=width * height * 3
+    )
+    sent = camera.publish(fields, repeat=60, reliability="best_effort")["sent"]
+    seen = [0]
+
+    def settled(_, values):
+        still, seen[0] = seen[0] == int(values["frames_in"]), int(values["frames_in"])
+        return still and seen[0] > 0 and values["frames_pending"] == "0"
+
+    _, values = listener.next_status(settled)
+    assert 0 < int(values["frames_in"]) <= sent
+    assert adds_up(values)
+    assert len(magimg) <= int(values["frames_out"])
+    listener.forget(magimg)
