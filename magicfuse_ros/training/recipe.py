@@ -53,7 +53,7 @@ class DataConfig:
     crop, crop_width
         Height and width of the crops, pixels at the model resolution; without a width they are
         square.
-    around_box, warp
+    around_box, warp, paste
         Chances, as `CropSettings` has them.
     scale
         Smallest and largest magnification of a warped crop.
@@ -67,6 +67,7 @@ class DataConfig:
     crop_width: int = 0
     around_box: float = 0.5
     warp: float = 0.5
+    paste: float = 0.0
     scale: tuple[float, float] = (0.85, 1.3)
     weights: tuple[tuple[str, float], ...] = ()
     mix: Mix = field(default_factory=Mix)
@@ -224,6 +225,7 @@ def _open_data(
         needs=_NEEDS[recipe.stage],
         around_box=recipe.data.around_box,
         warp=recipe.data.warp,
+        paste=recipe.data.paste,
         scale=recipe.data.scale,
         mix=recipe.data.mix,
     )

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.training.datasets.cache import CachedItem, CachedSource
+from magicfuse_ros.training.datasets.copy_paste import Donors, Picture
 from magicfuse_ros.training.datasets.frames import U8, Box, DatasetError
 from magicfuse_ros.training.datasets.label_maps import from_canonical
 from magicfuse_ros.training.datasets.night import brighten_night_target
@@ -47,6 +48,8 @@ class CropSettings:
     around_box
         Chance that a crop from an item with boxes holds a box, drawn with people four times as
         likely as others: they are a percent of the pixels.
+    paste
+        Chance that people and bikes of other frames are pasted in (see `copy_paste`).
     brighten_night_target
         Show night frames brightened in `clean` (see `brighten_night_target`), while `degraded`
         comes from the frame as it is: then restoration learns to light up the night.
@@ -62,6 +65,7 @@ class CropSettings:
     max_rotation: float = 10.0
     scale: tuple[float, float] = (0.85, 1.3)
     around_box: float = 0.5
+    paste: float = 0.0
     brighten_night_target: bool = False
     mix: Mix = field(default_factory=Mix)
 
@@ -70,7 +74,7 @@ class CropSettings:
             raise ValueError(f"crop size is {min(self.shape)}; use at least 16 pixels")
         if not self.needs <= set(NEEDS):
             raise ValueError(f"needs {sorted(self.needs - set(NEEDS))} are unknown; use {NEEDS}")
-        for name in ("flip", "warp", "around_box"):
+        for name in ("flip", "warp", "around_box", "paste"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a chance lies in 0 to 1")
         if not 0.0 < self.scale[0] <= self.scale[1]:
@@ -137,6 +141,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         # threads, and those would take the cores from the network.
         cv2.setNumThreads(1)
         self._usable = [_usable(source, settings.needs) for source in self.sources]
+        self._donors = [Donors(source) for source in self.sources] if settings.paste else []
         self._share = _shares(self.sources, self._usable, weights or {}, settings.needs)
 
     def __len__(self) -> int:
@@ -147,15 +152,18 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         s = int(rng.choice(len(self.sources), p=self._share))
         source = self.sources[s]
         i = int(rng.choice(self._usable[s]))
-        item, shape = source.items[i], self.settings.shape
+        picture = Picture.of(source, i)
+        if self.settings.paste and rng.random() < self.settings.paste:
+            picture = self._donors[s].paste(picture, rng)
+        item, shape = picture.item, self.settings.shape
         cut = self._cut(item, rng)
 
-        clean = cut.smooth(source.visible(i))
+        clean = cut.smooth(picture.visible)
         recipe = sample_recipe(rng, self.settings.mix, night=item.night or not item.clean)
         degraded = degrade(clean, rng, recipe)
         if item.night and self.settings.brighten_night_target:
             clean = brighten_night_target(clean)
-        infrared, labels = source.infrared(i), source.labels(i)
+        infrared, labels = picture.infrared, picture.labels
         ids = np.full(shape, UNKNOWN, np.uint8)
         if labels is not None:
             ids = self._lookup[cut.nearest(labels)]
