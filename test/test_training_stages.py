@@ -145,6 +145,22 @@ def test_training_a_stage_rewrites_its_files_alone(tmp_path):
         assert MagicFuse.from_pretrained(output / "model").config.trained == (stage == "mkf")
 
 
+def test_the_decoder_can_be_trained_alone(tmp_path):
+    linear = dataclasses.replace(SMALL_FEW_STEP.autoencoder, linear_path=True, downsamples=0)
+    output = run_folder(tmp_path / "run", dataclasses.replace(SMALL_FEW_STEP, autoencoder=linear))
+    before = snapshot(MagicFuse.from_pretrained(output / "model"))
+    recipe = write_recipe(tmp_path, "autoencoder", autoencoder={"freeze_encoder": True})
+    data = data_folder(tmp_path / "data")
+    assert train_stage(read_recipe(recipe), data, tmp_path / "cache", output, "decoder")
+    after = snapshot(MagicFuse.from_pretrained(output / "model"))
+    changed = {
+        part
+        for part, tensors in before.items()
+        if any(not torch.equal(tensor, after[part][k]) for k, tensor in tensors.items())
+    }
+    assert changed == {"decoder"}
+
+
 def test_autoencoder_sees_clean_degraded_and_infrared_images():
     given = batch(4)
     images = make_stage("autoencoder", make())._images(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from magicfuse_ros.model.magicfuse import MagicFuse
@@ -23,11 +23,14 @@ class AutoencoderLoss:
     latent_noise
         Standard deviation of Gaussian noise added to the latent before D. It makes E use the whole
         of [-1, 1] and D forgive the small errors that Ψ and Φ make.
+    freeze_encoder
+        Train D alone: what Ψ, Φ, F and S have learnt of E's latents stays true.
     """
 
     l1: float = 1.0
     squared: float = 5.0
     latent_noise: float = 0.01
+    freeze_encoder: bool = False
 
 
 class AutoencoderStage(Stage):
@@ -37,7 +40,9 @@ class AutoencoderStage(Stage):
     """
 
     def __init__(self, model: MagicFuse, loss: AutoencoderLoss) -> None:
-        super().__init__({"encoder": model.encoder, "decoder": model.decoder}, {})
+        trained: dict[str, nn.Module] = {"encoder": model.encoder, "decoder": model.decoder}
+        frozen = {"encoder": trained.pop("encoder")} if loss.freeze_encoder else {}
+        super().__init__(trained, frozen)
         self._loss = loss
         self.__dict__["_model"] = model  # not a submodule: only E and D are trained
 
@@ -49,7 +54,7 @@ class AutoencoderStage(Stage):
         return images.contiguous(memory_format=torch.channels_last)
 
     def _reconstruct(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        encoder, decoder = self.trained["encoder"], self.trained["decoder"]
+        encoder, decoder = self._model.encoder, self._model.decoder
         height, width = images.shape[-2:]
         noise = self._model.draw_encoder_noise(height, width, generator, len(images))
         latent = encoder(images, None if noise is None else noise.to(images.device))

@@ -160,7 +160,8 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name
         dataset = _open_data(recipe, model, data, cache, processes.num_processes)
     stage = _stage(recipe, model)
     resumes = (output / f"{name}.state.safetensors").is_file()
-    if recipe.stage == "autoencoder" and model.config.autoencoder.linear_path and not resumes:
+    starts = recipe.stage == "autoencoder" and not recipe.autoencoder.freeze_encoder and not resumes
+    if starts and model.config.autoencoder.linear_path:
         samples = [dataset[index] for index in range(_LINEAR_SAMPLES)]
         images = [
             sample[key][None].expand(-1, 3, -1, -1)
