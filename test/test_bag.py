@@ -15,7 +15,8 @@ from std_msgs.msg import Header, String
 
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros import images, stamps
-from magicfuse_ros.ros.bag import STORAGES, BagError, BagReader, BagWriter, Topic
+from magicfuse_ros.ros.bag import BagError, BagReader, Topic
+from magicfuse_ros.ros.bag_writer import STORAGES, BagWriter
 from magicfuse_ros.ros.image_codec import decode_compressed, decode_image, encode_image
 from magicfuse_ros.ros.sources import FrameSource, SourceError, image_files, write_bag
 

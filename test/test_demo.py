@@ -31,7 +31,8 @@ from magicfuse_ros.commands.node_session import (
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import TINY
-from magicfuse_ros.ros.bag import BagError, BagReader, BagWriter, Topic
+from magicfuse_ros.ros.bag import BagError, BagReader, Topic
+from magicfuse_ros.ros.bag_writer import BagWriter
 from magicfuse_ros.ros.image_codec import encode_compressed, encode_image
 from magicfuse_ros.ros.images import frames
 from magicfuse_ros.ros.stamps import read_stamp

@@ -1,4 +1,4 @@
-"""`magicfuse bag …`: make, play, record and describe bags on a machine without ROS."""
+"""`magicfuse bag …`: make, play, record, fuse and describe bags on a machine without ROS."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magicfuse_ros.commands import bag_fuse
+
 if TYPE_CHECKING:
     from rclpy.context import Context
     from rclpy.node import Node
 
-HELP = "make, play, record and describe ROS 2 bags, without a ROS installation"
+HELP = "make, play, record, fuse and describe ROS 2 bags, without a ROS installation"
 
 DISCOVERY_LIMIT_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the four actions; their defaults are those of the classes they call."""
+    """Declare the actions; their defaults are those of the classes they call."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     make = actions.add_parser("from-video", help="make a bag of a video or an image folder")
@@ -66,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record.add_argument("--storage", help="mcap (default) or sqlite3")
     record.add_argument("--duration", type=float, metavar="SECONDS", help="stop by itself")
 
+    bag_fuse.add_arguments(
+        actions.add_parser("fuse", help=bag_fuse.HELP, description=bag_fuse.HELP)
+    )
+
     info = actions.add_parser("info", help="say what is in a bag")
     info.add_argument("bag", type=Path)
 
@@ -74,7 +80,13 @@ def run(args: argparse.Namespace) -> int:
     """Run one action: 0 when it succeeded, 1 with one line on stderr otherwise."""
     from magicfuse_ros.ros.bag import BagError
 
-    actions = {"from-video": _from_video, "play": _play, "record": _record, "info": _info}
+    actions = {
+        "from-video": _from_video,
+        "play": _play,
+        "record": _record,
+        "fuse": bag_fuse.run,
+        "info": _info,
+    }
     try:
         return actions[args.action](args)
     except (BagError, ValueError) as error:  # SourceError and the settings' checks are ValueErrors
@@ -155,7 +167,7 @@ def _play(args: argparse.Namespace) -> int:
 def _record(args: argparse.Namespace) -> int:
     from rclpy.executors import SingleThreadedExecutor
 
-    from magicfuse_ros.ros.bag import BagWriter
+    from magicfuse_ros.ros.bag_writer import BagWriter
     from magicfuse_ros.ros.recorder import Recorder
 
     stop = stop_on_signals()
@@ -169,6 +181,7 @@ def _record(args: argparse.Namespace) -> int:
             end = time.monotonic() + (args.duration or float("inf"))
             while not stop.is_set() and time.monotonic() < end:
                 executor.spin_once(timeout_sec=0.1)
+            recorder.take_arrived(executor)
             recorder.close()
             executor.shutdown()
     finally:

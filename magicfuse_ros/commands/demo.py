@@ -195,7 +195,8 @@ class Demo:
     def _fuse(self, source: Input, out: Path) -> Session:
         from magicfuse_ros.commands.demo_session import DemoSession
         from magicfuse_ros.commands.node_session import SessionError
-        from magicfuse_ros.ros.bag import BagReader, BagWriter
+        from magicfuse_ros.ros.bag import BagReader
+        from magicfuse_ros.ros.bag_writer import BagWriter
         from magicfuse_ros.ros.dds import isolate, use_shipped_profile
         from magicfuse_ros.ros.images import COMPRESSED_TYPE
         from magicfuse_ros.ros.node_process import NodeProcess, fuse_node_command

@@ -16,7 +16,8 @@ from magicfuse_ros.commands.node_session import (
     NodeSession,
     SessionError,
 )
-from magicfuse_ros.ros.bag import BagReader, BagWriter, Topic
+from magicfuse_ros.ros.bag import BagReader, Topic
+from magicfuse_ros.ros.bag_writer import BagWriter
 from magicfuse_ros.ros.player import Player, PlayerSettings
 from magicfuse_ros.ros.recorder import Recorder
 

@@ -54,13 +54,13 @@ def run(args: argparse.Namespace) -> int:
     from magicfuse_ros.evaluation.report import Evaluation
     from magicfuse_ros.evaluation.scenes import ValidationSet
     from magicfuse_ros.model.magicfuse import MagicFuse
-    from magicfuse_ros.resources import model_path
+    from magicfuse_ros.resources import model_path, user_cache
 
     try:
         _check(args)
         model = MagicFuse.from_pretrained(model_path(args.model))
         unaided = MagicFuse.from_pretrained(model_path(args.beside)) if args.beside else None
-        scenes = ValidationSet(args.data, args.cache or _cache(), model.config, model.labels)
+        scenes = ValidationSet(args.data, args.cache or user_cache(), model.config, model.labels)
         evaluation = Evaluation(
             model=model,
             scenes=scenes,
@@ -159,9 +159,3 @@ def _in_words(content: dict[str, Any]) -> str:
         f"{images} a row of split {content['split']}; {content['threads']} threads, load "
         f"{content['load']:.1f} on {content['cpus']} CPUs"
     )
-
-
-def _cache() -> Path:
-    """Return the user's cache folder by the XDG base directory specification."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "magicfuse"

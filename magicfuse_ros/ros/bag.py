@@ -1,4 +1,4 @@
-"""rosbag2 bags, written and read without a ROS installation.
+"""rosbag2 bags, read without a ROS installation; `magicfuse_ros.ros.bag_writer` makes them.
 
 A bag is the folder rosbag2 makes (``metadata.yaml`` beside one sqlite3 or mcap file); a bare
 ``.mcap`` or ``.db3`` file can be read too. Messages stay serialised (CDR) on their way in and out:
@@ -8,9 +8,8 @@ received; the camera's own stamp is in the message's header (`magicfuse_ros.ros.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,25 +20,12 @@ from rosbags.interfaces import (
     ConnectionExtRosbag2,
     Qos,
     QosDurability,
-    QosHistory,
-    QosLiveliness,
     QosReliability,
-    QosTime,
 )
-from rosbags.rosbag2 import Reader, ReaderError, StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
-
-STORAGES: Mapping[str, StoragePlugin] = {
-    "mcap": StoragePlugin.MCAP,
-    "sqlite3": StoragePlugin.SQLITE3,
-}
-DEFAULT_STORAGE = "mcap"  # as rosbag2 itself since ROS 2 Iron
+from rosbags.rosbag2 import Reader, ReaderError
 
 RELIABILITIES = ("reliable", "best_effort")
 DURABILITIES = ("volatile", "transient_local")
-
-_FOREVER = QosTime(0x7FFFFFFF, 0xFFFFFFFF)
-_TYPES = get_typestore(Stores.ROS2_KILTED)
 
 
 class BagError(RuntimeError):
@@ -93,93 +79,6 @@ def is_bag(path: Path) -> bool:
     return (path / "metadata.yaml").is_file() or path.suffix in {".mcap", ".db3"}
 
 
-def knows_type(message_type: str) -> bool:
-    """Whether a topic of this type can be written: its definition is stored with the messages."""
-    return message_type in _TYPES.fielddefs
-
-
-@final
-class BagWriter:
-    """Writes a new bag; a context manager that leaves no half-written bag behind an exception.
-
-    Parameters
-    ----------
-    path
-        Folder to make. It must not exist.
-    storage
-        ``mcap`` or ``sqlite3``.
-
-    Raises
-    ------
-    BagError
-        The path exists or cannot be made.
-    ValueError
-        Unknown storage.
-    """
-
-    def __init__(self, path: Path, storage: str = DEFAULT_STORAGE) -> None:
-        if storage not in STORAGES:
-            raise ValueError(f"storage {storage!r}: accepted are {', '.join(STORAGES)}")
-        if path.exists():
-            raise BagError(f"{path} exists already: remove it or choose another name")
-        self.path = path
-        self.count = 0
-        self._connections: dict[str, Connection] = {}
-        try:
-            # Version 9 is what rosbag2 of Jazzy and newer reads and writes.
-            self._writer = Writer(path, version=9, storage_plugin=STORAGES[storage])
-            self._writer.open()
-        except OSError as error:
-            raise BagError(f"cannot write bag {path}: {error.strerror}") from error
-
-    def add_topic(self, topic: Topic) -> None:
-        """Announce a topic; needed once before its first message."""
-        if topic.name in self._connections:
-            raise BagError(f"topic {topic.name} is in bag {self.path} already")
-        if not knows_type(topic.type):
-            raise BagError(f"topic {topic.name}: the definition of {topic.type} is not known here")
-        self._connections[topic.name] = self._writer.add_connection(
-            topic.name, topic.type, typestore=_TYPES, offered_qos_profiles=[_offered_qos(topic)]
-        )
-
-    def write(self, topic_name: str, received_ns: int, data: bytes) -> None:
-        """Append one serialised message."""
-        if topic_name not in self._connections:
-            raise BagError(f"topic {topic_name} was not announced to bag {self.path}")
-        try:
-            self._writer.write(self._connections[topic_name], received_ns, data)
-        except OSError as error:  # a full disk
-            raise BagError(f"cannot write to bag {self.path}: {error.strerror}") from error
-        self.count += 1
-
-    def close(self) -> None:
-        """Write the index and ``metadata.yaml``."""
-        try:
-            self._writer.close()
-        except OSError as error:
-            raise BagError(f"cannot finish bag {self.path}: {error.strerror}") from error
-
-    def discard(self) -> None:
-        """Stop writing and remove what was written."""
-        with suppress(Exception):  # whatever made us discard it is the error to show
-            self._writer.abort()
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    def __enter__(self) -> BagWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
-
-
 @final
 class BagReader:
     """Reads a bag; a context manager.
@@ -220,6 +119,16 @@ class BagReader:
             files = [path] if path.is_file() else sorted(path.iterdir())
             self.storage = "mcap" if any(file.suffix == ".mcap" for file in files) else "sqlite3"
         self.topics = tuple(sorted(self._topics.values(), key=lambda topic: topic.name))
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """What a topic's messages came through; a topic of several publishers may have several."""
+        return tuple(self._reader.connections)
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """Texts that the bag's writer left in ``metadata.yaml`` (rosbag2's custom_data)."""
+        return dict(self._reader.storage.metadata.custom or {})
 
     @property
     def duration_s(self) -> float:
@@ -315,24 +224,21 @@ def _damaged(path: Path, error: Exception) -> BagError:
     )
 
 
-def _offered_qos(topic: Topic) -> Qos:
-    return Qos(
-        QosHistory.KEEP_LAST,
-        10,
-        QosReliability[topic.reliability.upper()],
-        QosDurability[topic.durability.upper()],
-        _FOREVER,
-        _FOREVER,
-        QosLiveliness.AUTOMATIC,
-        _FOREVER,
-        False,
-    )
+def serialization_of(connection: Connection) -> str:
+    """Return how a connection's messages are serialised: ``cdr`` in almost every bag."""
+    extension = connection.ext
+    return extension.serialization_format if isinstance(extension, ConnectionExtRosbag2) else "cdr"
+
+
+def profiles_of(connection: Connection) -> list[Qos]:
+    """Return what the publishers behind a connection offered; empty where the bag is silent."""
+    extension = connection.ext
+    return extension.offered_qos_profiles if isinstance(extension, ConnectionExtRosbag2) else []
 
 
 def _qos_of(connection: Connection) -> tuple[str, str]:
     """Return reliability and durability to offer: the strongest that every publisher offered."""
-    extension = connection.ext
-    profiles = extension.offered_qos_profiles if isinstance(extension, ConnectionExtRosbag2) else []
+    profiles = profiles_of(connection)
     best_effort = any(qos.reliability is QosReliability.BEST_EFFORT for qos in profiles)
     latched = bool(profiles) and all(
         qos.durability is QosDurability.TRANSIENT_LOCAL for qos in profiles

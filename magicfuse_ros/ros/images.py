@@ -72,14 +72,17 @@ def describe_images(bag: BagReader) -> dict[str, str]:
     described = {}
     for topic in image_topics(bag):
         first = next(bag.messages([topic.name]), None)
-        if first is None:
-            continue
-        message = _message(topic, first.data)
-        if topic.type == IMAGE_TYPE:
-            described[topic.name] = f"{message.width}x{message.height} {message.encoding}"
-        else:
-            described[topic.name] = message.format
+        if first is not None:
+            described[topic.name] = describe(topic, first.data)
     return described
+
+
+def describe(topic: Topic, data: bytes) -> str:
+    """Return size and encoding of one serialised image message; `BagError` as in `decode`."""
+    message = _message(topic, data)
+    if topic.type == IMAGE_TYPE:
+        return f"{message.width}x{message.height} {message.encoding}"
+    return str(message.format)
 
 
 def _message(topic: Topic, data: bytes) -> Any:

@@ -20,7 +20,7 @@ from magicfuse_ros.ros.stamps import has_header, read_stamp, with_stamp
 
 CLOCK_PERIOD_S = 0.01
 QUEUE_DEPTH = 10
-ACKNOWLEDGE_TIMEOUT_S = 2.0
+ACKNOWLEDGE_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 
 OnSent = Callable[[Topic, int, bytes], None]
@@ -217,8 +217,9 @@ class Player:
     def _drain(self) -> None:
         """Let reliable subscribers take the last messages before the process may leave."""
         timeout = Duration(nanoseconds=round(ACKNOWLEDGE_TIMEOUT_S * 1e9))
-        for publisher in self._publishers.values():
-            publisher.wait_for_all_acked(timeout)
+        for publisher in (*self._publishers.values(), self._clock):
+            if publisher is not None:
+                publisher.wait_for_all_acked(timeout)
 
 
 def find_message_class(message_type: str) -> type | None:

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from rclpy.executors import Executor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 
-from magicfuse_ros.ros.bag import BagWriter, Topic, knows_type
+from magicfuse_ros.ros.bag import Topic
+from magicfuse_ros.ros.bag_writer import BagWriter, knows_type
 from magicfuse_ros.ros.player import find_message_class
 
 DISCOVERY_PERIOD_S = 0.2
@@ -124,6 +126,11 @@ class Recorder:
             if self._writer is not None:
                 self._writer.write(topic_name, received_ns, data)
             self.counts[topic_name] += 1
+
+    def take_arrived(self, executor: Executor) -> None:
+        """Write what has arrived and still waits in the queues; `executor` spins the node."""
+        for _ in range(QUEUE_DEPTH * (len(self._subscriptions) + 1)):  # each spin takes one at most
+            executor.spin_once(timeout_sec=0.0)
 
     def close(self) -> None:
         """Stop recording; the bag may be closed afterwards."""

@@ -16,7 +16,8 @@ from rclpy.serialization import serialize_message
 from rclpy.time import Time
 from std_msgs.msg import Header
 
-from magicfuse_ros.ros.bag import DEFAULT_STORAGE, BagWriter, Topic
+from magicfuse_ros.ros.bag import Topic
+from magicfuse_ros.ros.bag_writer import DEFAULT_STORAGE, BagWriter
 from magicfuse_ros.ros.image_codec import encode_compressed, encode_image
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"

@@ -1,0 +1,179 @@
+"""`magicfuse bag fuse IN OUT`: every image of a bag, or of many bags, fused."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from magicfuse_ros.ros.bag_fleet import Row
+    from magicfuse_ros.ros.bag_fuse_plan import FuseOptions
+
+HELP = "fuse every image of a bag into another bag; goes on after a kill"
+
+_DETAILS = """
+IN is a bag: a folder, or an .mcap or .db3 file. OUT is the bag to make. Every image message of
+every camera is fused and none is dropped; the other topics are copied as they are. The results
+have the names, stamps and frame_ids that fuse_node would give them: /front/image_raw becomes
+/front/fuse_node/magimg and so on, /image becomes /fuse_node/magimg.
+
+Several bags, a pattern such as 'DIR/*.mcap', or --ray: OUT is a folder, and OUT/NAME is made of
+each NAME. With --ray they are fused at the same time, one task a bag.
+
+Work under way is kept in OUT.partial. After Ctrl-C, a kill or a full disk the same command goes on
+there, and ends in the same messages as a run that was not stopped. A bag that is done is not made
+again.
+
+Exit status: 0 all fused, 1 some frames could not be read, 2 nothing could be done (with several
+bags: with at least one), 130 stopped.
+
+Examples:
+  magicfuse bag fuse drive drive_fused
+  magicfuse bag fuse drive.mcap fused --topics /front/image_raw /rear/image_raw/compressed
+  magicfuse bag fuse 'drives/*.mcap' fused/ --ray local
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments; what is not given is the node's, the engine's or the model's own."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _DETAILS
+    parser.add_argument("input", nargs="+", metavar="IN", help="bag, or pattern of bags in quotes")
+    parser.add_argument("output", type=Path, metavar="OUT", help="bag to make, or a folder of them")
+    parser.add_argument("--topics", nargs="+", metavar="NAME", help="fuse only these image topics")
+    parser.add_argument(
+        "--outputs",
+        metavar="LIST",
+        help="topics to make, joined by commas, of: magimg, magimg/compressed, semantic/mask, "
+        "semantic/confidence, semantic/color, infrared, enhanced, camera_info (default: the first "
+        "four and camera_info)",
+    )
+    parser.add_argument("--storage", help="mcap or sqlite3 (default: the input's)")
+    parser.add_argument("--model", help="shipped model or folder of weights (default: tiny)")
+    parser.add_argument("--steps", type=int, help="DDIM steps a picture (default: the model's)")
+    parser.add_argument("--tau", type=float, help="0 to 1, as the node's (default: the model's)")
+    parser.add_argument("--seed", type=int, help="of the starting noise (default: the model's)")
+    parser.add_argument("--backend", help="what runs the networks (default: auto)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads (default: all cores; with --ray, 1 a bag)"
+    )
+    parser.add_argument("--jpeg-quality", type=int, help="of magimg/compressed (default: 85)")
+    parser.add_argument("--id-map", help="ids of the mask: 'person:6, car:7, *:0'")
+    parser.add_argument(
+        "--min-confidence", type=float, help="0 to 1: pixels below it are unknown in the mask"
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="fuse the bags on a Ray cluster; `local` starts one on this machine. Every machine "
+        "needs this package, and the bags under the same paths",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fuse one bag or many; returns the exit status that the help describes."""
+    from magicfuse_ros.ros.bag import BagError
+    from magicfuse_ros.ros.bag_fuse_engine import Interrupted
+    from magicfuse_ros.runtime.contract import EngineError
+
+    try:
+        options = _options(args)
+        if args.ray is None and len(args.input) == 1 and not _is_pattern(args.input[0]):
+            return _fuse_one(Path(args.input[0]), args.output, options)
+        return _fuse_many(args, options)
+    except (BagError, EngineError, ValueError) as error:
+        print(f"magicfuse bag fuse: {error}", file=sys.stderr)
+        return 2
+    except (Interrupted, KeyboardInterrupt):
+        print("magicfuse bag fuse: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _options(args: argparse.Namespace) -> FuseOptions:
+    from magicfuse_ros.ros.bag_fuse_plan import FuseOptions
+    from magicfuse_ros.runtime.contract import EngineSettings
+
+    def given(*names: str) -> dict[str, object]:
+        return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+    chosen = given("storage", "jpeg_quality", "id_map", "min_confidence")
+    if args.topics is not None:
+        chosen["topics"] = tuple(args.topics)
+    if args.outputs is not None:
+        chosen["outputs"] = tuple(filter(None, (part.strip() for part in args.outputs.split(","))))
+    engine = given("model", "steps", "tau", "seed", "backend", "device", "threads")
+    return FuseOptions(engine=EngineSettings(**engine), **chosen)  # type: ignore[arg-type]
+
+
+def _fuse_one(source: Path, target: Path, options: FuseOptions) -> int:
+    from contextlib import closing
+
+    from magicfuse_ros.commands.bag import stop_on_signals
+    from magicfuse_ros.commands.demo import ProgressLine
+    from magicfuse_ros.ros.bag_fuse import fuse_bag
+    from magicfuse_ros.ros.bag_fuse_engine import LazyEngine
+
+    stop = stop_on_signals()
+    show = ProgressLine(sys.stderr)
+    try:
+        with closing(LazyEngine(options.engine, stop, show.end)) as engine:
+            summary = fuse_bag(
+                source, target, options, engine, stop=stop, say=show.end, progress=show
+            )
+    finally:
+        show.end()
+    if summary.already:
+        print(f"{target} is there already, made of this bag with these options")
+    else:
+        print(f"{target}: {summary}")
+    return 1 if summary.left_out else 0
+
+
+def _fuse_many(args: argparse.Namespace, options: FuseOptions) -> int:
+    from magicfuse_ros.commands.bag import stop_on_signals
+    from magicfuse_ros.commands.demo import ProgressLine
+    from magicfuse_ros.ros import bag_fleet
+
+    jobs = bag_fleet.jobs(_expanded(args.input), args.output)
+    stop = stop_on_signals()
+    show = ProgressLine(sys.stderr)
+    rows: list[Row] = []
+    try:
+        if args.ray is None:
+            found = bag_fleet.one_by_one(jobs, options, stop=stop, say=show.end, progress=show)
+        else:
+            found = bag_fleet.on_ray(jobs, options, args.ray, stop=stop, progress=show)
+        for row in found:
+            rows.append(row)
+            show.end(f"{len(rows)} of {len(jobs)}: {row.job.source.name}: {row.text}")
+    finally:
+        show.end()
+        print(bag_fleet.table(rows, len(jobs)))
+    if any(row.error for row in rows):
+        return 2
+    return 1 if any(row.summary.left_out for row in rows) else 0
+
+
+def _expanded(inputs: Sequence[str]) -> list[Path]:
+    """Return the bags that are named and those that patterns find."""
+    from magicfuse_ros.ros.bag import BagError, is_bag
+
+    bags: list[Path] = []
+    for text in inputs:
+        if not _is_pattern(text):
+            bags.append(Path(text))
+            continue
+        found = [path for path in map(Path, sorted(glob.glob(text))) if is_bag(path)]  # noqa: PTH207
+        if not found:
+            raise BagError(f"no bag fits {text!r}; a bag is a folder, or an .mcap or .db3 file")
+        bags += found
+    return list(dict.fromkeys(bags))
+
+
+def _is_pattern(text: str) -> bool:
+    return glob.has_magic(text) and not Path(text).exists()

@@ -1,0 +1,85 @@
+"""`magicfuse bag fuse` with an engine that computes nothing, and that dies where a test wants it.
+
+KILL_AT=POINT:N ends the process like a power cut (SIGKILL) when POINT is reached for the Nth time:
+`fuse` a frame is in the engine, `append` a record is half written, `join` a message of the output
+is written, `finish` the output is about to be put in place, `cleanup` it is there, and the working
+folder too. TERM_AT does the same with SIGTERM. BACKEND names what the engine says it runs on.
+No file may get longer than FILE_BYTES, as on a disk that is full: the kernel refuses the rest.
+"""
+
+import os
+import resource
+import signal
+import sys
+
+from support.noop_node import NoopEngine
+
+from magicfuse_ros import cli
+from magicfuse_ros.ros import bag_fuse_engine, bag_fuse_journal, bag_fuse_workspace, bag_writer
+
+SEED_ROW = 3
+
+
+class Engine(NoopEngine):
+    """magimg is the frame, turned; the settings are in it, so that a mix of two is seen."""
+
+    def __init__(self, settings, progress):
+        super().__init__(settings, progress)
+        self.backend_name = os.environ.get("BACKEND", "noop")
+
+    def fuse(self, frame, extras=frozenset()):
+        reached("fuse")
+        result = super().fuse(frame, extras)
+        magimg = frame[::-1].copy()
+        magimg[SEED_ROW] = (self.settings.seed or 0) % 256
+        return bag_fuse_frame_result(result, magimg)
+
+
+def bag_fuse_frame_result(result, magimg):
+    return type(result)(**(vars(result) | {"magimg": magimg}))
+
+
+counts = {}
+
+
+def reached(point):
+    counts[point] = counts.get(point, 0) + 1
+    for variable, number in (("KILL_AT", signal.SIGKILL), ("TERM_AT", signal.SIGTERM)):
+        if os.environ.get(variable) == f"{point}:{counts[point]}":
+            os.kill(os.getpid(), number)
+
+
+def before(owner, name, point):
+    """Let `owner.name` reach `point` before it does its work."""
+    original = getattr(owner, name)
+
+    def wrapped(*args, **kwargs):
+        reached(point)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def torn_append(journal, *args):
+    append(journal, *args)
+    file = journal._file
+    if os.environ.get("KILL_AT") == f"append:{counts.get('append', 0) + 1}":
+        os.ftruncate(file.fileno(), file.tell() - 7)
+    reached("append")
+
+
+append = bag_fuse_journal.Journal.append
+bag_fuse_journal.Journal.append = torn_append
+before(bag_writer.BagWriter, "_write", "join")
+before(bag_fuse_workspace.Workspace, "finish", "finish")
+before(bag_fuse_workspace, "clear", "cleanup")
+make = bag_fuse_engine.LazyEngine.__init__
+bag_fuse_engine.LazyEngine.__init__ = lambda self, settings, stop, say: make(
+    self, settings, stop, say, Engine
+)
+
+if __name__ == "__main__":
+    if "FILE_BYTES" in os.environ:
+        limit = int(os.environ["FILE_BYTES"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.exit(cli.main(["bag", "fuse", *sys.argv[1:]]))
