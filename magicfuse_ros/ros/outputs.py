@@ -43,13 +43,23 @@ def scale_camera_info(info: CameraInfo, size: tuple[int, int]) -> CameraInfo:
     sensor_msgs/CameraInfo with the input's header, distortion and rectification. An uncalibrated
     matrix (its focal length is 0) stays as it is, as do both where the input has no size.
     """
-    result = copy.deepcopy(info)
     roi = info.roi
     binning = (max(info.binning_x, 1), max(info.binning_y, 1))
     region = (roi.width or info.width, roi.height or info.height)
     if (region[0] // binning[0], region[1] // binning[1]) == size:
-        return result
+        return copy.deepcopy(info)
+    return plain_camera_info(info, size)
 
+
+def plain_camera_info(info: CameraInfo, size: tuple[int, int]) -> CameraInfo:
+    """Describe a plain picture of `size`, even where it is the camera's own.
+
+    Parameters and result are those of `scale_camera_info`, but region of interest and binning are
+    always folded into K and P, which therefore go with the picture's own pixels.
+    """
+    result = copy.deepcopy(info)
+    roi = info.roi
+    region = (roi.width or info.width, roi.height or info.height)
     result.width, result.height = size
     result.binning_x = result.binning_y = 0
     result.roi = RegionOfInterest(do_rectify=roi.do_rectify)

@@ -61,20 +61,26 @@ def choose_reliability(setting: str, publishers: Iterable[ReliabilityPolicy]) ->
 
 
 def large_message_warning(
-    size_bytes: int, reliability: ReliabilityPolicy, rmw: str, environment: Mapping[str, str]
+    size_bytes: int,
+    reliability: ReliabilityPolicy,
+    rmw: str,
+    environment: Mapping[str, str],
+    what: str = "images",
 ) -> str:
-    """Say that images of this size get lost without a Fast DDS profile; empty if all is well.
+    """Say that messages of this size get lost without a Fast DDS profile; empty if all is well.
 
     Parameters
     ----------
     size_bytes
-        Size of one image message's data.
+        Size of one message's data.
     reliability
-        Reliability of the image subscription.
+        Reliability of the subscription.
     rmw
         Identifier of the middleware, such as `rmw_fastrtps_cpp`.
     environment
         The process's environment variables.
+    what
+        What the messages are called.
     """
     safe = (
         size_bytes <= FAST_DDS_SEGMENT_BYTES
@@ -85,7 +91,8 @@ def large_message_warning(
     if safe:
         return ""
     return (
-        f"images of {size_bytes // 1024} KiB arrive best effort, and Fast DDS loses most of what "
+        f"{what} of {size_bytes // 1024} KiB arrive best effort, and Fast DDS loses most of what "
         f"exceeds its {FAST_DDS_SEGMENT_BYTES // 1024} KiB of shared memory: set "
-        f"{_PROFILE_VARIABLES[0]} to this package's config/fastdds.xml, here and for the camera"
+        f"{_PROFILE_VARIABLES[0]} to this package's config/fastdds.xml, here and for "
+        "the sensor's driver"
     )

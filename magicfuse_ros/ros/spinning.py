@@ -31,6 +31,15 @@ class StopRequest:
         """Whether the process was asked to stop."""
         return self._asked
 
+    def ignore_more(self) -> None:
+        """Ignore signals from now on, as the last thing before the process ends.
+
+        Python takes its handlers away on its way out; one more signal then would kill the process
+        and make a clean stop look like a crash.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
     def _ask(self, _number: int, _frame: object) -> None:
         self._asked = True
 

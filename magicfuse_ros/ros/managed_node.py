@@ -1,0 +1,214 @@
+"""The manners that the package's nodes share: lifecycle, autostart, ~/enable, diagnostics, end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.signals import SignalHandlerOptions
+from std_srvs.srv import SetBool
+
+from magicfuse_ros.ros import diagnostics
+from magicfuse_ros.ros.ledger import Ledger
+from magicfuse_ros.ros.spinning import StopRequest, make_executor, spin_until
+from magicfuse_ros.ros.statistics import Recent, Timings
+
+SUCCESS = TransitionCallbackReturn.SUCCESS
+
+
+class ManagedNode(LifecycleNode, ABC):
+    """A lifecycle node that says how it is; subclasses configure and activate it.
+
+    Parameters
+    ----------
+    name
+        The node's name.
+    stop_requested
+        Tells that the process was asked to stop, for work that takes long.
+    node_arguments
+        For `rclpy.lifecycle.LifecycleNode`, such as `namespace` or `parameter_overrides`.
+
+    Attributes
+    ----------
+    abandoned
+        True once a thread did not come back from native code in time: it still runs.
+    """
+
+    def __init__(
+        self, name: str, *, stop_requested: Callable[[], bool], **node_arguments: Any
+    ) -> None:
+        super().__init__(name, **node_arguments)
+        self.abandoned = False
+        self._stop_requested = stop_requested
+        self._state, self._error = "unconfigured", ""
+        self._account, self._timings, self._recent = Ledger(), Timings(), Recent()
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # Steady: diagnostics go on while simulated time stands still.
+        self.create_timer(1.0, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.create_service(SetBool, "~/enable", self._on_enable)
+
+    def autostart(self) -> None:
+        """Configure and activate, if the parameter `autostart` says so."""
+        if not self.get_parameter("autostart").value:
+            self.get_logger().info("Waiting to be configured: autostart is false")
+        elif self.trigger_configure() == SUCCESS:
+            self.trigger_activate()
+
+    def stop(self) -> None:
+        """Shut down, from whatever state it is in."""
+        self.get_logger().info("Stopping")
+        if rclpy.ok() and self._state != "finalized":
+            self.trigger_shutdown()
+        self._release()
+
+    def on_deactivate(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe; nothing is published afterwards."""
+        self._pause()
+        self._state = "inactive"
+        return SUCCESS
+
+    def on_cleanup(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Release what configuring made."""
+        self._release()
+        self._state, self._error = "unconfigured", ""
+        return SUCCESS
+
+    def on_shutdown(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Deactivate and clean up, as far as there is anything."""
+        self._release()
+        self._state, self._error = "finalized", ""
+        self._tick()
+        return SUCCESS
+
+    def on_error(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Recover from a transition that raised: back to unconfigured."""
+        self._release()
+        self._state, self._error = "unconfigured", "a transition failed unexpectedly"
+        self.get_logger().error("A transition failed unexpectedly; the node is unconfigured again")
+        return SUCCESS
+
+    @property
+    @abstractmethod
+    def _enabled(self) -> bool:
+        """Whether ~/enable is on."""
+
+    @_enabled.setter
+    @abstractmethod
+    def _enabled(self, enabled: bool) -> None:
+        """Pause or go on."""
+
+    @abstractmethod
+    def _pause(self) -> None:
+        """Unsubscribe, if subscribed."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Pause, and release what configuring made, if anything."""
+
+    @abstractmethod
+    def _every_second(self) -> None:
+        """Look after what needs it, before diagnostics are told."""
+
+    @abstractmethod
+    def _health(self) -> diagnostics.Health:
+        """Return what decides the level of the diagnostics."""
+
+    @abstractmethod
+    def _facts(self) -> dict[str, object]:
+        """Return the node's own keys of the diagnostics."""
+
+    def _fail(self, what: str, problem: str, state: LifecycleState) -> TransitionCallbackReturn:
+        self._error, self._state = f"cannot {what}: {problem}", state.label
+        self.get_logger().error(
+            f"Cannot {what}: {problem.rstrip('.')}. The node stays {state.label}; when that is "
+            f"mended, run: ros2 lifecycle set {self.get_fully_qualified_name()} {what}"
+        )
+        return TransitionCallbackReturn.FAILURE
+
+    def _why_not_now(self, fixed: set[str]) -> str:
+        """Refuse a change of parameters that are not live, while active."""
+        if not fixed or self._state != "active":
+            return ""
+        return (
+            f"{', '.join(sorted(fixed))} needs a reconfigure: deactivate and clean up first "
+            f"(ros2 lifecycle set {self.get_fully_qualified_name()} deactivate, then cleanup)"
+        )
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._enabled = request.data
+        response.success = True
+        response.message = "enabled" if request.data else "paused"
+        self.get_logger().info(f"{response.message.capitalize()} by ~/enable")
+        return response
+
+    def _tick(self) -> None:
+        """Once a second."""
+        self._every_second()
+        account = self._account.account()
+        self._recent.add(account)
+        level, text = diagnostics.judge(self._health())
+        facts = {"state": self._state, "enabled": self._enabled, **self._facts()}
+        values = diagnostics.key_values(
+            facts, account, self._recent.rates(), self._timings.summaries()
+        )
+        self._diagnostics.publish(
+            diagnostics.message(
+                self.get_fully_qualified_name(),
+                self.get_clock().now(),
+                level,
+                text,
+                values,
+            )
+        )
+
+
+def run(
+    name: str, make: Callable[[Callable[[], bool]], ManagedNode], argv: Sequence[str] | None
+) -> int:
+    """Run a node until SIGINT or SIGTERM; return the exit code.
+
+    Parameters
+    ----------
+    name
+        What the program is called.
+    make
+        Makes the node; gets `stop_requested`.
+    argv
+        Command line with its program name; None for `sys.argv`.
+    """
+    stop = StopRequest()
+    try:
+        rclpy.init(
+            args=None if argv is None else list(argv),
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
+        node = make(stop)
+    except Exception as error:  # noqa: BLE001 - rcl has no common type for bad arguments
+        print(f"{name} cannot start: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        rclpy.try_shutdown()
+        return 2
+    executor = make_executor()
+    executor.add_node(node)
+    try:
+        node.autostart()
+        spin_until(executor, stop)
+    finally:
+        node.stop()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    stop.ignore_more()
+    if node.abandoned:
+        # Its thread is inside native code; Python's orderly exit would tear that down under it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
