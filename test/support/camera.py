@@ -1,7 +1,8 @@
 """A camera in a process of its own, told by JSON lines on stdin what to publish, field by field.
 
-A line is {"topic", "type": "raw"|"compressed"|"info"|"clock", "reliability", "messages": [fields],
-"rate_hz", "repeat", "subscribers": how many to wait for}; when it is published, a line comes back.
+A line is {"topic", "type": "raw"|"compressed"|"info"|"clock"|"cloud", "reliability",
+"messages": [fields], "rate_hz", "repeat", "subscribers": how many to wait for}; when it is
+published, a line comes back.
 `data` is base64, or a number of zero bytes; a stamp is [seconds, nanoseconds], or "now".
 """
 
@@ -16,9 +17,15 @@ from builtin_interfaces.msg import Time
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 
-TYPES = {"raw": Image, "compressed": CompressedImage, "info": CameraInfo, "clock": Clock}
+TYPES = {
+    "raw": Image,
+    "compressed": CompressedImage,
+    "info": CameraInfo,
+    "clock": Clock,
+    "cloud": PointCloud2,
+}
 
 
 def make(kind, fields):
@@ -37,6 +44,8 @@ def make(kind, fields):
         elif name == "data":
             raw = base64.b64decode(value) if isinstance(value, str) else bytes(value)
             message.data = array.array("B", raw)
+        elif name == "fields":
+            message.fields = [PointField(**entry) for entry in value]
         else:
             setattr(message, name, value)
     return message

@@ -1,0 +1,176 @@
+"""Where the cloud's sensor sits as the camera sees it: from a parameter, or from tf2."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.node import Node
+from rclpy.time import Time
+
+try:
+    import tf2_ros
+except ImportError:  # not on PyPI; ROS installations have it in ros-<distro>-tf2-ros-py
+    tf2_ros = None
+
+Floats = NDArray[np.floating[Any]]
+
+
+class TransformError(LookupError):
+    """No transform is known; the message says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class RigidTransform:
+    """Moves points into the camera's optical frame.
+
+    Attributes
+    ----------
+    rotation
+        (3, 3) float64.
+    translation
+        (3,) float64, in metres.
+    """
+
+    rotation: NDArray[np.float64]
+    translation: NDArray[np.float64]
+
+    @classmethod
+    def identity(cls) -> RigidTransform:
+        """Return the transform that moves nothing."""
+        return cls(np.eye(3), np.zeros(3))
+
+    @classmethod
+    def parse(cls, text: str) -> RigidTransform:
+        """Read `'x y z roll pitch yaw'`: the pose of the cloud's frame in the camera's.
+
+        As `static_transform_publisher` takes them with the camera's optical frame as the parent:
+        metres, and radians about the fixed axes x, then y, then z.
+
+        Raises
+        ------
+        ValueError
+            Unless they are six finite numbers, separated by spaces or commas.
+        """
+        words = [word for word in re.split(r"[\s,]+", text.strip().strip("[]").strip()) if word]
+        try:
+            numbers = [float(word) for word in words]
+        except ValueError:
+            numbers = []
+        if len(numbers) != 6 or not all(math.isfinite(number) for number in numbers):
+            raise ValueError(
+                f"{text!r}; accepted: six numbers, 'x y z roll pitch yaw' in metres and radians, "
+                "the pose of the cloud's frame in the camera's optical frame"
+            )
+        x, y, z, roll, pitch, yaw = numbers
+        return cls(_about_z(yaw) @ _about_y(pitch) @ _about_x(roll), np.array([x, y, z]))
+
+    @classmethod
+    def from_message(cls, transform: Any) -> RigidTransform:
+        """Read a geometry_msgs/Transform.
+
+        Raises
+        ------
+        TransformError
+            Its rotation is no rotation: a quaternion of length 0, or not finite.
+        """
+        q, t = transform.rotation, transform.translation
+        x, y, z, w = (float(value) for value in (q.x, q.y, q.z, q.w))
+        length = math.sqrt(x * x + y * y + z * z + w * w)
+        if not 1e-6 < length < 1e6:
+            raise TransformError(f"the transform's quaternion is ({x:g}, {y:g}, {z:g}, {w:g})")
+        x, y, z, w = (value / length for value in (x, y, z, w))
+        rotation = np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+        return cls(rotation, np.array([t.x, t.y, t.z], np.float64))
+
+    def apply(self, points: Floats) -> Floats:
+        """Move (3, N) points; the result has their type."""
+        rotation = self.rotation.astype(points.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            moved: Floats = rotation @ points + self.translation.astype(points.dtype)[:, None]
+        return moved
+
+
+class Extrinsics:
+    """Finds the transform for a cloud. Open while the node is active.
+
+    Parameters
+    ----------
+    node
+        Listens to /tf and /tf_static, where tf2_ros is installed.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._buffer: Any = None
+        self._listener: Any = None
+        if tf2_ros is not None:
+            self._buffer = tf2_ros.Buffer(node=node)
+            self._listener = tf2_ros.TransformListener(self._buffer, node, spin_thread=False)
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._listener is not None:
+            self._listener.unregister()
+        self._listener = self._buffer = None
+
+    def find(
+        self, camera_frame: str, cloud_frame: str, stamp: Any, fixed: RigidTransform | None
+    ) -> RigidTransform:
+        """Return the transform from the cloud's frame to the camera's.
+
+        Parameters
+        ----------
+        camera_frame, cloud_frame
+            frame_id of the picture and of the cloud.
+        stamp
+            builtin_interfaces/Time of the cloud.
+        fixed
+            The parameter `extrinsic`; it wins over tf.
+
+        Raises
+        ------
+        TransformError
+            tf does not know it, or is not installed.
+        """
+        if fixed is not None:
+            return fixed
+        if cloud_frame == camera_frame:
+            return RigidTransform.identity()
+        if self._buffer is None:
+            raise TransformError(
+                f"the cloud is in frame {cloud_frame!r}, the camera in {camera_frame!r}, and "
+                "tf2_ros is not installed: set `extrinsic`, or install ros-<distro>-tf2-ros-py"
+            )
+        try:
+            found = self._buffer.lookup_transform(camera_frame, cloud_frame, Time.from_msg(stamp))
+        except tf2_ros.TransformException as error:
+            raise TransformError(
+                f"tf has no transform from {cloud_frame!r} to {camera_frame!r} at the cloud's "
+                f"stamp ({' '.join(str(error).split())}): publish one, or set `extrinsic`"
+            ) from error
+        return RigidTransform.from_message(found.transform)
+
+
+def _about_x(angle: float) -> NDArray[np.float64]:
+    s, c = math.sin(angle), math.cos(angle)
+    return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+
+
+def _about_y(angle: float) -> NDArray[np.float64]:
+    s, c = math.sin(angle), math.cos(angle)
+    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+
+
+def _about_z(angle: float) -> NDArray[np.float64]:
+    s, c = math.sin(angle), math.cos(angle)
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])

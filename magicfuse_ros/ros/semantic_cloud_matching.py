@@ -1,0 +1,216 @@
+"""Which cloud goes with which frame, by their stamps; whatever goes with none is counted.
+
+Pure bookkeeping: stamps in, pairs out. A frame is complete when all its parts (mask, confidence,
+maybe color) have come with one stamp. It takes the cloud nearest to it, at most `slop` away; a
+cloud of exactly its stamp at once, another one as soon as a cloud at or past its stamp has come,
+for only then is the nearest one known. Each frame and each cloud is used once at most, and pairs
+come out in order of time, whatever the order in which the topics delivered.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from magicfuse_ros.ros import ledger
+
+NO_MASK = "no_mask"
+"""A cloud: no frame within `slop` of it was left, and later ones are further away."""
+EXPIRED = "expired"
+"""A cloud: `queue` newer clouds came before any frame did."""
+NO_CLOUD = "no_cloud"
+"""A frame: no cloud within `slop` of it."""
+INCOMPLETE = "incomplete"
+"""A frame: a part of it never came."""
+OUT_OF_ORDER = "out_of_order"
+"""Either: a newer one was used already."""
+TIME_JUMP = "time_jump"
+"""Either: the stamps went back (a recording that starts anew)."""
+
+_JUMP_NS = 1_000_000_000
+"""Stamps this much older than the newest are a new beginning, not a late message."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A cloud and the frame to paint it with.
+
+    Attributes
+    ----------
+    cloud_ns, frame_ns
+        Their stamps.
+    cloud
+        The message.
+    parts
+        The frame's messages by name.
+    """
+
+    cloud_ns: int
+    frame_ns: int
+    cloud: Any
+    parts: dict[str, Any]
+
+
+@dataclass
+class _Topic:
+    """What waits on one side, in order of stamps."""
+
+    stamps: list[int] = field(default_factory=list)
+    items: dict[int, Any] = field(default_factory=dict)
+
+    def add(self, stamp: int, item: Any) -> None:
+        if stamp not in self.items:
+            bisect.insort(self.stamps, stamp)
+        self.items[stamp] = item
+
+    def pop_first(self) -> Any:
+        return self.items.pop(self.stamps.pop(0))
+
+    def pop_before(self, stamp: int) -> list[Any]:
+        return [self.pop_first() for _ in range(bisect.bisect_left(self.stamps, stamp))]
+
+    def clear(self) -> int:
+        count = len(self.stamps)
+        self.stamps.clear()
+        self.items.clear()
+        return count
+
+
+class Matcher:
+    """Holds what waits for its counterpart.
+
+    Parameters
+    ----------
+    parts
+        Names of a frame's parts.
+    drop_cloud, drop_frame
+        Called with the reason, once for every cloud or frame that is given up.
+    new_frame
+        Called once for every frame, when its first part comes.
+
+    Attributes
+    ----------
+    slop_ns
+        Most that the stamps of cloud and frame may differ.
+    queue
+        Most clouds, and most frames, that wait.
+    """
+
+    def __init__(
+        self,
+        parts: frozenset[str],
+        *,
+        slop_ns: int,
+        queue: int,
+        drop_cloud: Callable[[str], object],
+        drop_frame: Callable[[str], object],
+        new_frame: Callable[[], object],
+    ) -> None:
+        self.slop_ns, self.queue = slop_ns, queue
+        self._parts = parts
+        self._drop_cloud, self._drop_frame, self._new_frame = drop_cloud, drop_frame, new_frame
+        self._clouds, self._frames = _Topic(), _Topic()
+        self._newest_cloud = self._last_cloud = -1
+        self._newest_frame = self._last_frame = -1
+        self._counted = min(parts)
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many clouds and frames wait."""
+        return len(self._clouds.stamps), len(self._frames.stamps)
+
+    def add_cloud(self, stamp_ns: int, cloud: Any) -> None:
+        """Take a cloud in."""
+        if stamp_ns < self._newest_cloud - _JUMP_NS:
+            self._restart_clouds()
+        self._newest_cloud = max(self._newest_cloud, stamp_ns)
+        if stamp_ns <= self._last_cloud:
+            self._drop_cloud(OUT_OF_ORDER)
+            return
+        if stamp_ns in self._clouds.items:  # a driver that stamps two clouds alike
+            self._drop_cloud(ledger.REPLACED)
+        self._clouds.add(stamp_ns, cloud)
+        while len(self._clouds.stamps) > self.queue:
+            self._clouds.pop_first()
+            self._drop_cloud(EXPIRED)
+
+    def add_part(self, stamp_ns: int, name: str, message: Any) -> None:
+        """Take a part of a frame in."""
+        if stamp_ns < self._newest_frame - _JUMP_NS:
+            clouds = self._newest_cloud
+            if abs(clouds - self._newest_frame) < abs(clouds - stamp_ns):  # not back there yet
+                self._restart_clouds()
+            self._give_up(self._frames, self._drop_frame, TIME_JUMP)
+            self._newest_frame = self._last_frame = -1
+        self._newest_frame = max(self._newest_frame, stamp_ns)
+        if stamp_ns not in self._frames.items:
+            if stamp_ns <= self._last_frame:
+                if name == self._counted:  # one of its parts stands for the frame
+                    self._new_frame()
+                    self._drop_frame(OUT_OF_ORDER)
+                return
+            self._new_frame()
+            self._frames.add(stamp_ns, {})
+        self._frames.items[stamp_ns][name] = message
+        while len(self._frames.stamps) > self.queue:
+            self._last_frame = max(self._last_frame, self._frames.stamps[0])
+            complete = self._complete(self._frames.pop_first())
+            self._drop_frame(NO_CLOUD if complete else INCOMPLETE)
+
+    def pairs(self) -> Iterator[Pair]:
+        """Yield every pair that is certain by now; give up what can find no counterpart."""
+        while (frame_ns := self._first_complete()) is not None:
+            cloud_ns = self._nearest_cloud(frame_ns)
+            if cloud_ns != frame_ns and self._newest_cloud < frame_ns:
+                return  # the next cloud may be nearer
+            for _ in self._frames.pop_before(frame_ns):
+                self._drop_frame(INCOMPLETE)
+            parts = self._frames.pop_first()
+            self._last_frame = max(self._last_frame, frame_ns)
+            if cloud_ns is None:
+                self._give_up_before(frame_ns - self.slop_ns)
+                self._drop_frame(NO_CLOUD)
+                continue
+            self._give_up_before(cloud_ns)
+            self._last_cloud = cloud_ns
+            yield Pair(cloud_ns, frame_ns, self._clouds.pop_first(), parts)
+
+    def clear(self, reason: str) -> None:
+        """Give up everything that waits."""
+        self._give_up(self._clouds, self._drop_cloud, reason)
+        self._give_up(self._frames, self._drop_frame, reason)
+        self._newest_cloud = self._last_cloud = -1
+        self._newest_frame = self._last_frame = -1
+
+    def _complete(self, parts: dict[str, Any]) -> bool:
+        return parts.keys() == self._parts
+
+    def _first_complete(self) -> int | None:
+        stamps = self._frames.stamps
+        return next((at for at in stamps if self._complete(self._frames.items[at])), None)
+
+    def _nearest_cloud(self, frame_ns: int) -> int | None:
+        if self._last_cloud >= frame_ns:
+            return None  # the nearest one past it is used; how late it came must not matter
+        stamps = self._clouds.stamps
+        after = bisect.bisect_left(stamps, frame_ns)
+        near = stamps[max(after - 1, 0) : after + 1]
+        nearest = min(near, key=lambda stamp: abs(stamp - frame_ns), default=None)
+        if nearest is None or abs(nearest - frame_ns) > self.slop_ns:
+            return None
+        return nearest
+
+    def _restart_clouds(self) -> None:
+        self._give_up(self._clouds, self._drop_cloud, TIME_JUMP)
+        self._newest_cloud = self._last_cloud = -1
+
+    def _give_up_before(self, stamp_ns: int) -> None:
+        for _ in self._clouds.pop_before(stamp_ns):
+            self._drop_cloud(NO_MASK)
+
+    @staticmethod
+    def _give_up(side: _Topic, drop: Callable[[str], object], reason: str) -> None:
+        for _ in range(side.clear()):
+            drop(reason)
