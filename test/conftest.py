@@ -12,6 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keep artifacts apart from the user's, for this process and those that it starts."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
 class Installation:
     """The package as `pip install .` leaves it, in a virtual environment of its own.
 
@@ -21,14 +30,17 @@ class Installation:
     def __init__(self, prefix):
         self.prefix = prefix
         self.share = prefix / "share" / "magicfuse_ros"
-        self.node = prefix / "lib" / "magicfuse_ros" / "fuse_node"
 
     def environment(self):
         """Variables of a shell that knows this installation and not the checkout."""
         variables = dict(os.environ)
         # For another interpreter than this one, see the wheels' bootstrap.
         variables.pop("_ROS_WHEELS_BOOTSTRAP_COMPLETE", None)
-        variables.pop("PYTHONPATH", None)
+        # A sourced ROS 2 has its packages there; the checkout must not be.
+        paths = [path for path in variables.pop("PYTHONPATH", "").split(os.pathsep) if path]
+        paths = [path for path in paths if Path(path).resolve() != ROOT]
+        if paths:
+            variables["PYTHONPATH"] = os.pathsep.join(paths)
         others = filter(None, [variables.get("AMENT_PREFIX_PATH")])
         variables["AMENT_PREFIX_PATH"] = os.pathsep.join([str(self.prefix), *others])
         variables["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"

@@ -1,6 +1,5 @@
 """`magicfuse benchmark`: its figures are there, add up and are worked out right; never a time."""
 
-import itertools
 import json
 import math
 import os
@@ -121,7 +120,7 @@ def test_a_quick_run_has_every_part(quick):
     best = survey["backends"][0]
     assert configurations == {
         ("auto", 2, "auto"),
-        *((best, 2, side) for side in survey["sides"]),
+        *((best, 2, side) for side in survey["sides"][best]),
         ("eager", 25, "off"),
     }
     assert {row["asked"] for row in results["engine"]["parity"]} == {
@@ -175,7 +174,8 @@ def test_a_quick_runs_claims_are_its_own_figures(quick):
     results = quick[0]
     measured = {claim["name"]: claim["value"] for claim in results["claims"]}
     assert measured.pop("memory's slope over the soak") is None
-    if "on" not in results["engine"]["survey"]["sides"]:
+    survey = results["engine"]["survey"]
+    if "on" not in survey["sides"][survey["backends"][0]]:
         assert measured.pop("Ψ and Φ side by side to in turn") is None
     assert all(math.isfinite(value) and value > 0.0 for value in measured.values())
     rows = results["engine"]["engine"]
@@ -319,7 +319,8 @@ def survey_of(*backends, steps=1, resolution=(320, 240)):
     return {
         "model": "fake", "trained": True, "steps": steps, "resolution": list(resolution),
         "classes": 12, "backends": list(backends), "device": "cpu", "device_name": "",
-        "threads": 2, "matmul_gflops": 100.0, "sides": ["off", "on"],
+        "threads": 2, "matmul_gflops": 100.0,
+        "sides": {name: ["off"] if name == "eager" else ["off", "on"] for name in backends},
     }  # fmt: skip
 
 
@@ -363,7 +364,7 @@ def test_the_cross_has_every_step_and_every_resolution():
     cases = plan("cross", survey_of("openvino", "eager"))
     assert str(cases[0]) == "auto, 1 steps at 320x240, Ψ and Φ as it likes"
     assert len(set(cases)) == len(cases)
-    for backend, parallel in itertools.product(("openvino", "eager"), ("on", "off")):
+    for backend, parallel in (("openvino", "on"), ("openvino", "off"), ("eager", "off")):
         of_one = [c for c in cases if (c.backend, c.parallel) == (backend, parallel)]
         assert {c.steps for c in of_one if c.resolution == (320, 240)} == set(STEPS)
         assert {c.resolution for c in of_one if c.steps == 1} == set(RESOLUTIONS)
@@ -372,7 +373,7 @@ def test_the_cross_has_every_step_and_every_resolution():
 
 def test_the_full_plan_is_the_product():
     cases = plan("full", survey_of("eager", steps=3, resolution=(96, 96)))
-    expected = (len(STEPS) + 1) * (len(RESOLUTIONS) + 1) * 2
+    expected = (len(STEPS) + 1) * (len(RESOLUTIONS) + 1)
     assert len(set(cases)) == len(cases) == expected + 1
 
 
@@ -567,7 +568,6 @@ def test_claims_take_the_right_rows():
             row("openvino", 1, "on", 75.0),
             row("openvino", 25, "off", 999.0),
             row("eager", 1, "off", 150.0),
-            row("eager", 25, "on", 2000.0),
             row("eager", 25, "off", 3200.0),
         ],
         "peers": [

@@ -26,6 +26,12 @@ def ignore(text):
     pass
 
 
+@pytest.fixture(autouse=True)
+def only_eager(monkeypatch):
+    """Leave the compiled backends to test_backends."""
+    monkeypatch.setattr(backends, "BACKENDS", {"eager": EagerBackend})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     torch.manual_seed(0)
@@ -371,8 +377,8 @@ class Recorder(EagerBackend):
 
     made: list["Recorder"] = []  # noqa: RUF012 - emptied by the fixture
 
-    def __init__(self, device):
-        super().__init__(device)
+    def __init__(self, device, threads):
+        super().__init__(device, threads)
         self.calls = []
         self.examples = {}
         self.closed = False
@@ -509,13 +515,36 @@ def test_a_load_that_is_stopped_is_no_fault_of_the_backend(load, backend):
 
 class NotHere(Recorder):
     @staticmethod
-    def unavailable(device):  # noqa: ARG004 - the contract's signature
+    def unavailable():
         return "its library is not installed"
 
 
-def test_auto_passes_over_what_is_not_available(load, backend):
+def test_auto_passes_over_what_is_not_available_and_says_so_once(folder, backend):
     backend(NotHere)
-    assert load().backend_name == "eager on cpu"
+    told = []
+    made = load_engine(EngineSettings(model=str(folder)), told.append)
+    made.warm_up(told.append)
+    assert made.backend_name == "eager on cpu"
+    (line,) = [text for text in told if "library" in text]
+    assert line == (
+        "fast is faster than eager on cpu and is left out: its library is not installed"
+    )
+
+
+class ForGpus(NotHere):
+    device_type = "cuda"
+
+
+def test_what_is_for_another_device_is_not_missed(load, backend):
+    backend(ForGpus)
+    assert backends.missing("auto", "cpu") == []
+    with pytest.raises(EngineError, match="'fast' cannot run on cpu: it is for cuda only"):
+        load(backend="fast")
+
+
+def test_a_backend_that_is_not_available_is_refused_by_name(load, backend):
+    backend(NotHere)
+    assert backends.missing("eager", "cpu") == []
     with pytest.raises(EngineError, match="'fast' cannot run on cpu: its library is not installed"):
         load(backend="fast")
 
@@ -545,7 +574,7 @@ def test_the_order_of_what_to_try(backend, monkeypatch):
 
 def test_eager_leaves_the_weights_on_the_cpu_when_it_runs_elsewhere(folder):
     encoder = MagicFuse.from_pretrained(folder).encoder
-    elsewhere = EagerBackend(torch.device("meta"))
+    elsewhere = EagerBackend(torch.device("meta"), 0)
     part = backends.Part("encoder", encoder, (torch.zeros(1, 3, 48, 64),))
     compiled = elsewhere.compile(part, ignore)
     assert {one.device.type for one in compiled.parameters()} == {"meta"}

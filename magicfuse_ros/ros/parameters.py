@@ -14,6 +14,7 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, ParameterType
 
 from magicfuse_ros.ros.id_map import IdMap
+from magicfuse_ros.runtime.contract import PARALLEL
 
 Value = bool | int | float | str
 
@@ -183,6 +184,14 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         description="CPU threads for the networks; 0 takes all cores.",
     ),
     ParameterSpec(
+        name="parallel",
+        default="auto",
+        choices=PARALLEL,
+        live=False,
+        description="Ψ and Φ side by side, each on half of the cores or a CUDA stream of its own "
+        "(on), or in turn (off); auto takes what is faster, measured at start.",
+    ),
+    ParameterSpec(
         name="watchdog_s",
         default=10.0,
         low=0.0,
@@ -257,6 +266,7 @@ class Settings:
     resolution: tuple[int, int] | None
     labels: str | None
     threads: int
+    parallel: str
     watchdog_s: float
     autostart: bool
     input_transport: str
@@ -299,6 +309,7 @@ class Settings:
             resolution=None if width == 0 else (width, height),
             labels=checked["labels"] or None,
             threads=checked["threads"],
+            parallel=checked["parallel"],
             watchdog_s=float(checked["watchdog_s"]),
             autostart=checked["autostart"],
             input_transport=checked["input_transport"],
@@ -310,5 +321,5 @@ class Settings:
 
     def needing_reconfigure(self, loaded: Settings) -> list[str]:
         """Name what differs from the settings that an engine was loaded with."""
-        names = ("model", "device", "backend", "resolution", "labels", "threads")
+        names = ("model", "device", "backend", "resolution", "labels", "threads", "parallel")
         return [name for name in names if getattr(self, name) != getattr(loaded, name)]

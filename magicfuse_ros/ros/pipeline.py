@@ -19,8 +19,8 @@ from magicfuse_ros.ros.ledger import Ledger, Throttle
 from magicfuse_ros.ros.parameters import Settings
 from magicfuse_ros.ros.publishers import FusePublishers
 from magicfuse_ros.ros.statistics import Timings, age_ms
-from magicfuse_ros.ros.worker import Frame
-from magicfuse_ros.runtime.contract import Engine, EngineError, Progress
+from magicfuse_ros.ros.worker import Frame, LoadCancelled
+from magicfuse_ros.runtime.contract import Engine, EngineError, FuseResult, Progress
 
 _FALL_BACK_AFTER = 2
 """Failures in a row, so that a passing fault does not cost the fast backend."""
@@ -82,17 +82,8 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - a camera can send what nobody thought of
             self._drop(frame, ledger.UNDECODABLE, f"{type(error).__name__}: {error}")
             return
-        try:
-            self._apply(engine, settings)
-            result = engine.fuse(picture, self._publishers.wanted_extras())
-        except ValueError as error:
-            self._drop(frame, ledger.UNSUPPORTED, str(error))
-            return
-        except Exception as error:  # noqa: BLE001 - any backend may raise anything
-            if frame.claim():
-                self._engine_failed(engine, error, progress)
-            return
-        if self._inactive(frame) or not frame.claim():
+        result = self._fuse(engine, frame, picture, settings, progress)
+        if result is None or self._inactive(frame) or not frame.claim():
             return
         self._failures = 0
         try:
@@ -129,6 +120,27 @@ class Pipeline:
         """Say that the node runs worse than configured, and why."""
         self.degraded = text
         self._log.error(f"Degraded: {text}")
+
+    def _fuse(
+        self,
+        engine: Engine,
+        frame: Frame,
+        picture: NDArray[np.uint8],
+        settings: Settings,
+        progress: Progress,
+    ) -> FuseResult | None:
+        try:
+            self._apply(engine, settings)
+            return engine.fuse(picture, self._publishers.wanted_extras())
+        except ValueError as error:
+            self._drop(frame, ledger.UNSUPPORTED, str(error))
+        except LoadCancelled:  # the node stops while networks for another size are made
+            if frame.claim():
+                self._account.drop(ledger.INACTIVE)
+        except Exception as error:  # noqa: BLE001 - any backend may raise anything
+            if frame.claim():
+                self._engine_failed(engine, error, progress)
+        return None
 
     def _inactive(self, frame: Frame) -> bool:
         if self.active:

@@ -23,6 +23,9 @@ EngineFactory = Callable[[EngineSettings, Progress], Engine]
 _STOP_TIMEOUT_S = 4.0
 """How long a stop waits for the engine; `ros2 launch` loses patience after 5 s."""
 
+_SILENCE_S = 5.0
+"""Longest silence while loading; an engine at work tells how it goes as often by itself."""
+
 _WARM_UPS = 3.0
 """A frame takes no longer than this many warm-ups, which hold a whole frame."""
 
@@ -100,10 +103,7 @@ class Session:
             if time.monotonic() - shown >= 1.0:
                 shown = time.monotonic()
                 every_second()
-                if round(shown - started) % 5 == 0:
-                    self._node.get_logger().info(
-                        f"{self.worker.last_progress} ({shown - started:.0f} s so far)"
-                    )
+                self.worker.repeat_progress(f"({shown - started:.0f} s so far)", _SILENCE_S)
         error = self.worker.error
         if error is None:
             return ""
@@ -180,6 +180,7 @@ class Session:
             resolution=settings.resolution,
             labels=settings.labels,
             threads=settings.threads,
+            parallel=settings.parallel,
         )
         if successor is not None:
             wanted = replace(wanted, backend=successor.backend, device=successor.device)

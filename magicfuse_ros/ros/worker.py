@@ -72,7 +72,7 @@ class EngineWorker:
         self.mailbox: Mailbox[Frame] = mailbox or Mailbox()
         self.engine: Engine | None = None
         self.error: Exception | None = None
-        self.last_progress = "loading"
+        self.last_progress, self._told_at = "loading", time.monotonic()
         self._load, self._process, self._log = load, process, log
         self._stop = threading.Event()
         self._loaded = threading.Event()
@@ -137,8 +137,14 @@ class EngineWorker:
         """Show progress of a load or a change of backend."""
         if self._stop.is_set():
             raise LoadCancelled
-        self.last_progress = text
+        self.last_progress, self._told_at = text, time.monotonic()
         self._log(text)
+
+    def repeat_progress(self, more: str, silence_s: float) -> None:
+        """Show the last progress again with `more` behind it, if nothing was shown for so long."""
+        if time.monotonic() - self._told_at >= silence_s:
+            self._told_at = time.monotonic()
+            self._log(f"{self.last_progress} {more}")
 
     def _run(self) -> None:
         try:

@@ -19,6 +19,8 @@ UInt8 = NDArray[np.uint8]
 Progress = Callable[[str], None]
 """Told in words how a long work goes; it may raise to stop the work."""
 
+PARALLEL = ("auto", "on", "off")
+
 EXTRAS = ("infrared", "enhanced")
 """Results that cost a decoding of their own and are made only when asked for."""
 
@@ -51,6 +53,9 @@ class EngineSettings:
         Label set with as many classes as the model's: a built-in name or a YAML file.
     threads
         CPU threads for the networks; 0 takes every core this process may use.
+    parallel
+        `on`: Ψ and Φ side by side, each on half of the cores; `off`: in turn; `auto`: as is faster.
+        A backend that cannot do it side by side does it in turn.
 
     Raises
     ------
@@ -67,6 +72,7 @@ class EngineSettings:
     resolution: tuple[int, int] | None = None
     labels: str | None = None
     threads: int = 0
+    parallel: str = "auto"
 
     def __post_init__(self) -> None:
         _require(bool(self.model), "model", self.model, "the name or folder of a model")
@@ -78,6 +84,8 @@ class EngineSettings:
         if self.resolution is not None:
             sides = len(self.resolution) == 2 and min(self.resolution) >= 1
             _require(sides, "resolution", self.resolution, "(width, height), each 1 or more")
+        known = self.parallel in PARALLEL
+        _require(known, "parallel", self.parallel, ", ".join(PARALLEL))
         _require(self.threads >= 0, "threads", self.threads, "1 or more, or 0 for all cores")
 
 

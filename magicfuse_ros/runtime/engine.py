@@ -16,7 +16,7 @@ from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import SamplerSettings, sample
 from magicfuse_ros.resources import model_path
 from magicfuse_ros.runtime import frames
-from magicfuse_ros.runtime.backends import Backend, Candidate, candidates
+from magicfuse_ros.runtime.backends import Backend, Candidate, candidates, missing
 from magicfuse_ros.runtime.contract import (
     EXTRAS,
     Engine,
@@ -26,6 +26,7 @@ from magicfuse_ros.runtime.contract import (
     Progress,
     UInt8,
 )
+from magicfuse_ros.runtime.heartbeat import heartbeat
 from magicfuse_ros.runtime.networks import CompiledNetworks
 from magicfuse_ros.runtime.stopwatch import Stopwatch
 
@@ -53,6 +54,8 @@ class FuseEngine:
         In evaluation mode; the engine owns it from here on.
     settings
         How to run it.
+    progress
+        Told how the preparations go that a frame causes: those for a camera of another size.
 
     Attributes
     ----------
@@ -71,7 +74,7 @@ class FuseEngine:
         The settings ask for what the model or the machine does not have.
     """
 
-    def __init__(self, model: MagicFuse, settings: EngineSettings) -> None:
+    def __init__(self, model: MagicFuse, settings: EngineSettings, progress: Progress) -> None:
         self.trained = model.config.trained
         self.preparing = False
         self.labels = _labels(model, settings.labels)
@@ -84,7 +87,7 @@ class FuseEngine:
                 f"least {self._config.multiple_of} for model {self._config.name!r}"
             )
         self.settings = settings
-        self._threads = settings.threads
+        self._threads, self._progress = settings.threads, progress
         self._sampling = self._sampling_of(settings)
         self._candidates = candidates(settings.backend, settings.device)
         self._candidate: Candidate = self._candidates.pop(0)
@@ -95,6 +98,16 @@ class FuseEngine:
     def backend_name(self) -> str:
         """The backend and its device in words, such as `eager on cpu`."""
         return str(self._candidate)
+
+    @property
+    def built(self) -> tuple[str, ...]:
+        """Names of the parts that the backend in use compiled from scratch, in this order."""
+        return () if self._backend is None else tuple(self._backend.built)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether Ψ and Φ run at the same time, for frames of the last one's size."""
+        return bool(self._networks) and next(reversed(self._networks.values())).side_by_side
 
     def warm_up(self, progress: Progress) -> None:
         """Make everything ready for a camera of the model's aspect, and run one frame through it.
@@ -150,7 +163,7 @@ class FuseEngine:
         settings, seed = self._sampling
         size = (frame.shape[0], frame.shape[1])
         place = frames.fit(size, self._resolution, self._config.multiple_of)
-        networks = self._networks_for(place.padded, _silent)
+        networks = self._networks_for(place.padded, self._progress)
         watch = networks.watch = Stopwatch(self._candidate.device)
         with watch.stage("preprocess"):
             image = frames.to_input(frame, place)
@@ -236,13 +249,16 @@ class FuseEngine:
             self._networks.move_to_end(size)
             return self._networks[size]
         if self._backend is None:
-            self._backend = self._candidate.make()
+            self._backend = self._candidate.make(self._threads)
         while len(self._networks) >= MAX_SIZES:
             self._networks.popitem(last=False)
         device = self._candidate.device
         self.preparing = True
         try:
-            networks = CompiledNetworks(self._model, self._backend, device, size, progress)
+            with heartbeat(progress) as tell:
+                networks = CompiledNetworks(
+                    self._model, self._backend, device, size, tell, self.settings.parallel
+                )
         finally:
             self.preparing = False
         self._networks[size] = networks
@@ -293,14 +309,15 @@ def load_engine(settings: EngineSettings, progress: Progress) -> FuseEngine:
         machine does not have; one sentence that says what to do.
     """
     progress(f"loading model {settings.model!r}")
-    candidates(settings.backend, settings.device)  # a wrong device is told before a long load
+    for text in missing(settings.backend, settings.device):  # and a wrong device, before a load
+        progress(text)
     try:
         model = MagicFuse.from_pretrained(model_path(settings.model))
     except (CheckpointError, ConfigError, LabelSetError, OSError) as error:
         raise EngineError(
             f"model {settings.model!r} cannot be loaded: {_one_line(error)}"
         ) from error
-    return FuseEngine(model, settings)
+    return FuseEngine(model, settings, progress)
 
 
 def _labels(model: MagicFuse, override: str | None) -> LabelSet:
@@ -343,10 +360,6 @@ class _Told:
         except BaseException:
             self.stopped = True
             raise
-
-
-def _silent(text: str) -> None:
-    """Progress of what is done within a frame; nobody waits for it."""
 
 
 def _one_line(error: Exception) -> str:

@@ -111,7 +111,8 @@ def plan(grid: str, survey: Mapping[str, Any]) -> list[Case]:
 
     cases = [case("auto", steps, own, "auto")]
     if grid == "quick":
-        cases += [case(backends[0], steps, own, parallel) for parallel in survey["sides"]]
+        sides = survey["sides"][backends[0]]
+        cases += [case(backends[0], steps, own, parallel) for parallel in sides]
         cases.append(case("eager", REFERENCE_STEPS, own, "off"))
         return list(dict.fromkeys(cases))
     every_size, every_step = dict.fromkeys((own, *RESOLUTIONS)), dict.fromkeys((steps, *STEPS))
@@ -119,7 +120,8 @@ def plan(grid: str, survey: Mapping[str, Any]) -> list[Case]:
         for resolution in every_size:
             for count in every_step:
                 if grid == "full" or resolution == own or count == steps:
-                    cases += [case(backend, count, resolution, way) for way in survey["sides"]]
+                    sides = survey["sides"][backend]
+                    cases += [case(backend, count, resolution, parallel) for parallel in sides]
     return cases
 
 

@@ -14,8 +14,9 @@ from typing import Any, final
 
 from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError
 
-CACHE_VARIABLE = "MAGICFUSE_CACHE"
-"""Environment variable that names the folder of compiled artifacts."""
+CACHE_VARIABLE = "XDG_CACHE_HOME"
+"""Environment variable of the folder that compiled artifacts are kept under."""
+
 _POLL_S = 0.1
 
 

@@ -253,8 +253,11 @@ def backend_name(row: Results) -> str:
 
 
 def side(row: Results) -> str:
-    """Say how a row ran Ψ and Φ."""
-    return {"on": "side by side", "off": "in turn", "auto": "auto"}[row["parallel"]]
+    """Say how a row ran Ψ and Φ; where the engine chose, what it chose."""
+    ran = {True: "side by side", False: "in turn"}
+    if row["parallel"] == "auto":
+        return f"auto ({ran[row['side_by_side']]})" if "side_by_side" in row else "auto"
+    return ran[row["parallel"] == "on"]
 
 
 def size_name(size: list[int]) -> str:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from magicfuse_ros.model.magicfuse import MagicFuse
+    from magicfuse_ros.runtime.backends import Candidate
     from magicfuse_ros.runtime.engine import FuseEngine
 
 UNCOUNTED = 2
@@ -79,7 +79,7 @@ def survey(*, model: str, device: str, threads: int, resolutions: list[Size]) ->
         "steps": config.diffusion.steps,
         "resolution": list(config.resolution),
         "classes": len(labels),
-        "sides": ["off", "on"] if "parallel" in _known_settings() else ["off"],
+        "sides": {each.name: _sides(each, threads) for each in found if each.device == where},
         "backends": [each.name for each in found if each.device == where],
         "device": str(where),
         "device_name": torch.cuda.get_device_name(where) if where.type == "cuda" else "",
@@ -127,7 +127,11 @@ def engine(
     start_s, before = {"total": times["first_frame"] - spawned}, spawned
     for name, at in times.items():
         start_s[name], before = at - before, at
-    result: dict[str, Any] = {"backend": it.backend_name, "start_s": start_s}
+    result: dict[str, Any] = {
+        "backend": it.backend_name,
+        "side_by_side": it.side_by_side,
+        "start_s": start_s,
+    }
     if least:
         result |= _fuse_on(it, pictures, seconds, least)
     it.close()
@@ -169,7 +173,7 @@ def segformer(
     width, height = size
     image = torch.rand((1, 3, height, width), generator=torch.Generator().manual_seed(0)).to(where)
     image = image.contiguous(memory_format=torch.channels_last)
-    made = chosen.make()
+    made = chosen.make(threads)
     network = made.compile(Part("segformer-b0", segformer_b0(classes), (image,)), _tell)
 
     def once() -> None:
@@ -338,19 +342,22 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _known_settings() -> set[str]:
-    """Names of the engine's settings: one that cannot run Ψ and Φ side by side lacks `parallel`."""
-    from magicfuse_ros.runtime.contract import EngineSettings
+def _sides(candidate: Candidate, threads: int) -> list[str]:
+    """Say which settings of `parallel` differ on a backend: some run networks in turn only."""
+    import torch
 
-    return {field.name for field in dataclasses.fields(EngineSettings)}
+    from magicfuse_ros.runtime.backends import Part
+
+    made = candidate.make(threads)
+    image = torch.zeros((1, 3, 8, 8), device=candidate.device)
+    part = Part("any", torch.nn.Conv2d(3, 8, 1).eval(), (image,))
+    sides = ["off"] if made.share(part, _tell) is None else ["off", "on"]
+    made.close()
+    return sides
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Undo what JSON did to the resolution; leave out a side that the engine takes anyway."""
-    known = _known_settings()
-    if "parallel" not in known and settings["parallel"] == "on":
-        raise ValueError("this engine cannot run Ψ and Φ side by side: it has no such setting")
-    settings = {name: value for name, value in settings.items() if name in known}
+    """Undo what JSON did to the resolution."""
     return settings | {"resolution": tuple(settings["resolution"])}
 
 

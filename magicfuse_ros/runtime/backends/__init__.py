@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from magicfuse_ros.runtime.backends.eager import EagerBackend
+from magicfuse_ros.runtime.backends.openvino import OpenVinoBackend
+from magicfuse_ros.runtime.concurrency import StartedNetwork
 from magicfuse_ros.runtime.contract import EngineError, Progress
 
 Network = Callable[..., Any]
@@ -25,25 +28,65 @@ Network = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One network to compile: its name, the module in evaluation mode, and example inputs."""
+    """One network to compile for one shape of inputs.
+
+    Attributes
+    ----------
+    name
+        Unique among a model's parts.
+    module
+        In evaluation mode, on the CPU.
+    inputs
+        What the network gets for a picture, so that parity means something; on the device.
+    config
+        The settings that the module was made from, in words: what neither its weights nor its
+        layers tell, such as the number of attention heads.
+    """
 
     name: str
     module: nn.Module
     inputs: tuple[Tensor, ...]
+    config: str = ""
+
+    @cached_property
+    def reference(self) -> Any:
+        """What the module gives for the inputs, on the CPU: parity is measured against this."""
+        with torch.inference_mode():
+            return self.module(*(each.cpu() for each in self.inputs))
 
 
 class Backend(Protocol):
-    """What every backend offers. It is made with the device it is to run on."""
+    """What every backend offers.
 
-    def __init__(self, device: torch.device) -> None: ...
+    It is made with the device it is to run on, and the number of cores for its networks (0: all).
+
+    Attributes
+    ----------
+    device_type
+        The only kind of device it runs on, `cpu` or `cuda`; empty where it runs on any.
+    memory_format
+        How tensors that are kept from frame to frame lie in memory, so that none is copied.
+    built
+        Names of the parts that were compiled from scratch, and not found in the artifact cache.
+    """
+
+    device_type: str
+    memory_format: torch.memory_format
+    built: list[str]
+
+    def __init__(self, device: torch.device, threads: int) -> None: ...
 
     @staticmethod
-    def unavailable(device: torch.device) -> str:
-        """Say why this backend cannot run on `device` (a library is missing …); empty if it can."""
+    def unavailable() -> str:
+        """Say what it lacks on this machine; empty when it can run."""
         ...
 
     def compile(self, part: Part, progress: Progress) -> Network:
         """Make one part fast for one shape; may take minutes, and then says how it goes."""
+        ...
+
+    def share(self, part: Part, progress: Progress) -> StartedNetwork | None:
+        """Compile a part to run beside another, on a CPU on half of the cores; None: it cannot."""
         ...
 
     def close(self) -> None:
@@ -51,7 +94,7 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: dict[str, type[Backend]] = {"eager": EagerBackend}
+BACKENDS: dict[str, type[Backend]] = {"openvino": OpenVinoBackend, "eager": EagerBackend}
 """Name → backend, in the order in which `auto` tries them: the fastest first, `eager` last."""
 
 
@@ -65,9 +108,9 @@ class Candidate:
     def __str__(self) -> str:
         return f"{self.name} on {self.device}"
 
-    def make(self) -> Backend:
-        """Make the backend."""
-        return BACKENDS[self.name](self.device)
+    def make(self, threads: int) -> Backend:
+        """Make the backend, for networks on so many cores (0: all)."""
+        return BACKENDS[self.name](self.device, threads)
 
 
 def candidates(backend: str, device: str) -> list[Candidate]:
@@ -86,7 +129,7 @@ def candidates(backend: str, device: str) -> list[Candidate]:
     if backend != "auto":
         if backend not in BACKENDS:
             raise EngineError(f"backend is {backend!r}; accepted: auto, {', '.join(names)}")
-        reasons = [BACKENDS[backend].unavailable(device) for device in devices]
+        reasons = [_unavailable(backend, device) for device in devices]
         if all(reasons):
             raise EngineError(
                 f"backend {backend!r} cannot run on {devices[0]}: {reasons[0]}; "
@@ -97,8 +140,29 @@ def candidates(backend: str, device: str) -> list[Candidate]:
         Candidate(name, device)
         for device in devices
         for name in names
-        if not BACKENDS[name].unavailable(device)
+        if not _unavailable(name, device)
     ]
+
+
+def missing(backend: str, device: str) -> list[str]:
+    """Say in a line each which backends `auto` would prefer here, and what they lack."""
+    first = candidates(backend, device)[0]
+    if backend != "auto":
+        return []
+    names = list(BACKENDS)
+    return [
+        f"{name} is faster than {first} and is left out: {BACKENDS[name].unavailable()}"
+        for name in names[: names.index(first.name)]
+        if BACKENDS[name].device_type in ("", first.device.type)
+    ]
+
+
+def _unavailable(name: str, device: torch.device) -> str:
+    """Say why a backend cannot run on a device; empty when it can."""
+    kind = BACKENDS[name].device_type
+    if kind not in ("", device.type):
+        return f"it is for {kind} only"
+    return BACKENDS[name].unavailable()
 
 
 def _devices(device: str) -> list[torch.device]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from magicfuse_ros.runtime.concurrency import StartedNetwork, StreamNetwork
 from magicfuse_ros.runtime.contract import Progress
 
 if TYPE_CHECKING:
@@ -24,23 +25,32 @@ class EagerBackend:
         where a backend to fall back to finds them even when the GPU is lost.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    device_type = ""
+    memory_format = torch.channels_last  # what convolutions in oneDNN and cuDNN are fastest in
+
+    def __init__(self, device: torch.device, threads: int) -> None:  # noqa: ARG002 - PyTorch's own
+        self.built: list[str] = []
         self._device = device
         self._modules: dict[str, nn.Module] = {}
 
     @staticmethod
-    def unavailable(device: torch.device) -> str:  # noqa: ARG004 - the contract's signature
+    def unavailable() -> str:
         """Return nothing: PyTorch runs on every device that `candidates` accepts."""
         return ""
 
     def compile(self, part: Part, progress: Progress) -> Network:  # noqa: ARG002 - the contract's
-        """Put the part on the device, in the memory layout its convolutions are fastest in."""
+        """Put the part on the device, in the backend's memory format."""
         if part.name not in self._modules:
             module = part.module if self._device.type == "cpu" else copy.deepcopy(part.module)
-            # Convolutions in oneDNN and cuDNN want channels last; what they compute is the same.
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module = module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
             self._modules[part.name] = module.to(self._device)
         return self._modules[part.name]
+
+    def share(self, part: Part, progress: Progress) -> StartedNetwork | None:
+        """Put a part on a CUDA stream; on a CPU, PyTorch's threads serve one network at a time."""
+        if self._device.type == "cpu":
+            return None
+        return StreamNetwork(self.compile(part, progress), self._device)
 
     def close(self) -> None:
         """Let go of the modules."""

@@ -1,0 +1,186 @@
+"""Compiled networks kept on disk: content-keyed, checked on every load, written atomically.
+
+An entry is a folder named after its key, with the files of one artifact and a manifest of their
+sizes and hashes. What does not agree with its manifest, or was made from something else, is made
+anew. The cache is never needed: a folder that cannot be read or written costs time, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from magicfuse_ros.resources import user_cache
+from magicfuse_ros.runtime.contract import Progress
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+_POLL_S = 0.1
+_TELL_S = 5.0
+
+Key = Mapping[str, str]
+"""Everything that an artifact depends on, by name."""
+
+
+class ArtifactCache:
+    """A folder of artifacts; any number of processes and threads may use it at once.
+
+    Parameters
+    ----------
+    folder
+        Made when the first artifact is stored.
+    progress
+        Told what was wrong with an entry, and why one could not be kept.
+    """
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self.folder = folder
+        self._progress = progress
+
+    def path(self, key: Key) -> Path:
+        """Return the folder that an artifact has, or would have."""
+        return self.folder / hashlib.sha256(_canonical(key)).hexdigest()[:32]
+
+    @classmethod
+    def of_user(cls, progress: Progress) -> ArtifactCache:
+        """Return the cache in the user's own cache folder."""
+        try:
+            return cls(user_cache() / "artifacts", progress)
+        except RuntimeError as error:  # a user without a home, as in some containers
+            progress(f"{error} Set XDG_CACHE_HOME to a folder for compiled networks.")
+            return cls(Path(os.devnull) / "artifacts", progress)
+
+    @contextlib.contextmanager
+    def locked(self, key: Key) -> Iterator[None]:
+        """Hold an entry, so that of several who want to make it one does and the others wait.
+
+        Where no lock can be had (a folder that cannot be written, a file system without locks), it
+        goes on without.
+        """
+        descriptor = self._lock(self.path(key).with_suffix(".lock"))
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)  # which gives up the lock
+
+    def load(self, key: Key) -> Path | None:
+        """Return the folder of an artifact that is whole and made from `key`, or None.
+
+        One that is damaged or foreign is removed.
+        """
+        path = self.path(key)
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where nothing may be read
+            return None
+        problem = _problem(path, key)
+        if not problem:
+            return path
+        self._progress(f"artifact {path.name} is made anew: {problem}")
+        self.discard(key)
+        return None
+
+    def store(self, key: Key, write: Callable[[Path], None]) -> None:
+        """Keep an artifact: `write` puts its files into the folder that it is given.
+
+        The entry appears whole or not at all. What the disk refuses is told and not raised.
+        """
+        path = self.path(key)
+        folder: Path | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            prefix = f".new-{path.name}-"
+            for left in self.folder.glob(f"{prefix}*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(dir=self.folder, prefix=prefix))
+            write(folder)
+            files = {each.name: _facts(each) for each in sorted(folder.iterdir())}
+            manifest = {"format": _FORMAT, "key": dict(key), "files": files}
+            (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            for each in folder.iterdir():
+                _sync(each)
+            self.discard(key)
+            folder.rename(path)
+            _sync(self.folder)
+        except Exception as error:  # noqa: BLE001 - on a full disk each library raises its own
+            self._progress(f"artifact {path.name} is not kept: {' '.join(str(error).split())}")
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def discard(self, key: Key) -> None:
+        """Remove an entry, if there is one."""
+        shutil.rmtree(self.path(key), ignore_errors=True)
+
+    def _lock(self, path: Path) -> int | None:
+        """Wait for a lock and return what holds it; None where there is none to be had."""
+        descriptor = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._wait(descriptor)
+        except BaseException as error:
+            if descriptor is not None:
+                os.close(descriptor)
+            if not isinstance(error, OSError):
+                raise
+            self._progress(f"artifacts may not be kept: {error}")
+            return None
+        return descriptor
+
+    def _wait(self, descriptor: int) -> None:
+        told = time.monotonic() - _TELL_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() - told >= _TELL_S:
+                    told = time.monotonic()
+                    self._progress("waiting for another process that makes the same artifact")
+                time.sleep(_POLL_S)
+            else:
+                return
+
+
+def _canonical(key: Key) -> bytes:
+    return json.dumps(dict(key), sort_keys=True, ensure_ascii=True).encode("ascii")
+
+
+def _problem(path: Path, key: Key) -> str:
+    """Say what is wrong with an entry; nothing if it may be used."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT:
+            return f"its format is {manifest['format']}, not {_FORMAT}"
+        if manifest["key"] != dict(key):
+            return "it was made from something else"
+        for name, facts in manifest["files"].items():
+            if Path(name).name != name:
+                return f"it names a file outside of it, {name!r}"
+            if _facts(path / name) != facts:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _facts(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
+        if digest is None:  # Python 3.10
+            digest = hashlib.sha256(file.read())
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

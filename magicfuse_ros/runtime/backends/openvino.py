@@ -1,0 +1,153 @@
+"""`openvino`: the networks compiled by OpenVINO for the CPU.
+
+Nothing here calls `openvino.convert_model`: it reports its use over the network.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from magicfuse_ros.runtime.backends.prepare import Write, part_key, prepare
+from magicfuse_ros.runtime.concurrency import StartedNetwork
+from magicfuse_ros.runtime.contract import EngineError, Progress
+
+if TYPE_CHECKING:
+    from magicfuse_ros.runtime.backends import Network, Part
+
+_MODEL = "model.xml"
+_PRECISION = "f32"  # half precision gains nothing on CPUs without its instructions
+
+
+class OpenVinoBackend:
+    """Compiles each part for the one shape of its inputs.
+
+    What PyTorch's graph becomes in OpenVINO is kept in the artifact cache: making it takes several
+    times as long as everything else at start-up.
+
+    Parameters
+    ----------
+    device
+        A CPU.
+    threads
+        How many cores a network may use; 0 takes all that this process may.
+    """
+
+    device_type = "cpu"
+    memory_format = torch.contiguous_format  # OpenVINO reads its inputs in place
+
+    def __init__(self, device: torch.device, threads: int) -> None:  # noqa: ARG002 - the CPU
+        import openvino
+
+        self.built: list[str] = []
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._core: Any = openvino.Core()
+
+    @staticmethod
+    def unavailable() -> str:
+        """Say that it is not installed."""
+        if importlib.util.find_spec("openvino") is None:
+            return "it is not installed (pip install 'magicfuse_ros[openvino]')"
+        return ""
+
+    def compile(self, part: Part, progress: Progress) -> Network:
+        """Compile a part for all of the cores.
+
+        Raises
+        ------
+        EngineError
+            The compiled network does not give what the module gives.
+        """
+        return self._prepare(part, progress, self._threads)
+
+    def share(self, part: Part, progress: Progress) -> StartedNetwork | None:
+        """Compile a part for half of the cores, where there are several; raises as `compile`."""
+        return None if self._threads < 2 else self._prepare(part, progress, self._threads // 2)
+
+    def _prepare(self, part: Part, progress: Progress, threads: int) -> _Request:
+        def load(folder: Path) -> _Request:
+            return self._compile(self._core.read_model(folder / _MODEL), threads)
+
+        def build() -> tuple[_Request, Write]:
+            model = convert(part)
+            return self._compile(model, threads), lambda folder: _save(model, folder / _MODEL)
+
+        version = importlib.metadata.version("openvino")
+        key = part_key("openvino", part, openvino=version, precision=_PRECISION)
+        return prepare(part, key, progress, load=load, build=build, built=self.built)
+
+    def close(self) -> None:
+        """Let go of the runtime; the compiled parts hold what they need of it."""
+        self._core = None
+
+    def _compile(self, model: Any, threads: int) -> _Request:
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": _PRECISION,
+            # Two networks side by side would be pinned to the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        return _Request(self._core.compile_model(model, "CPU", settings))
+
+
+class _Request:
+    """One compiled network and its one infer request: not for two threads at a time."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._outputs = len(compiled.outputs)
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        self.start(*inputs)
+        return self.finish()
+
+    def start(self, *inputs: Tensor) -> None:
+        """Begin; see `StartedNetwork`."""
+        # OpenVINO reads its inputs in place: they have to stay until it has finished.
+        self._inputs = [each.contiguous().numpy() for each in inputs]
+        self._request.start_async(self._inputs, share_inputs=True)
+
+    def finish(self) -> Any:
+        """Wait and return the outputs; see `StartedNetwork`."""
+        self._request.wait()
+        # Copied: the next call overwrites them.
+        results = [
+            torch.from_numpy(self._request.get_output_tensor(i).data).clone()
+            for i in range(self._outputs)
+        ]
+        return results[0] if len(results) == 1 else tuple(results)
+
+
+def convert(part: Part) -> Any:
+    """Trace the module and turn the graph into an OpenVINO model of fixed shapes."""
+    from openvino import PartialShape
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    inputs = tuple(each.contiguous() for each in part.inputs)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    with torch.inference_mode(), warnings.catch_warnings():
+        # Sizes become constants in a trace, which is what fixed shapes want.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        decoder = TorchScriptPythonDecoder(part.module, example_input=inputs)
+        model = frontend.convert(frontend.load(decoder))
+    if len(model.inputs) != len(inputs):
+        raise EngineError(f"{part.name} has lost an input on its way into OpenVINO")
+    for node, example in zip(model.inputs, inputs, strict=True):
+        node.get_node().set_partial_shape(PartialShape(list(example.shape)))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _save(model: Any, path: Path) -> None:
+    import openvino
+
+    openvino.save_model(model, path, compress_to_fp16=False)

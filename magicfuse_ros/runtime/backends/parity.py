@@ -1,0 +1,57 @@
+"""Parity: a compiled network has to give what PyTorch gives, or it is not used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magicfuse_ros.runtime.contract import EngineError
+
+TOLERANCE = 0.01
+"""Most that the root mean square of the difference may be, as a share of the reference's.
+
+Networks in 32 bits stay below a ten-thousandth, in 16 bits below a hundredth; a network that was
+compiled wrongly is off by more.
+"""
+
+
+def tensors(result: Any) -> tuple[Tensor, ...]:
+    """Return what a network returned, one tensor or several, as a tuple."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def difference(result: Any, reference: Any) -> float:
+    """Return the largest relative root mean square difference of the outputs; inf if not finite.
+
+    Parameters
+    ----------
+    result, reference
+        What a compiled part and its module return for the same inputs.
+    """
+    worst = 0.0
+    for got, wanted in zip(tensors(result), tensors(reference), strict=True):
+        if got.shape != wanted.shape or not bool(torch.isfinite(got).all()):
+            return float("inf")
+        ours, theirs = got.float().cpu(), wanted.float().cpu()
+        scale = theirs.square().mean().sqrt().clamp(min=1e-6)
+        error = (ours - theirs).square().mean().sqrt() / scale
+        worst = max(worst, float(error))
+    return worst
+
+
+def check(name: str, result: Any, reference: Any) -> float:
+    """Return the difference, as above.
+
+    Raises
+    ------
+    EngineError
+        It is larger than `TOLERANCE`; `name` says of which part and backend.
+    """
+    found = difference(result, reference)
+    if not found <= TOLERANCE:
+        raise EngineError(
+            f"{name} differs from PyTorch by {found:.2g} of its values; accepted: {TOLERANCE}"
+        )
+    return found

@@ -1,0 +1,121 @@
+"""What compiled backends share: find a part in the artifact cache or compile it, and check it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from magicfuse_ros.runtime.artifacts import ArtifactCache, Key
+from magicfuse_ros.runtime.backends import parity
+from magicfuse_ros.runtime.contract import Progress
+
+if TYPE_CHECKING:
+    from magicfuse_ros.runtime.backends import Part
+
+Compiled = TypeVar("Compiled", bound=Callable[..., Any])
+
+Write = Callable[[Path], None]
+"""Puts an artifact's files into a folder."""
+
+_HASHES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def prepare(
+    part: Part,
+    key: Key,
+    progress: Progress,
+    *,
+    load: Callable[[Path], Compiled],
+    build: Callable[[], tuple[Compiled, Write]],
+    built: list[str],
+) -> Compiled:
+    """Load a part from the artifact cache or else build it; either way parity is checked.
+
+    Parameters
+    ----------
+    key
+        Everything the artifact depends on; see `part_key`.
+    load, build
+        Make the network from an artifact's folder, or from the part.
+    built
+        Takes the names of the parts that were built.
+
+    Raises
+    ------
+    EngineError
+        What was built does not give what the module gives.
+    """
+    cache = ArtifactCache.of_user(progress)
+    with cache.locked(key):
+        folder = cache.load(key)
+        if folder is not None:
+            try:
+                network = load(folder)
+                _check(part, key, network)
+            except Exception as error:  # noqa: BLE001 - a library may raise anything on a bad file
+                progress(f"artifact {folder.name} is made anew: {' '.join(str(error).split())}")
+            else:
+                return network
+        progress(f"compiling {part.name}")
+        network, write = build()
+        _check(part, key, network)
+        built.append(part.name)
+        cache.store(key, write)
+    return network
+
+
+def part_key(backend: str, part: Part, **more: str) -> Key:
+    """Name everything that a compiled part depends on.
+
+    Parameters
+    ----------
+    more
+        What matters to this backend: versions of its libraries, the device, its settings.
+    """
+    return {
+        "backend": backend,
+        "part": part.name,
+        "inputs": ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in part.inputs),
+        "weights": _weights_hash(part.module),
+        "network": hashlib.sha256(repr(part.module).encode()).hexdigest(),
+        "config": part.config,
+        "code": _code_hash(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")},
+        **more,
+    }
+
+
+def _check(part: Part, key: Key, network: Callable[..., Any]) -> None:
+    with torch.inference_mode():
+        result = network(*part.inputs)
+    parity.check(f"{part.name} in {key['backend']}", result, part.reference)
+
+
+def _weights_hash(module: nn.Module) -> str:
+    """Return a hash of a module's weights, made once: a runtime's weights do not change."""
+    if module not in _HASHES:
+        digest = hashlib.sha256()
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+        _HASHES[module] = digest.hexdigest()
+    return _HASHES[module]
+
+
+@lru_cache(maxsize=1)
+def _code_hash() -> str:
+    """Return a hash of the networks' source: the same weights may come to mean something else."""
+    import magicfuse_ros.model
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(magicfuse_ros.model.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

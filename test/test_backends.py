@@ -1,0 +1,218 @@
+"""Compiled backends: parity with PyTorch on real frames, refusal, the cache, Ψ beside Φ."""
+
+import copy
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.small_models import SMALL_FEW_STEP
+
+from magicfuse_ros.commands.fuse_files import open_source
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.resources import sample_video, user_cache
+from magicfuse_ros.runtime import backends
+from magicfuse_ros.runtime.artifacts import ArtifactCache
+from magicfuse_ros.runtime.backends import openvino as openvino_backend
+from magicfuse_ros.runtime.backends import parity
+from magicfuse_ros.runtime.backends.openvino import OpenVinoBackend
+from magicfuse_ros.runtime.backends.prepare import part_key
+from magicfuse_ros.runtime.engine import EXTRAS, EngineError, EngineSettings, load_engine
+
+ALL = frozenset(EXTRAS)
+CPU = torch.device("cpu")
+
+
+def ignore(text):
+    pass
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Frames of the sample video."""
+    pictures = open_source(sample_video()).pictures()
+    return [each.frame for each in itertools.islice(pictures, 0, 40, 20)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("models") / "small"
+    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def load():
+    engines = []
+
+    def load(tell=ignore, **settings):
+        engines.append(load_engine(EngineSettings(**settings), tell))
+        engines[-1].warm_up(tell)
+        return engines[-1]
+
+    yield load
+    for made in engines:
+        made.close()
+
+
+def test_openvino_gives_what_pytorch_gives_on_real_frames(load, frames):
+    compiled = load(model="tiny", backend="openvino")
+    assert compiled.backend_name == "openvino on cpu"
+    eager = load(model="tiny", backend="eager")
+    for frame in frames:
+        ours, reference = compiled.fuse(frame, ALL), eager.fuse(frame, ALL)
+        for name in ("magimg", "infrared", "enhanced", "confidence"):
+            apart = getattr(ours, name).astype(int) - getattr(reference, name)
+            # Rounding may fall either way; a class at a border may be the other.
+            assert np.abs(apart).mean() < 0.05, name
+        assert (ours.mask == reference.mask).mean() > 0.999
+        assert np.abs(ours.magimg.astype(int) - reference.magimg).max() <= 2
+
+
+def test_auto_takes_openvino_on_a_cpu_and_two_steps_are_the_same_too(load, folder, frames):
+    compiled = load(model=str(folder), steps=2)
+    assert compiled.backend_name == "openvino on cpu"
+    eager = load(model=str(folder), steps=2, backend="eager")
+    ours, reference = compiled.fuse(frames[0], ALL), eager.fuse(frames[0], ALL)
+    assert np.abs(ours.magimg.astype(int) - reference.magimg).max() <= 2
+    again = compiled.fuse(frames[0], ALL)
+    assert np.array_equal(ours.magimg, again.magimg)
+    assert np.array_equal(ours.mask, again.mask)
+
+
+def test_a_backend_without_parity_is_refused_and_the_next_one_runs(
+    load, folder, frames, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # what is in the cache has passed already
+    convert = openvino_backend.convert
+
+    def wrong(part):
+        if part.name != "phi":
+            return convert(part)
+        torch.manual_seed(9)
+        stranger = MagicFuse.from_config(SMALL_FEW_STEP).eval()
+        return convert(backends.Part("phi", stranger.phi, part.inputs))
+
+    monkeypatch.setattr(openvino_backend, "convert", wrong)
+    told = []
+    made = load(told.append, model=str(folder))
+    assert made.backend_name == "eager on cpu"
+    (line,) = [text for text in told if "fails" in text]
+    assert "phi in openvino differs from PyTorch by" in line
+    assert "trying eager on cpu" in line
+    assert made.fuse(frames[0]).magimg.shape == frames[0].shape
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda x: x, 0.0),
+        (lambda x: x * 1.005, 0.005),
+        (lambda x: x * torch.nan, float("inf")),
+        (lambda x: x[:, :1], float("inf")),
+    ],
+)
+def test_parity_is_the_relative_root_mean_square_difference(change, expected):
+    reference = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert parity.difference(change(reference), reference) == pytest.approx(expected, rel=1e-3)
+    if expected > parity.TOLERANCE:
+        with pytest.raises(EngineError, match="psi differs from PyTorch"):
+            parity.check("psi", change(reference), reference)
+
+
+def test_a_second_start_converts_nothing_and_damage_is_mended(load, folder, frames, monkeypatch):
+    first = load(model=str(folder), backend="openvino").fuse(frames[0])
+    converted = []
+    convert = openvino_backend.convert
+    monkeypatch.setattr(
+        openvino_backend, "convert", lambda part: converted.append(part.name) or convert(part)
+    )
+    warm = load(model=str(folder), backend="openvino")
+    assert converted == []
+    assert np.array_equal(warm.fuse(frames[0]).magimg, first.magimg)
+
+    folders = sorted((user_cache() / "artifacts").glob("*/model.bin"))
+    for path in folders:
+        path.write_bytes(path.read_bytes()[:-1])
+    told = []
+    mended = load(told.append, model=str(folder), backend="openvino")
+    assert sorted(converted) == ["decoder", "encoder", "fusion", "phi", "psi"]
+    assert sum("is made anew: model.bin is not what was written" in text for text in told) == 5
+    assert np.array_equal(mended.fuse(frames[0]).magimg, first.magimg)
+
+
+def test_an_artifact_that_has_lost_parity_is_made_anew(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    torch.manual_seed(1)
+    image = (torch.randn(1, 3, 8, 8),)
+    part = backends.Part("any", torch.nn.Conv2d(3, 4, 3).eval(), image)
+    stranger = backends.Part("any", torch.nn.Conv2d(3, 4, 3).eval(), image)
+    convert = openvino_backend.convert
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_backend, "convert", lambda _: convert(stranger))
+        patch.setattr(parity, "TOLERANCE", float("inf"))
+        OpenVinoBackend(CPU, 1).compile(part, ignore)
+
+    told = []
+    backend = OpenVinoBackend(CPU, 1)
+    network = backend.compile(part, told.append)
+    assert "is made anew: any in openvino differs from PyTorch" in told[0]
+    assert backend.built == ["any"]
+    assert parity.difference(network(*image), part.reference) < 1e-4
+    again = OpenVinoBackend(CPU, 1)
+    again.compile(part, told.append)
+    assert again.built == []
+    assert len(told) == 2
+
+
+def test_the_key_names_whatever_makes_a_network_another_one():
+    def key(module, size=8, config="", **more):
+        part = backends.Part("any", module.eval(), (torch.zeros(1, 4, size, size),), config)
+        return part_key("openvino", part, **more)
+
+    torch.manual_seed(2)
+    convolution = torch.nn.Conv2d(4, 4, 3)
+    known = key(convolution)
+    assert key(copy.deepcopy(convolution)) == known
+    other = copy.deepcopy(convolution)
+    with torch.no_grad():
+        other.bias[0] += 1e-6
+    keys = [
+        known,
+        key(other),
+        key(convolution, size=16),
+        key(convolution, config="heads=4"),
+        key(convolution, openvino="1.0"),
+        key(torch.nn.Sequential(convolution)),
+    ]
+    assert len({ArtifactCache(Path("any"), ignore).path(each) for each in keys}) == len(keys)
+
+
+def test_without_a_cache_folder_it_runs_all_the_same(load, folder, frames, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    told = []
+    made = load(told.append, model=str(folder), backend="openvino")
+    assert made.backend_name == "openvino on cpu"
+    assert any("artifacts may not be kept" in text for text in told)
+    assert made.fuse(frames[0]).magimg.shape == frames[0].shape
+
+
+def test_side_by_side_and_in_turn_give_the_same(load, folder, frames):
+    engines = [
+        load(model=str(folder), backend="openvino", steps=2, threads=2, parallel=parallel)
+        for parallel in ("on", "off", "auto")
+    ]
+    results = [each.fuse(frames[0], ALL) for each in engines]
+    for result in results[1:]:
+        assert np.abs(result.magimg.astype(int) - results[0].magimg).max() <= 1
+        assert (result.mask == results[0].mask).mean() > 0.999
+
+
+def test_one_thread_has_nothing_to_share():
+    backend = OpenVinoBackend(CPU, 1)
+    part = backends.Part("psi", torch.nn.Conv2d(8, 8, 1), (torch.zeros(1, 8, 4, 4),))
+    assert backend.share(part, ignore) is None
+    backend.close()
