@@ -2,7 +2,7 @@
 
 The first pixel of a frame steers the engine, so that faults come through real messages:
 `FAIL`, `REFUSE`, `SLOW` and `HANG` below. NOOP_LOAD_S and NOOP_DELAY_S slow loading and every frame
-down.
+down; loading ends at once when the file NOOP_LOADED is there.
 """
 
 import os
@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class NoopEngine:
         self.steps = settings.steps
         self.delay_s = float(os.environ.get("NOOP_DELAY_S", "0"))
         for second in range(int(os.environ.get("NOOP_LOAD_S", "0"))):
+            if Path(os.environ.get("NOOP_LOADED", "never")).exists():
+                break
             progress(f"loading for {second} s")
             time.sleep(1.0)
 
