@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import TransformStamped
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image, PointCloud2
 from support import scene
 from support.system import (
@@ -287,6 +289,34 @@ def test_without_a_transform_clouds_are_counted_and_the_way_out_is_said(rig):
     assert status.level == DiagnosticStatus.WARN
     assert "no_transform" in status.message
     assert "set `extrinsic`" in rig.node.log
+
+
+def test_tf_tells_where_the_scanner_sits(rig):
+    tf2_msgs = pytest.importorskip(
+        "tf2_msgs.msg", reason="tf2 is not installed (it is not on PyPI); source a ROS 2 to run"
+    )
+    pytest.importorskip("tf2_ros", reason="tf2_ros is not installed (it is not on PyPI)")
+    pose = TransformStamped(child_frame_id="scanner")
+    pose.header.frame_id = "camera"
+    pose.transform.translation.z = 10.0
+    publisher = rig.listener.node.create_publisher(
+        tf2_msgs.TFMessage,
+        "/tf_static",
+        QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
+    )
+    publisher.publish(tf2_msgs.TFMessage(transforms=[pose]))
+    rig.listener.wait(lambda: publisher.get_subscription_count() > 0, "nobody listens to tf")
+    ids = np.full(SIZE[::-1], 4, np.uint8)
+    for _ in range(20):  # the transform takes a moment
+        stamp = rig.stamp()
+        out = int(rig.listener.values().get("frames_out", 0))
+        rig.frame(stamp, ids)
+        rig.cloud(stamp, SMALL, frame="scanner")
+        _, values = rig.listener.next_status()
+        if int(values["frames_out"]) > out:
+            break
+    assert column(rig.painted(stamp)[0], "class_id").tolist() == [4, 4, 4]
+    rig.listener.node.destroy_publisher(publisher)
 
 
 @pytest.mark.parametrize(

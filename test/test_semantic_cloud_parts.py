@@ -1,14 +1,17 @@
 """semantic_cloud's parts that need no other process: matching, extrinsics, parameters."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from geometry_msgs.msg import Quaternion, Transform, Vector3
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magicfuse_ros.ros.extrinsics import RigidTransform, TransformError
+from magicfuse_ros.ros import extrinsics
+from magicfuse_ros.ros.extrinsics import Extrinsics, RigidTransform, TransformError
 from magicfuse_ros.ros.parameters import ParameterError
 from magicfuse_ros.ros.semantic_cloud_matching import (
     EXPIRED,
@@ -265,6 +268,73 @@ def test_a_tf_message_and_the_parameter_mean_the_same(angles, shift):
 def test_a_rotation_that_is_none_is_refused():
     with pytest.raises(TransformError, match="quaternion"):
         RigidTransform.from_message(Transform(rotation=Quaternion(x=0.0, y=0.0, z=0.0, w=0.0)))
+
+
+class StandInTf:
+    """As much of tf2_ros as is used; it is not on PyPI. The real one: test_semantic_cloud.py."""
+
+    class TransformException(Exception):  # noqa: N818
+        pass
+
+    def __init__(self):
+        self.asked, self.cleared, self.open = [], 0, 0
+
+    def Buffer(self):  # noqa: N802
+        return self
+
+    def TransformListener(self, buffer, node, spin_thread):  # noqa: N802
+        assert (buffer, node, spin_thread) == (self, "node", False)
+        self.open += 1
+        return SimpleNamespace(unregister=self.unregister)
+
+    def unregister(self):
+        self.open -= 1
+
+    def lookup_transform(self, target, source, time):
+        self.asked.append((target, source, time.nanoseconds))
+        if source == "lost":
+            raise self.TransformException("frame does\nnot exist")
+        transform = TransformStamped()
+        transform.transform.translation.x = 2.0
+        return transform
+
+    def clear(self):
+        self.cleared += 1
+
+
+@pytest.fixture
+def tf(monkeypatch):
+    stand_in = StandInTf()
+    monkeypatch.setattr(extrinsics, "tf2_ros", stand_in)
+    return stand_in
+
+
+def test_tf_is_asked_at_the_clouds_stamp_and_not_without_need(tf):
+    found = Extrinsics("node")
+    moved = found.find("camera", "lidar", Time(sec=3, nanosec=7), None)
+
+    assert moved.translation.tolist() == [2.0, 0.0, 0.0]
+    assert tf.asked == [("camera", "lidar", 3_000_000_007)]
+    fixed = RigidTransform.parse("1 0 0 0 0 0")
+    assert found.find("camera", "lidar", Time(sec=4), fixed) is fixed
+    assert np.array_equal(found.find("camera", "camera", Time(sec=4), None).rotation, np.eye(3))
+    assert len(tf.asked) == 1
+    found.close()
+    found.close()
+    assert tf.open == 0
+
+
+def test_a_transform_that_tf_does_not_know_is_named(tf):
+    with pytest.raises(TransformError, match=r"from 'lost' to 'camera'.*frame does not exist.*set"):
+        Extrinsics("node").find("camera", "lost", Time(sec=3), None)
+
+
+def test_tf_is_cleared_when_a_recording_starts_anew(tf):
+    found = Extrinsics("node")
+    for second in (50, 51, 50, 10, 11):
+        found.find("camera", "lidar", Time(sec=second), None)
+
+    assert tf.cleared == 1
 
 
 # --- parameters -------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ except ImportError:  # not on PyPI; ROS installations have it in ros-<distro>-tf
 
 Floats = NDArray[np.floating[Any]]
 
+_JUMP_NS = 1_000_000_000
+"""Clouds this much older than the newest begin a recording anew."""
+
 
 class TransformError(LookupError):
     """No transform is known; the message says what to do."""
@@ -113,8 +116,10 @@ class Extrinsics:
     def __init__(self, node: Node) -> None:
         self._buffer: Any = None
         self._listener: Any = None
+        self._newest_ns = 0
         if tf2_ros is not None:
-            self._buffer = tf2_ros.Buffer(node=node)
+            # Not with the node: that would add a service which nothing takes away again.
+            self._buffer = tf2_ros.Buffer()
             self._listener = tf2_ros.TransformListener(self._buffer, node, spin_thread=False)
 
     def close(self) -> None:
@@ -151,8 +156,14 @@ class Extrinsics:
                 f"the cloud is in frame {cloud_frame!r}, the camera in {camera_frame!r}, and "
                 "tf2_ros is not installed: set `extrinsic`, or install ros-<distro>-tf2-ros-py"
             )
+        at = Time.from_msg(stamp)
+        if at.nanoseconds < self._newest_ns - _JUMP_NS:
+            # What it remembers would be newer than all that comes, and keep that out.
+            self._buffer.clear()
+            self._newest_ns = 0
+        self._newest_ns = max(self._newest_ns, at.nanoseconds)
         try:
-            found = self._buffer.lookup_transform(camera_frame, cloud_frame, Time.from_msg(stamp))
+            found = self._buffer.lookup_transform(camera_frame, cloud_frame, at)
         except tf2_ros.TransformException as error:
             raise TransformError(
                 f"tf has no transform from {cloud_frame!r} to {camera_frame!r} at the cloud's "
