@@ -1,8 +1,8 @@
 """Build of magicfuse_ros: an ament_python package that plain pip installs just as well.
 
 pip and colcon both copy `data_files`, so everything that `ros2 launch` and `ros2 run` look for is
-listed there. pip ignores the `install_scripts` of setup.cfg, hence the node's executable is a data
-file too (see scripts/fuse_node).
+listed there. pip ignores the `install_scripts` of setup.cfg, hence the nodes' executables are data
+files too (see scripts/fuse_node).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def share_files() -> list[tuple[str, list[str]]]:
     entries = [
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (share, ["package.xml"]),
-        (f"lib/{NAME}", ["scripts/fuse_node"]),
+        (f"lib/{NAME}", ["scripts/fuse_node", "scripts/semantic_cloud"]),
     ]
     for top in ("config", "launch", "models", "rviz"):
         files = sorted(path for path in Path(top).rglob("*") if path.is_file())

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -14,10 +15,18 @@ import magicfuse_ros
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.ros.parameters import PARAMETERS
+from magicfuse_ros.ros.semantic_cloud_parameters import CLOUD_PARAMETERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NAMES = [spec.name for spec in PARAMETERS]
+# Parameter file, README table and node of each table.
+TABLES = [
+    ("fuse.yaml", "parameters", PARAMETERS),
+    ("semantic_cloud.yaml", "semantic_cloud parameters", CLOUD_PARAMETERS),
+]
+of_every_table = pytest.mark.parametrize(
+    ("file", "marker", "table"), TABLES, ids=lambda value: value if isinstance(value, str) else ""
+)
 
 
 def flatten(values, prefix=""):
@@ -28,8 +37,8 @@ def flatten(values, prefix=""):
             yield f"{prefix}{name}", value
 
 
-def parameter_file():
-    content = yaml.safe_load((ROOT / "config" / "fuse.yaml").read_text(encoding="utf-8"))
+def parameter_file(name):
+    content = yaml.safe_load((ROOT / "config" / name).read_text(encoding="utf-8"))
     return dict(flatten(content["/**"]["ros__parameters"]))
 
 
@@ -48,19 +57,25 @@ def in_words(value):
     return "empty" if value == "" else f"`{value}`"
 
 
-def test_parameter_file_has_every_default_in_the_same_order():
-    values = parameter_file()
+@of_every_table
+def test_parameter_file_has_every_default_in_the_same_order(file, marker, table):
+    values = parameter_file(file)
 
-    assert values == {spec.name: spec.default for spec in PARAMETERS}
-    assert list(values) == NAMES
-
-
-@pytest.mark.parametrize("spec", PARAMETERS, ids=lambda spec: spec.name)
-def test_parameter_file_has_the_parameters_type(spec):
-    assert type(parameter_file()[spec.name]) is spec.type
+    assert values == {spec.name: spec.default for spec in table}
+    assert list(values) == [spec.name for spec in table]
+    assert [type(value) for value in values.values()] == [spec.type for spec in table]
 
 
-def test_readme_table_is_the_nodes():
+@of_every_table
+def test_parameter_file_says_what_each_parameter_is(file, marker, table):
+    text = (ROOT / "config" / file).read_text(encoding="utf-8")
+    comments = " ".join(line.strip().removeprefix("# ") for line in text.splitlines())
+
+    assert [spec.name for spec in table if spec.description not in comments] == []
+
+
+@of_every_table
+def test_readme_table_is_the_nodes(file, marker, table):
     expected = [
         [
             f"`{spec.name}`",
@@ -69,10 +84,10 @@ def test_readme_table_is_the_nodes():
             "yes" if spec.live else "no",
             spec.description,
         ]
-        for spec in PARAMETERS
+        for spec in table
     ]
 
-    assert readme_rows("parameters") == expected
+    assert readme_rows(marker) == expected
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
@@ -94,25 +109,28 @@ def test_versions_agree():
     assert f'version="{magicfuse_ros.__version__}"' in setup
 
 
-def readme_interfaces(direction):
+def readme_interfaces(direction, node="fuse_node"):
     """Resolved name → type of the README's topics or services, for a node without a namespace."""
     kind = "srv" if direction == "srv" else "msg"
+    section = re.search(
+        rf"<!-- {node} topics: .*?-->(.*?)<!-- end of {node} topics -->", README, re.DOTALL
+    )
     found = {}
     for name, package, cls in re.findall(
-        rf"^\| {direction} `([^`]+)` \| (\w+)/(\w+)", README, re.MULTILINE
+        rf"^\| {direction} `([^`]+)` \| (\w+)/(\w+)", section[1], re.MULTILINE
     ):
-        full = name.replace("~", "/fuse_node") if name[0] in "~/" else f"/{name}"
+        full = name.replace("~", f"/{node}") if name[0] in "~/" else f"/{name}"
         found[full] = f"{package}/{kind}/{cls}"
     return found
 
 
-def on_the_graph(listener, direction):
+def on_the_graph(listener, direction, node):
     graph = {
         "sub": listener.node.get_subscriber_names_and_types_by_node,
         "pub": listener.node.get_publisher_names_and_types_by_node,
         "srv": listener.node.get_service_names_and_types_by_node,
     }
-    return {name: types[0] for name, types in graph[direction]("fuse_node", "/")}
+    return {name: types[0] for name, types in graph[direction](node, "/")}
 
 
 def test_rviz_shows_topics_of_the_node():
@@ -125,9 +143,25 @@ def test_rviz_shows_topics_of_the_node():
 
 # What every lifecycle node has.
 ROS_OWN = re.compile(
-    r"/(rosout|parameter_events|clock)|/fuse_node/(transition_event|change_state|"
+    r"/(rosout|parameter_events|clock)|/\w+/(transition_event|change_state|"
     r"get_\w+|set_\w+|list_parameters|describe_parameters)"
 )
+
+
+def wait_for_interfaces(node, domain, expected):
+    """Wait until the running node has exactly the topics and services of the README."""
+    found = {}
+    with Listener(domain) as listener:
+
+        def complete():
+            if node not in listener.node.get_node_names():
+                return False
+            for way in expected:
+                names = on_the_graph(listener, way, node)
+                found[way] = {k: v for k, v in names.items() if not ROS_OWN.fullmatch(k)}
+            return found == expected
+
+        listener.wait(complete, lambda: f"README {expected}, node {found}")
 
 
 @pytest.mark.parametrize(
@@ -138,20 +172,25 @@ def test_topics_and_services_in_the_readme_are_the_nodes(tmp_path, transport, ab
     del expected["sub"][absent]
     if importlib.util.find_spec("vision_msgs") is None:
         del expected["pub"]["/fuse_node/semantic/label_info"]
-    found = {}
     domain = random_domain()
     parameters = {"input_transport": transport}
-    log = tmp_path / "node.log"
 
-    with FuseNodeProcess(domain, log, parameters=parameters) as node, Listener(domain) as listener:
+    with FuseNodeProcess(domain, tmp_path / "node.log", parameters=parameters) as node:
         node.wait_for_log("Active")
+        wait_for_interfaces("fuse_node", domain, expected)
 
-        def complete():
-            if "fuse_node" not in listener.node.get_node_names():
-                return False
-            for way in expected:
-                names = on_the_graph(listener, way)
-                found[way] = {k: v for k, v in names.items() if not ROS_OWN.fullmatch(k)}
-            return found == expected
 
-        listener.wait(complete, lambda: f"README {expected}, node {found}")
+def test_topics_and_services_of_semantic_cloud_in_the_readme_are_the_nodes(tmp_path):
+    expected = {way: readme_interfaces(way, "semantic_cloud") for way in ("sub", "pub", "srv")}
+    # Published from the first LabelInfo on.
+    del expected["pub"]["/semantic_cloud/label_info"]
+    if importlib.util.find_spec("vision_msgs") is None:
+        del expected["sub"]["/fuse_node/semantic/label_info"]
+    if importlib.util.find_spec("tf2_ros") is None:
+        del expected["sub"]["/tf"], expected["sub"]["/tf_static"]
+    domain = random_domain()
+    command = [sys.executable, "-m", "magicfuse_ros.ros.semantic_cloud"]
+
+    with FuseNodeProcess(domain, tmp_path / "node.log", command=command) as node:
+        node.wait_for_log("Active")
+        wait_for_interfaces("semantic_cloud", domain, expected)

@@ -1,4 +1,4 @@
-"""`fuse.launch.py` through the real launch system, with the package as it installs.
+"""The launch files through the real launch system, with the package as it installs.
 
 On PyPI there is no launch_ros, so these run only where ROS 2's own launch is installed.
 """
@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 from rcl_interfaces.srv import GetParameters
-from support.system import Listener, random_domain
+from support.system import Listener, environment, random_domain
 
 from magicfuse_ros.ros.parameters import PARAMETERS
+from magicfuse_ros.ros.semantic_cloud_parameters import CLOUD_PARAMETERS
 
 launch_ros = pytest.importorskip(
     "launch_ros",
@@ -54,9 +55,9 @@ print(json.dumps({
 
 
 class Launched:
-    """A launch service in a process of its own, with one fuse_node that waits to be configured."""
+    """A launch service in a process of its own, with nodes that wait to be configured."""
 
-    def __init__(self, installation, folder, *arguments, **variables):
+    def __init__(self, installation, folder, *arguments, file="fuse.launch.py", **variables):
         self.domain = random_domain()
         self.log_path = folder / "launch.log"
         environment = installation.environment() | {
@@ -70,7 +71,7 @@ class Launched:
                     installation.prefix / "bin" / "python3",
                     "-c",
                     LAUNCH,
-                    installation.share / "launch" / "fuse.launch.py",
+                    installation.share / "launch" / file,
                     "autostart:=false",
                     *arguments,
                 ],
@@ -86,9 +87,9 @@ class Launched:
     def log(self):
         return self.log_path.read_text(encoding="utf-8")
 
-    def wait_for(self, text):
+    def wait_for(self, text, count=1):
         end = time.monotonic() + PATIENCE_S
-        while text not in self.log:
+        while self.log.count(text) < count:
             assert self.process.poll() is None, self.log
             assert time.monotonic() < end, self.log
             time.sleep(0.05)
@@ -109,10 +110,11 @@ class Launched:
             if session == own and pid != own and state != "Z"
         }
 
-    def environment_of_the_node(self):
-        (node,) = self.nodes()
-        entries = Path(f"/proc/{node}/environ").read_bytes().split(b"\0")
-        return dict(entry.decode().split("=", 1) for entry in entries if b"=" in entry)
+    def environments(self):
+        """Return the environment of every node."""
+        for node in self.nodes():
+            entries = Path(f"/proc/{node}/environ").read_bytes().split(b"\0")
+            yield dict(entry.decode().split("=", 1) for entry in entries if b"=" in entry)
 
     def __enter__(self):
         return self
@@ -137,23 +139,31 @@ def parameters(launched, *names, node="/fuse_node"):
     return [parameter_value_to_python(value) for value in values.values]
 
 
-def test_the_arguments_defaults_are_the_nodes(installation):
+@pytest.mark.parametrize(
+    ("file", "table", "others"),
+    [
+        ("fuse.launch.py", PARAMETERS, {"image", "camera_info", "rviz"}),
+        ("semantic_cloud.launch.py", CLOUD_PARAMETERS, {"points"}),
+    ],
+)
+def test_the_arguments_defaults_are_the_nodes(installation, file, table, others):
     output = subprocess.check_output(
         [
             sys.executable,
             "-c",
             SHOW_ARGUMENTS,
-            installation.share / "launch" / "fuse.launch.py",
+            installation.share / "launch" / file,
         ],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(0),
         text=True,
     )
     declared = yaml.safe_load(output)
 
-    for spec in PARAMETERS:
+    for spec in table:
         default = declared[spec.name.replace(".", "_")]
         assert (default if spec.type is str else yaml.safe_load(default)) == spec.default
-    assert {"image", "namespace", "params_file", "use_sim_time", "rviz"} <= set(declared)
+    others = others | {"namespace", "params_file", "use_sim_time"}
+    assert set(declared) == others | {spec.name.replace(".", "_") for spec in table}
 
 
 def test_without_arguments_the_parameter_file_counts(installation, tmp_path):
@@ -197,11 +207,59 @@ def test_the_node_goes_into_its_namespace(installation, tmp_path):
         assert parameters(launched, "steps", node="/front/fuse_node") == [2]
 
 
+def test_semantic_cloud_takes_its_arguments_and_its_topic(installation, tmp_path):
+    arguments = (
+        "autostart:=true",
+        "namespace:=front",
+        "points:=/lidar/points",
+        "occlusion_gap:=6",
+        "extrinsic:=0 0 1 0 0 0",
+    )
+
+    with Launched(installation, tmp_path, *arguments, file="semantic_cloud.launch.py") as launched:
+        launched.wait_for("Active: /lidar/points painted from /front/fuse_node/semantic/mask")
+
+        names = ("occlusion.gap", "extrinsic", "queue")
+        found = parameters(launched, *names, node="/front/semantic_cloud")
+
+    assert found == [6, "0 0 1 0 0 0", 20]
+
+
+def test_cameras_get_a_node_and_a_namespace_each(installation, tmp_path):
+    """What one camera's launch file sets must not count as given for the next one."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("/**:\n  ros__parameters:\n    steps: 7\n    jpeg_quality: 50\n")
+    arguments = ("cameras:=front rear", f"params_file:={mine}", "jpeg_quality:=70")
+
+    with Launched(installation, tmp_path, *arguments, file="cameras.launch.py") as launched:
+        launched.wait_for("autostart is false", count=2)
+        lines = [Path(f"/proc/{node}/cmdline").read_bytes() for node in launched.nodes()]
+        profiles = [each["FASTDDS_DEFAULT_PROFILES_FILE"] for each in launched.environments()]
+        found = {
+            name: parameters(launched, "steps", "jpeg_quality", node=f"/{name}/fuse_node")
+            for name in ("front", "rear")
+        }
+
+    assert found == {"front": [7, 70], "rear": [7, 70]}
+    assert len(lines) == 2
+    assert all(b"\0image:=image_raw\0" in line + b"\0" for line in lines)
+    assert profiles == [str(installation.share / "config" / "fastdds.xml")] * 2
+
+
+@pytest.mark.parametrize("cameras", ["", "left left"])
+def test_cameras_without_sense_are_named_and_end_the_launch(installation, tmp_path, cameras):
+    with Launched(
+        installation, tmp_path, f"cameras:={cameras}", file="cameras.launch.py"
+    ) as launched:
+        assert launched.process.wait(PATIENCE_S) == 1
+        assert "accepted are one or more different names" in launched.log
+
+
 def test_the_shipped_profile_is_set(installation, tmp_path):
     with Launched(installation, tmp_path) as launched:
         launched.wait_for("autostart is false")
 
-        found = launched.environment_of_the_node()["FASTDDS_DEFAULT_PROFILES_FILE"]
+        (found,) = [each["FASTDDS_DEFAULT_PROFILES_FILE"] for each in launched.environments()]
 
     assert found == str(installation.share / "config" / "fastdds.xml")
 
@@ -213,7 +271,7 @@ def test_the_users_own_profile_stays(installation, tmp_path):
     with Launched(installation, tmp_path, FASTDDS_DEFAULT_PROFILES_FILE=str(mine)) as launched:
         launched.wait_for("autostart is false")
 
-        found = launched.environment_of_the_node()["FASTDDS_DEFAULT_PROFILES_FILE"]
+        (found,) = [each["FASTDDS_DEFAULT_PROFILES_FILE"] for each in launched.environments()]
 
     assert found == str(mine)
 

@@ -22,8 +22,11 @@ def test_the_ament_index_names_the_package(installation):
     "name",
     [
         "package.xml",
+        "launch/cameras.launch.py",
         "launch/fuse.launch.py",
+        "launch/semantic_cloud.launch.py",
         "config/fuse.yaml",
+        "config/semantic_cloud.yaml",
         "config/fastdds.xml",
         "rviz/fuse.rviz",
     ],
@@ -73,14 +76,16 @@ def test_the_console_script_runs(installation):
     assert output == "magicfuse 0.1.0\n"
 
 
+@pytest.mark.parametrize("name", ["fuse_node", "semantic_cloud"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_executable_starts_the_node_and_a_signal_ends_it(installation, tmp_path, number):
+def test_the_executable_starts_the_node_and_a_signal_ends_it(installation, tmp_path, name, number):
     """As `ros2 run magicfuse_ros fuse_node` starts it: by its path, which must be executable."""
-    assert os.access(installation.node, os.X_OK)
+    executable = installation.prefix / "lib" / "magicfuse_ros" / name
+    assert os.access(executable, os.X_OK)
     log = tmp_path / "node.log"
     with log.open("wb") as output:
         node = subprocess.Popen(
-            [installation.node, "--ros-args", "-p", "autostart:=false"],
+            [executable, "--ros-args", "-p", "autostart:=false"],
             env=installation.environment() | {"ROS_DOMAIN_ID": str(random_domain())},
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,
