@@ -3,7 +3,6 @@
 import signal
 import sys
 
-import cv2
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -158,18 +157,7 @@ def test_a_scanners_points_get_the_classes_of_a_known_scene(rig, lens):
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(LabelSet.load("drive"))] = LabelSet.load("drive").palette()
     points, labels = scene.scan(POSITION, 64, 1024)
-    # OpenCV says which points the camera sees; the scene says which of them nothing hides.
-    zero = np.zeros(3)
-    d = np.array(LENSES[lens]) if lens else None
-    if lens == "equidistant":
-        pixels, _ = cv2.fisheye.projectPoints(points[:, None], zero, zero, matrix, d)
-    else:
-        pixels, _ = cv2.projectPoints(points[:, None], zero, zero, matrix, d)
-    pixels = np.rint(pixels.reshape(-1, 2))
-    # In front, and not so far aside that the lens's polynomial has turned back.
-    ahead = (points[:, 2] > 0.0) & (np.hypot(points[:, 0], points[:, 1]) < 1.5 * points[:, 2])
-    inside = ahead & ((pixels >= 0) & (pixels < SIZE)).all(axis=1)
-    visible = inside & scene.visible(points)
+    inside, visible = scene.seen(points, SIZE, matrix, lens, LENSES[lens])
     truth = np.where(visible, labels, 255)
     rig.set(extrinsic=EXTRINSIC, occlusion__gap=10)
     rig.info(model=lens)

@@ -79,6 +79,25 @@ def visible(points):
     return reach > 1.0 - 1e-3
 
 
+def seen(points, size, matrix, model, d):
+    """Return which of the (N, 3) points fall into the picture, and which of them nothing hides.
+
+    OpenCV says the former, the scene the latter.
+    """
+    zero = np.zeros(3)
+    if model == "equidistant":
+        pixels, _ = cv2.fisheye.projectPoints(points[:, None], zero, zero, matrix, np.array(d))
+    else:
+        pixels, _ = cv2.projectPoints(
+            points[:, None], zero, zero, matrix, np.array(d) if len(d) else None
+        )
+    pixels = np.rint(pixels.reshape(-1, 2))
+    # In front, and not so far aside that the lens's polynomial has turned back.
+    ahead = (points[:, 2] > 0.0) & (np.hypot(points[:, 0], points[:, 1]) < 1.5 * points[:, 2])
+    inside = ahead & ((pixels >= 0) & (pixels < size)).all(axis=1)
+    return inside, inside & visible(points)
+
+
 def cloud_fields(points, stamp_ns, frame_id, *, height=1):
     """Return the fields of a PointCloud2 of (N, 3) points, with an intensity."""
     count = len(points)
