@@ -72,12 +72,14 @@ class ManagedNode(LifecycleNode, ABC):
     def on_deactivate(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe; nothing is published afterwards."""
         self._pause()
+        self._forget_destroyed()
         self._state = "inactive"
         return SUCCESS
 
     def on_cleanup(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Release what configuring made."""
         self._release()
+        self._forget_destroyed()
         self._state, self._error = "unconfigured", ""
         return SUCCESS
 
@@ -141,6 +143,11 @@ class ManagedNode(LifecycleNode, ABC):
             f"{', '.join(sorted(fixed))} needs a reconfigure: deactivate and clean up first "
             f"(ros2 lifecycle set {self.get_fully_qualified_name()} deactivate, then cleanup)"
         )
+
+    def _forget_destroyed(self) -> None:
+        """Drop what rclpy keeps of every subscription and publisher that ever was: a leak."""
+        entities = self.default_callback_group.entities
+        entities -= {reference for reference in entities if reference() is None}
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data
