@@ -14,6 +14,7 @@ from std_msgs.msg import Header
 
 from magicfuse_ros.ros import image_codec, outputs
 from magicfuse_ros.ros.qos import LATCHED_QOS, OUTPUT_QOS
+from magicfuse_ros.ros.run_length import encode_runs
 from magicfuse_ros.runtime.contract import FuseResult
 
 _EXTRAS = {"infrared": "mono8", "enhanced": "rgb8"}
@@ -36,6 +37,7 @@ class FusePublishers:
 
         self._magimg = image("magimg")
         self._mask = image("semantic/mask")
+        self._mask_runs = image("semantic/mask/run_length")
         self._confidence = image("semantic/confidence")
         self._color = image("semantic/color")
         self._extras = {name: image(name) for name in _EXTRAS}
@@ -90,6 +92,8 @@ class FusePublishers:
         """
         self._image(self._magimg, result.magimg, "rgb8", header)
         self._image(self._mask, mask, "mono8", header)
+        if _heard(self._mask_runs):
+            self._mask_runs.publish(encode_runs(mask, header))
         self._image(self._confidence, result.confidence, "mono8", header)
         if camera_info is not None:
             height, width = result.mask.shape
@@ -110,8 +114,8 @@ class FusePublishers:
 
     def destroy(self) -> None:
         """Destroy every publisher."""
-        publishers = [self._magimg, self._mask, self._confidence, self._color, self._compressed]
-        publishers += [self._camera_info, *self._extras.values()]
+        publishers = [self._magimg, self._mask, self._mask_runs, self._confidence, self._color]
+        publishers += [self._compressed, self._camera_info, *self._extras.values()]
         if self._label_info is not None:
             publishers.append(self._label_info)
         for publisher in publishers:
