@@ -12,8 +12,10 @@ import yaml
 from support.system import FuseNodeProcess, Listener, random_domain
 
 import magicfuse_ros
+from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import SIZES
+from magicfuse_ros.ros.id_map import IdMap
 from magicfuse_ros.ros.parameters import PARAMETERS
 from magicfuse_ros.ros.semantic_cloud_parameters import CLOUD_PARAMETERS
 
@@ -131,6 +133,42 @@ def on_the_graph(listener, direction, node):
         "srv": listener.node.get_service_names_and_types_by_node,
     }
     return {name: types[0] for name, types in graph[direction](node, "/")}
+
+
+INTEGRATION = (ROOT / "docs" / "integration.md").read_text(encoding="utf-8")
+# Of autoware_image_projection_based_fusion's segmentation_pointcloud_fusion.
+AUTOWARE_IDS = 16
+
+
+def test_nav2s_costmap_names_every_class_and_the_nodes_topics():
+    text = re.search(r"```yaml\n(.*?)```", INTEGRATION, re.DOTALL)[1]
+    layer = yaml.safe_load(text)["local_costmap"]["local_costmap"]["ros__parameters"]
+    source = layer["semantic_layer"]["camera"]
+    classes = [name for kind in source["class_types"] for name in source[kind]["classes"]]
+    topics = {value for name, value in source.items() if name.endswith("_topic")}
+
+    assert sorted(classes) == sorted(LabelSet.load("drive").names())
+    assert len(topics) == 4
+    assert topics <= set(readme_interfaces("pub", "semantic_cloud"))
+
+
+def test_autowares_ids_are_of_the_label_set_and_the_topics_the_nodes():
+    id_map = IdMap.parse(re.search(r"semantic_id_map:='([^']+)'", INTEGRATION)[1])
+    table = id_map.table(LabelSet.load("drive").names())
+
+    assert table.max() < AUTOWARE_IDS
+    assert table[UNKNOWN] == 0
+    named = re.findall(r"input/(?:mask|camera_info)0:=(\S+)", INTEGRATION)
+    assert set(named) <= set(readme_interfaces("pub"))
+
+
+def test_launch_arguments_in_the_documentation_are_the_nodes():
+    arguments = {spec.name.replace(".", "_") for spec in (*PARAMETERS, *CLOUD_PARAMETERS)}
+    arguments |= {"image", "camera_info", "points", "namespace", "rviz", "use_sim_time", "cameras"}
+    given = re.findall(r" ([a-z_]+):=", INTEGRATION + README)
+
+    assert len(given) > 10
+    assert set(given) <= arguments
 
 
 def test_rviz_shows_topics_of_the_node():
