@@ -62,7 +62,8 @@ class FuseOptions:
     Attributes
     ----------
     engine
-        Model, device and how to sample.
+        Model, device and how to sample. `parallel` is ``off`` where it was ``auto``, which takes
+        what is faster this time and may give other last bits another time.
     topics
         Image topics to fuse; None takes every camera of the bag.
     outputs
@@ -87,6 +88,9 @@ class FuseOptions:
     min_confidence: float = SPECS["semantic.min_confidence"].default  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.engine.parallel == "auto":
+            engine = dataclasses.replace(self.engine, parallel="off")
+            object.__setattr__(self, "engine", engine)
         SPECS["jpeg_quality"].check(self.jpeg_quality)
         SPECS["semantic.min_confidence"].check(self.min_confidence)
         IdMap.parse(self.id_map)
