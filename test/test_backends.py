@@ -203,7 +203,7 @@ def test_without_a_cache_folder_it_runs_all_the_same(load, folder, frames, monke
 def test_side_by_side_and_in_turn_give_the_same(load, folder, frames):
     engines = [
         load(model=str(folder), backend="openvino", steps=2, threads=2, parallel=parallel)
-        for parallel in ("on", "off", "auto")
+        for parallel in ("on", "off")
     ]
     results = [each.fuse(frames[0], ALL) for each in engines]
     for result in results[1:]:
@@ -212,7 +212,7 @@ def test_side_by_side_and_in_turn_give_the_same(load, folder, frames):
 
 
 def test_one_thread_has_nothing_to_share():
-    backend = OpenVinoBackend(CPU, 1)
-    part = backends.Part("psi", torch.nn.Conv2d(8, 8, 1), (torch.zeros(1, 8, 4, 4),))
-    assert backend.share(part, ignore) is None
-    backend.close()
+    for threads, expected in ((1, False), (2, True)):
+        backend = OpenVinoBackend(CPU, threads)
+        assert backend.side_by_side is expected
+        backend.close()

@@ -38,6 +38,7 @@ class Recorder(EagerBackend):
 
     def __init__(self, device, threads):
         super().__init__(device, threads)
+        self.side_by_side = True
         self.log = []
         Recorder.made.append(self)
 
@@ -97,15 +98,27 @@ def test_a_branch_that_cannot_start_leaves_the_other_finished(folder):
     assert psi.started is None
 
 
-def test_auto_measures_both_and_keeps_the_faster(folder):
+def test_auto_is_side_by_side_where_the_backend_can_and_compiles_nothing_twice(folder):
     model = MagicFuse.from_pretrained(folder).eval()
-    told = []
+    for parallel, expected in (("auto", True), ("on", True), ("off", False)):
+        told = []
+        made = CompiledNetworks(model, Recorder(CPU, 2), CPU, (48, 64), told.append, parallel)
+        assert made.side_by_side is expected
+        prepared = [text for text in told if text.startswith("preparing ")]
+        assert len(prepared) == 5
+
+
+@pytest.mark.parametrize("parallel", ["on", "off"])
+def test_the_restoring_branch_can_run_alone(folder, parallel):
+    model = MagicFuse.from_pretrained(folder).eval()
     recorder = Recorder(CPU, 2)
-    networks = CompiledNetworks(model, recorder, CPU, (48, 64), told.append, "auto")
-    (line,) = [text for text in told if "side by side" in text]
-    in_turn, beside = (float(word) for word in line.split() if word.replace(".", "").isdigit())
-    assert networks.side_by_side == (beside < in_turn)
-    assert CompiledNetworks(model, recorder, CPU, (48, 64), ignore, "off").side_by_side is False
+    networks = CompiledNetworks(model, recorder, CPU, (48, 64), ignore, parallel)
+    latent = networks.noise(0).latent
+    with torch.inference_mode():
+        alone = networks.restore(latent, latent, 5)
+        both = networks.denoise(latent, latent, latent, 5)
+    assert torch.equal(alone, both[0])
+    assert len([entry for entry in recorder.log if "psi" in entry and "finish" not in entry]) == 2
 
 
 def test_a_backend_that_cannot_is_told_about_when_it_was_asked_for(folder):

@@ -189,7 +189,7 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         choices=PARALLEL,
         live=False,
         description="Ψ and Φ side by side, each on half of the cores or a CUDA stream of its own "
-        "(on), or in turn (off); auto takes what is faster, measured at start.",
+        "(on), or in turn (off); auto: side by side where the backend can.",
     ),
     ParameterSpec(
         name="watchdog_s",

@@ -54,8 +54,9 @@ class EngineSettings:
     threads
         CPU threads for the networks; 0 takes every core this process may use.
     parallel
-        `on`: Ψ and Φ side by side, each on half of the cores; `off`: in turn; `auto`: as is faster.
-        A backend that cannot do it side by side does it in turn.
+        `auto`: Ψ and Φ side by side where the backend can, on a CPU each on half of the cores;
+        `on`: the same, and it is told where the backend cannot; `off`: in turn, which may give
+        other last bits.
 
     Raises
     ------

@@ -39,6 +39,7 @@ __all__ = [
     "FuseResult",
     "Progress",
     "load_engine",
+    "load_model",
 ]
 
 MAX_SIZES = 4
@@ -109,11 +110,16 @@ class FuseEngine:
         """Whether Ψ and Φ run at the same time, for frames of the last one's size."""
         return bool(self._networks) and next(reversed(self._networks.values())).side_by_side
 
-    def warm_up(self, progress: Progress) -> None:
-        """Make everything ready for a camera of the model's aspect, and run one frame through it.
+    def warm_up(self, progress: Progress, camera: tuple[int, int] | None = None) -> None:
+        """Make everything ready for a camera, and run one frame through it.
 
         A backend that fails is left for the next one, and `progress` says so. A camera of another
         aspect needs networks of another size: those are made at its first frame.
+
+        Parameters
+        ----------
+        camera
+            (width, height) of its frames; None stands for the model's resolution.
 
         Raises
         ------
@@ -123,7 +129,7 @@ class FuseEngine:
         told = _Told(progress)
         while True:
             try:
-                self._warm_up(told)
+                self._warm_up(camera or self._resolution, told)
             except Exception as error:
                 if told.stopped:
                     raise
@@ -233,8 +239,8 @@ class FuseEngine:
         self._release()
         self._model = None
 
-    def _warm_up(self, progress: Progress) -> None:
-        width, height = self._resolution
+    def _warm_up(self, camera: tuple[int, int], progress: Progress) -> None:
+        width, height = camera
         progress(f"preparing model {self._config.name!r} at {width}x{height}, {self.backend_name}")
         place = frames.fit((height, width), self._resolution, self._config.multiple_of)
         self._networks_for(place.padded, progress)
@@ -311,13 +317,21 @@ def load_engine(settings: EngineSettings, progress: Progress) -> FuseEngine:
     progress(f"loading model {settings.model!r}")
     for text in missing(settings.backend, settings.device):  # and a wrong device, before a load
         progress(text)
+    return FuseEngine(load_model(settings.model), settings, progress)
+
+
+def load_model(name: str) -> MagicFuse:
+    """Load a model in evaluation mode; `name` as in `EngineSettings`.
+
+    Raises
+    ------
+    EngineError
+        The folder is missing or corrupt.
+    """
     try:
-        model = MagicFuse.from_pretrained(model_path(settings.model))
+        return MagicFuse.from_pretrained(model_path(name))
     except (CheckpointError, ConfigError, LabelSetError, OSError) as error:
-        raise EngineError(
-            f"model {settings.model!r} cannot be loaded: {_one_line(error)}"
-        ) from error
-    return FuseEngine(model, settings, progress)
+        raise EngineError(f"model {name!r} cannot be loaded: {_one_line(error)}") from error
 
 
 def _labels(model: MagicFuse, override: str | None) -> LabelSet:

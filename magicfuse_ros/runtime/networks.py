@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import Noise
-from magicfuse_ros.runtime.backends import Backend, Network, Part
+from magicfuse_ros.runtime.backends import Backend, Part
 from magicfuse_ros.runtime.concurrency import StartedNetwork, run_both
 from magicfuse_ros.runtime.contract import Progress, UInt8
 from magicfuse_ros.runtime.parts import parts_of
 from magicfuse_ros.runtime.stopwatch import Stopwatch
-
-_TRIALS, _TRIALS_S = 4, 2.0
-"""Runs that decide between in turn and side by side, fewer where they take longer than this."""
 
 
 class CompiledNetworks:
@@ -35,8 +29,7 @@ class CompiledNetworks:
     progress
         Told which part is being prepared.
     parallel
-        `on`: Ψ and Φ side by side, each on half of the cores; `off`: Ψ, then Φ, each on all of
-        them; `auto`: as is faster here. A backend that cannot is left to do it in turn.
+        As in `EngineSettings`.
 
     Attributes
     ----------
@@ -63,19 +56,24 @@ class CompiledNetworks:
         self._noise, self._encoder_noise = self._draw(self._seed)
         parts = parts_of(model, size, self._place)
 
-        def compiled(name: str) -> Network:
+        def part(name: str) -> Part:
             progress(f"preparing {name} for {size[1]}x{size[0]}")
-            return backend.compile(parts[name], progress)
+            return parts[name]
 
-        self._encoder = compiled("encoder")
-        self._psi, self._phi = compiled("psi"), compiled("phi")
-        self._fusion = compiled("fusion")
-        self._decoder = compiled("decoder")
-        self._pair = None
-        if parallel != "off":
-            self._pair = self._side_by_side(backend, parts, progress, parallel)
-        if self._pair is not None:
-            del self._phi  # alone it is never run
+        if parallel == "on" and not backend.side_by_side:
+            progress("Ψ and Φ run in turn: this backend cannot run them side by side here")
+        self._encoder = backend.compile(part("encoder"), progress)
+        self._pair: tuple[StartedNetwork, StartedNetwork] | None = None
+        if backend.side_by_side and parallel != "off":
+            self._pair = (
+                backend.share(part("psi"), progress),
+                backend.share(part("phi"), progress),
+            )
+        else:
+            self._psi = backend.compile(part("psi"), progress)
+            self._phi = backend.compile(part("phi"), progress)
+        self._fusion = backend.compile(part("fusion"), progress)
+        self._decoder = backend.compile(part("decoder"), progress)
 
     def noise(self, seed: int) -> Noise:
         """Return the sampler's starting noise, drawn anew when the seed changes."""
@@ -105,8 +103,14 @@ class CompiledNetworks:
 
     def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
         """Prediction of Ψ alone."""
+        inputs = condition, z_psi, self._timestep(t)
         with self.watch.stage("denoise"):
-            prediction: Tensor = self._psi(condition, z_psi, self._timestep(t))
+            prediction: Tensor
+            if self._pair is None:
+                prediction = self._psi(*inputs)
+            else:
+                self._pair[0].start(*inputs)
+                prediction = self._pair[0].finish()
         return prediction
 
     def fuse(
@@ -128,29 +132,6 @@ class CompiledNetworks:
         """Whether Ψ and Φ run at the same time."""
         return self._pair is not None
 
-    def _side_by_side(
-        self, backend: Backend, parts: dict[str, Part], progress: Progress, parallel: str
-    ) -> tuple[StartedNetwork, StartedNetwork] | None:
-        psi = backend.share(parts["psi"], progress)
-        phi = None if psi is None else backend.share(parts["phi"], progress)
-        if psi is None or phi is None:
-            if parallel == "on":
-                progress("Ψ and Φ run in turn: this backend cannot run them side by side here")
-            return None
-        if parallel == "on":
-            return psi, phi
-        given = parts["psi"].inputs, parts["phi"].inputs
-
-        def in_turn() -> None:
-            self._psi(*given[0])
-            self._phi(*given[1])
-
-        with torch.inference_mode():
-            alone = self._fastest_ms(in_turn)
-            beside = self._fastest_ms(lambda: run_both((psi, phi), *given))
-        progress(f"Ψ and Φ take {alone:.1f} ms in turn, {beside:.1f} ms side by side")
-        return (psi, phi) if beside < alone else None
-
     def _draw(self, seed: int) -> tuple[Noise, tuple[Tensor, ...]]:
         generator = torch.Generator().manual_seed(seed)
         drawn = self._model.draw_noise(*self._size, generator)
@@ -167,14 +148,3 @@ class CompiledNetworks:
         if t not in self._timesteps:
             self._timesteps[t] = torch.tensor([t], device=self._device)
         return self._timesteps[t]
-
-    def _fastest_ms(self, run: Callable[[], object]) -> float:
-        """Return the least time of a few runs: what else the machine does only adds to it."""
-        times: list[float] = []
-        while not times or (len(times) < _TRIALS and sum(times) < _TRIALS_S):
-            started = time.perf_counter()
-            run()
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            times.append(time.perf_counter() - started)
-        return min(times) * 1e3

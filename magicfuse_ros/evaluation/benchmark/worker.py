@@ -344,14 +344,8 @@ def _wait(device: torch.device) -> None:
 
 def _sides(candidate: Candidate, threads: int) -> list[str]:
     """Say which settings of `parallel` differ on a backend: some run networks in turn only."""
-    import torch
-
-    from magicfuse_ros.runtime.backends import Part
-
     made = candidate.make(threads)
-    image = torch.zeros((1, 3, 8, 8), device=candidate.device)
-    part = Part("any", torch.nn.Conv2d(3, 8, 1).eval(), (image,))
-    sides = ["off"] if made.share(part, _tell) is None else ["off", "on"]
+    sides = ["off", "on"] if made.side_by_side else ["off"]
     made.close()
     return sides
 

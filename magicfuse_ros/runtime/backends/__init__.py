@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.backends.openvino import OpenVinoBackend
+from magicfuse_ros.runtime.backends.tensorrt import TensorRtBackend
 from magicfuse_ros.runtime.concurrency import StartedNetwork
 from magicfuse_ros.runtime.contract import EngineError, Progress
 
@@ -66,12 +67,15 @@ class Backend(Protocol):
         The only kind of device it runs on, `cpu` or `cuda`; empty where it runs on any.
     memory_format
         How tensors that are kept from frame to frame lie in memory, so that none is copied.
+    side_by_side
+        Whether two networks can run at the same time: those that `share` compiles.
     built
         Names of the parts that were compiled from scratch, and not found in the artifact cache.
     """
 
     device_type: str
     memory_format: torch.memory_format
+    side_by_side: bool
     built: list[str]
 
     def __init__(self, device: torch.device, threads: int) -> None: ...
@@ -85,8 +89,8 @@ class Backend(Protocol):
         """Make one part fast for one shape; may take minutes, and then says how it goes."""
         ...
 
-    def share(self, part: Part, progress: Progress) -> StartedNetwork | None:
-        """Compile a part to run beside another, on a CPU on half of the cores; None: it cannot."""
+    def share(self, part: Part, progress: Progress) -> StartedNetwork:
+        """Compile a part to run beside another, on a CPU on half of the cores."""
         ...
 
     def close(self) -> None:
@@ -94,7 +98,11 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: dict[str, type[Backend]] = {"openvino": OpenVinoBackend, "eager": EagerBackend}
+BACKENDS: dict[str, type[Backend]] = {
+    "tensorrt": TensorRtBackend,
+    "openvino": OpenVinoBackend,
+    "eager": EagerBackend,
+}
 """Name → backend, in the order in which `auto` tries them: the fastest first, `eager` last."""
 
 

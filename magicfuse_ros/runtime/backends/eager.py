@@ -29,6 +29,7 @@ class EagerBackend:
     memory_format = torch.channels_last  # what convolutions in oneDNN and cuDNN are fastest in
 
     def __init__(self, device: torch.device, threads: int) -> None:  # noqa: ARG002 - PyTorch's own
+        self.side_by_side = device.type == "cuda"  # a CPU's threads serve one network at a time
         self.built: list[str] = []
         self._device = device
         self._modules: dict[str, nn.Module] = {}
@@ -46,10 +47,8 @@ class EagerBackend:
             self._modules[part.name] = module.to(self._device)
         return self._modules[part.name]
 
-    def share(self, part: Part, progress: Progress) -> StartedNetwork | None:
-        """Put a part on a CUDA stream; on a CPU, PyTorch's threads serve one network at a time."""
-        if self._device.type == "cpu":
-            return None
+    def share(self, part: Part, progress: Progress) -> StartedNetwork:
+        """Put a part on a CUDA stream of its own."""
         return StreamNetwork(self.compile(part, progress), self._device)
 
     def close(self) -> None:

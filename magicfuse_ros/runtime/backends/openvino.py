@@ -48,13 +48,14 @@ class OpenVinoBackend:
 
         self.built: list[str] = []
         self._threads = threads or len(os.sched_getaffinity(0))
+        self.side_by_side = self._threads >= 2
         self._core: Any = openvino.Core()
 
     @staticmethod
     def unavailable() -> str:
         """Say that it is not installed."""
         if importlib.util.find_spec("openvino") is None:
-            return "it is not installed (pip install 'magicfuse_ros[openvino]')"
+            return "it is not installed; run: pip install openvino"
         return ""
 
     def compile(self, part: Part, progress: Progress) -> Network:
@@ -67,9 +68,9 @@ class OpenVinoBackend:
         """
         return self._prepare(part, progress, self._threads)
 
-    def share(self, part: Part, progress: Progress) -> StartedNetwork | None:
-        """Compile a part for half of the cores, where there are several; raises as `compile`."""
-        return None if self._threads < 2 else self._prepare(part, progress, self._threads // 2)
+    def share(self, part: Part, progress: Progress) -> StartedNetwork:
+        """Compile a part for half of the cores; raises as `compile`."""
+        return self._prepare(part, progress, self._threads // 2)
 
     def _prepare(self, part: Part, progress: Progress, threads: int) -> _Request:
         def load(folder: Path) -> _Request:
@@ -96,6 +97,15 @@ class OpenVinoBackend:
             "ENABLE_CPU_PINNING": False,
         }
         return _Request(self._core.compile_model(model, "CPU", settings))
+
+
+def read_network(path: Path) -> Network:
+    """Read a model file, OpenVINO's own or ONNX, and compile it for the CPU as it is."""
+    import openvino
+
+    core: Any = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": _PRECISION}
+    return _Request(core.compile_model(core.read_model(path), "CPU", settings))
 
 
 class _Request:

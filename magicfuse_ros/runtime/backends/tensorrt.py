@@ -1,0 +1,122 @@
+"""`tensorrt`: the networks compiled ahead of time by Torch-TensorRT, for CUDA GPUs.
+
+Written from Torch-TensorRT's documentation; README.md says what of it has run on a GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from magicfuse_ros.runtime.backends.prepare import Write, part_key, prepare
+from magicfuse_ros.runtime.concurrency import StartedNetwork, StreamNetwork
+from magicfuse_ros.runtime.contract import Progress
+
+if TYPE_CHECKING:
+    from magicfuse_ros.runtime.backends import Network, Part
+
+_ENGINE = "engine.ep"
+_SETTINGS: dict[str, Any] = {
+    "min_block_size": 1,
+    # Nothing is left to PyTorch in silence: a part that TensorRT cannot take fails the build.
+    "require_full_compilation": True,
+    "pass_through_build_failures": True,
+    "immutable_weights": True,
+}
+
+
+class TensorRtBackend:
+    """Compiles each part for the one shape of its inputs, in 32 bits.
+
+    An engine belongs to one kind of GPU and one version of TensorRT: both are in its key. Its own
+    result is compared with the module's before it is used, each time.
+
+    Parameters
+    ----------
+    device
+        A CUDA GPU.
+    """
+
+    device_type = "cuda"
+    memory_format = torch.contiguous_format
+    side_by_side = True
+
+    def __init__(self, device: torch.device, threads: int) -> None:  # noqa: ARG002 - the GPU's own
+        import tensorrt
+        import torch_tensorrt
+
+        self._versions = {
+            "torch_tensorrt": torch_tensorrt.__version__,
+            "tensorrt": tensorrt.__version__,
+        }
+        self.built: list[str] = []
+        self._device, self._library = device, torch_tensorrt
+        self._networks: dict[tuple[str, torch.Size], Network] = {}
+
+    @staticmethod
+    def unavailable() -> str:
+        """Say that it is not installed."""
+        if importlib.util.find_spec("torch_tensorrt") is None:
+            return "it is not installed; run: pip install torch-tensorrt"
+        return ""
+
+    def compile(self, part: Part, progress: Progress) -> Network:
+        """Load the part's engine, or build it, which takes minutes.
+
+        Raises
+        ------
+        EngineError
+            The engine does not give what the module gives.
+        """
+        about = {**self._versions, **_gpu(self._device), "settings": str(_SETTINGS)}
+        key = part_key("tensorrt", part, **about)
+        network = prepare(
+            part,
+            key,
+            progress,
+            load=self._load,
+            build=lambda: self._build(part),
+            built=self.built,
+        )
+        self._networks[part.name, part.inputs[0].shape] = network
+        return network
+
+    def share(self, part: Part, progress: Progress) -> StartedNetwork:
+        """Run the part's engine on a CUDA stream of its own; raises as `compile`."""
+        known = self._networks.get((part.name, part.inputs[0].shape))
+        return StreamNetwork(known or self.compile(part, progress), self._device)
+
+    def close(self) -> None:
+        """Let go of the engines."""
+        self._networks.clear()
+
+    def _build(self, part: Part) -> tuple[Network, Write]:
+        module = copy.deepcopy(part.module).to(self._device)
+        compiled = self._library.dynamo.compile(
+            export(module, part), arg_inputs=part.inputs, **_SETTINGS
+        )
+
+        def write(folder: Path) -> None:
+            self._library.save(compiled, str(folder / _ENGINE), arg_inputs=part.inputs)
+
+        return compiled, write
+
+    def _load(self, folder: Path) -> Network:
+        network: Network = self._library.load(str(folder / _ENGINE)).module()
+        return network
+
+
+def export(module: nn.Module, part: Part) -> torch.export.ExportedProgram:
+    """Export a part's module for the shapes of its inputs; both are on the same device."""
+    with torch.no_grad():
+        return torch.export.export(module, part.inputs)
+
+
+def _gpu(device: torch.device) -> dict[str, str]:
+    properties = torch.cuda.get_device_properties(device)
+    return {"gpu": properties.name, "capability": f"{properties.major}.{properties.minor}"}
