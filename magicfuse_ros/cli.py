@@ -20,6 +20,8 @@ COMMANDS = {
     "train": "train",
     "evaluate": "evaluate",
     "benchmark": "benchmark",
+    "build": "build",
+    "export-onnx": "export_onnx",
     "import-weights": "import_weights",
 }
 """Command name → module of `magicfuse_ros.commands`.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicfuse_ros.commands import bag_fuse
+from magicfuse_ros.commands.arguments import size
 
 if TYPE_CHECKING:
     from rclpy.context import Context
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--fps", type=float, help="frames a second (default: the video's; folder: 10)"
     )
-    make.add_argument("--size", type=_size, metavar="WxH", help="scale every frame, e.g. 640x480")
+    make.add_argument("--size", type=size, metavar="WxH", help="scale every frame, e.g. 640x480")
     make.add_argument("--storage", help="mcap (default) or sqlite3")
     make.add_argument("--compressed", action="store_true", help="JPEG CompressedImage, not raw")
     make.add_argument("--topic", help="default: /image, or /image/compressed with --compressed")
@@ -237,13 +238,6 @@ def _degradation(kind: str) -> Any:
     from magicfuse_ros.commands.degrade import degradation
 
     return degradation(kind)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, x, height = text.partition("x")
-    if not (x and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r}: give WIDTHxHEIGHT, such as 640x480")
-    return int(width), int(height)
 
 
 def _given(**options: object) -> dict[str, Any]:

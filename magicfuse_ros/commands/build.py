@@ -1,0 +1,73 @@
+"""`magicfuse build`: compile a model ahead of time, so that the node's first start is quick too."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from magicfuse_ros.commands.arguments import add_model_arguments
+
+if TYPE_CHECKING:
+    from magicfuse_ros.runtime.contract import EngineSettings
+
+HELP = "compile a model into the artifact cache, ahead of the node's first start"
+
+_DETAILS = """
+What is compiled is kept in $XDG_CACHE_HOME/magicfuse/artifacts, or ~/.cache/magicfuse/artifacts,
+where the node and the other commands of the same user find it. Everything it depends on is in its
+key: weights, input size, versions, and the GPU. A second run checks what is there and compiles
+nothing.
+
+Exit status: 0 the backend is ready, 1 it is not.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments; what is not given is the engine's or the model's own."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _DETAILS
+    add_model_arguments(parser)
+    parser.add_argument("--backend", help="what runs the networks (default: auto)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile and tell; returns the exit status that the help describes."""
+    from magicfuse_ros.runtime.contract import EngineError, EngineSettings
+
+    names = ("model", "resolution", "backend", "device")
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    try:
+        print(_build(EngineSettings(**chosen), args.camera))
+    except EngineError as error:
+        print(f"magicfuse build: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("magicfuse build: stopped; the parts that were ready are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _build(settings: EngineSettings, camera: tuple[int, int] | None) -> str:
+    """Compile, and return what was done in words."""
+    from magicfuse_ros.runtime.contract import EngineError
+    from magicfuse_ros.runtime.engine import load_engine
+
+    started = time.monotonic()
+    with closing(load_engine(settings, _say)) as engine:
+        wanted = engine.backend_name
+        engine.warm_up(_say, camera)
+        if engine.backend_name != wanted:
+            raise EngineError(f"backend {wanted} failed, as told above; nothing else was wanted")
+        took, built = time.monotonic() - started, engine.built
+        what = f"model {settings.model!r} on {engine.backend_name}"
+        if built:
+            return f"{what}: compiled {', '.join(built)} in {took:.0f} s"
+        return f"{what}: nothing to compile, all is ready and checked ({took:.0f} s)"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,149 @@
+"""`magicfuse build` compiles once and ahead; `magicfuse export-onnx` writes files that run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import openvino
+import pytest
+import torch
+from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
+
+from magicfuse_ros.cli import main
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.runtime import onnx_export
+from magicfuse_ros.runtime.backends import parity
+from magicfuse_ros.runtime.backends.openvino import read_network
+from magicfuse_ros.runtime.contract import EngineError
+from magicfuse_ros.runtime.parts import INPUTS, parts_of
+
+ROOT = Path(__file__).parents[1]
+ALL = "encoder, psi, phi, fusion, decoder"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("models") / "small"
+    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(path)
+    return path
+
+
+def magicfuse(*arguments, program="from magicfuse_ros.cli import main", **variables):
+    return subprocess.run(
+        [sys.executable, "-c", f"{program}; raise SystemExit(main())", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def test_build_compiles_once_and_the_second_run_finds_all_of_it(folder, tmp_path):
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    first = magicfuse("build", "--model", folder, **cache)
+    assert first.returncode == 0, first.stderr
+    assert f"on openvino on cpu: compiled {ALL} in " in first.stdout
+    assert "preparing psi for 64x48" in first.stderr
+    kept = sorted((tmp_path / "magicfuse" / "artifacts").glob("*/manifest.json"))
+    assert len(kept) == 5
+
+    second = magicfuse("build", "--model", folder, **cache)
+    assert second.returncode == 0, second.stderr
+    assert "on openvino on cpu: nothing to compile, all is ready and checked" in second.stdout
+    assert "compiling" not in second.stderr
+
+    # Another aspect is another input.
+    wide = magicfuse("build", "--model", folder, "--camera", "1280x720", **cache)
+    assert f"compiled {ALL} in " in wide.stdout
+    assert "preparing psi for 64x40" in wide.stderr
+    assert len(list((tmp_path / "magicfuse" / "artifacts").glob("*/manifest.json"))) == 10
+
+
+def test_build_without_openvino_says_so_in_one_line_and_eager_needs_nothing(folder, tmp_path):
+    hidden = "import sys; sys.modules['openvino'] = None; from magicfuse_ros.cli import main"
+    built = magicfuse("build", "--model", folder, program=hidden, XDG_CACHE_HOME=str(tmp_path))
+    assert built.returncode == 0, built.stderr
+    assert "on eager on cpu: nothing to compile" in built.stdout
+    (line,) = [line for line in built.stderr.splitlines() if "openvino" in line]
+    assert line == (
+        "openvino is faster than eager on cpu and is left out: it is not installed; "
+        "run: pip install openvino"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--model", "no-such-model"], "model 'no-such-model' cannot be loaded"),
+        (["--backend", "fast"], "backend is 'fast'; accepted: auto, "),
+        (["--backend", "tensorrt", "--device", "cpu"], "it is for cuda only"),
+    ],
+)
+def test_build_says_in_a_line_what_it_cannot_do(arguments, complaint, capsys):
+    assert main(["build", *arguments]) == 1
+    assert complaint in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_build_of_a_backend_that_fails_is_no_success(folder, tmp_path):
+    broken = (
+        "from magicfuse_ros.runtime.backends import parity; parity.TOLERANCE = -1.0; "
+        "from magicfuse_ros.cli import main"
+    )
+    built = magicfuse("build", "--model", folder, program=broken, XDG_CACHE_HOME=str(tmp_path))
+    assert built.returncode == 1
+    assert "backend openvino on cpu fails (encoder in openvino differs from PyTorch" in built.stderr
+    assert built.stderr.splitlines()[-1].startswith("magicfuse build: backend openvino on cpu fail")
+
+
+def test_exported_files_give_what_pytorch_gives(folder, tmp_path):
+    exported = magicfuse("export-onnx", tmp_path / "onnx", "--model", folder)
+    assert exported.returncode == 0, exported.stderr
+    assert exported.stdout == f"5 files for 64x48 in {tmp_path / 'onnx'}\n"
+    assert "torchvision" not in exported.stderr
+    parts = parts_of(MagicFuse.from_pretrained(folder), (48, 64), lambda tensor: tensor)
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {f"{n}.onnx" for n in parts}
+    for name, part in parts.items():
+        path = tmp_path / "onnx" / f"{name}.onnx"
+        assert input_names(path) == INPUTS[name][: len(part.inputs)]
+        network = read_network(path)
+        assert parity.difference(network(*part.inputs), part.reference) < 1e-4, name
+
+
+def test_large_weights_go_into_a_file_beside(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "MOST_BYTES", 0)
+    monkeypatch.setattr(onnx_export, "parts_of", only("encoder"))
+    model = MagicFuse.from_config(SMALL_PAPER).eval()
+    (path,) = onnx_export.export_onnx(model, (48, 64), tmp_path, lambda _: None)
+    assert {each.name for each in tmp_path.iterdir()} == {"encoder.onnx", "encoder.onnx.data"}
+    assert input_names(path) == ("image", "noise")
+
+
+def test_an_export_that_is_wrong_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "parts_of", only("decoder"))
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
+    with pytest.raises(EngineError, match="decoder in ONNX differs from PyTorch"):
+        onnx_export.export_onnx(
+            MagicFuse.from_config(SMALL_FEW_STEP).eval(), (48, 64), tmp_path, lambda _: None
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_without_its_packages_says_what_to_install(folder, tmp_path):
+    hidden = "import sys; sys.modules['onnxscript'] = None; from magicfuse_ros.cli import main"
+    exported = magicfuse("export-onnx", tmp_path / "onnx", "--model", folder, program=hidden)
+    assert exported.returncode == 1
+    assert exported.stderr == (
+        "magicfuse export-onnx: onnxscript is not installed; "
+        "run: pip install onnx onnxscript openvino\n"
+    )
+
+
+def input_names(path):
+    return tuple(each.get_any_name() for each in openvino.Core().read_model(path).inputs)
+
+
+def only(name):
+    return lambda *arguments: {name: parts_of(*arguments)[name]}
