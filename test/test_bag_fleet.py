@@ -77,7 +77,8 @@ RAY = "Ray is not installed; it is in the extra `fleet`"
 
 def on_ray(folder, *arguments):
     """Start a fleet with a small real model, each worker on one thread."""
-    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(folder / "model")
+    if not (folder / "model").exists():  # its weights are random
+        MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(folder / "model")
     chosen = ["--model", folder / "model", "--backend", "eager", "--device", "cpu"]
     return subprocess.Popen(
         [sys.executable, "-m", "magicfuse_ros", "bag", "fuse"]
@@ -100,7 +101,7 @@ def test_a_fleet_on_ray_makes_what_one_machine_makes(tmp_path):
     pytest.importorskip("ray", reason=RAY)
     fleet(tmp_path / "in")
     process = on_ray(tmp_path, f"{tmp_path}/in/*", tmp_path / "out")
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == 2, output + errors
     assert output.splitlines()[-1].split() == ["11", "3", "2", "of", "3", "bags"]
     for name in ("monday", "tuesday"):
@@ -108,6 +109,32 @@ def test_a_fleet_on_ray_makes_what_one_machine_makes(tmp_path):
         assert contents(tmp_path / name) == contents(tmp_path / "out" / name)
     note = json.loads(contents(tmp_path / "out" / "monday")[4]["magicfuse_bag_fuse"])
     assert note["identity"]["runs_on"] == "eager on cpu"
+    assert note["identity"]["parallel"] == "off"  # `auto` may choose otherwise another time
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_fleet_that_is_stopped_goes_on_with_the_same_command(tmp_path, number):
+    pytest.importorskip("ray", reason=RAY)
+    drive(tmp_path / "in", frames=60)
+    for attempt in range(5):  # the bag may be done before this process gets to stop it
+        folder = tmp_path / f"out{attempt}"
+        stopped = on_ray(tmp_path, tmp_path / "in", folder)
+        journal = partial_of(folder / "in") / "frames.journal"
+        while stopped.poll() is None and not (folder / "in").exists():
+            if journal.exists() and journal.stat().st_size > 0:
+                stopped.send_signal(number)
+                break
+            time.sleep(0.01)
+        output, errors = stopped.communicate(timeout=900)
+        if stopped.returncode != 0:
+            break
+    assert stopped.returncode == 130, output + errors
+    assert "the same command goes on" in errors
+    assert "0 of 1 bags" in output
+    resumed = on_ray(tmp_path, tmp_path / "in", folder)
+    output, errors = resumed.communicate(timeout=900)
+    assert resumed.returncode == 0, output + errors
+    assert "were done before" in errors
 
 
 def test_a_task_whose_worker_is_killed_goes_on_in_another(tmp_path):
@@ -123,7 +150,7 @@ def test_a_task_whose_worker_is_killed_goes_on_in_another(tmp_path):
             if journal.exists() and journal.stat().st_size > 0:
                 killed = kill_holder(partial / "lock")
             time.sleep(0.01)
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=900)
         assert process.returncode == 0, output + errors
         if killed and "were done before" in errors:
             break

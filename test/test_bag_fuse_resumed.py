@@ -66,9 +66,9 @@ def test_a_run_killed_three_times_whenever_ends_as_one_that_was_not(tmp_path):
             process.kill()
             sizes.append(journal.stat().st_size)
             kills += 1
-            assert process.wait(30) == -signal.SIGKILL
+            assert process.wait(600) == -signal.SIGKILL
         else:
-            assert process.wait(120) == 0
+            assert process.wait(600) == 0
     assert sizes == sorted(set(sizes))  # each went further than the one before
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

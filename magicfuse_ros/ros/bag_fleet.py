@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ from magicfuse_ros.runtime.contract import EngineError, EngineSettings, Progress
 
 RETRIES = 3
 """How often Ray starts a task again whose process or machine was lost."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _POLL_S = 0.5
 """How soon a wish to stop is heard while tasks run."""
@@ -211,6 +214,7 @@ def _short(error: BaseException) -> str:
 def _started(address: str, engine: EngineSettings) -> Any:
     """Return the module ray, connected."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+    ours = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         import ray
     except ImportError as error:
@@ -226,6 +230,9 @@ def _started(address: str, engine: EngineSettings) -> Any:
         raise BagError(
             f"no Ray cluster at {address!r} ({_short(error)}); give its address, or `local`"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in ours.items():  # Ray's own would abort the process
+            signal.signal(number, handler)
     connected: Any = ray
     cpus = connected.cluster_resources().get("CPU", 0)
     if cpus < engine.threads:

@@ -123,7 +123,7 @@ def command(*arguments, **extra):
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
