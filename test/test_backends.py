@@ -82,6 +82,13 @@ def test_auto_takes_openvino_on_a_cpu_and_two_steps_are_the_same_too(load, folde
     assert np.array_equal(ours.mask, again.mask)
 
 
+def test_what_is_kept_from_frame_to_frame_is_not_copied_for_openvino(load, folder):
+    (networks,) = load(model=str(folder), backend="openvino")._networks.values()
+    noise = networks.noise(0)
+    for kept in (networks._image, noise.latent, noise.state):
+        assert kept.contiguous().data_ptr() == kept.data_ptr()
+
+
 def test_a_backend_without_parity_is_refused_and_the_next_one_runs(
     load, folder, frames, monkeypatch, tmp_path
 ):

@@ -462,7 +462,9 @@ def test_a_backend_that_cannot_compile_is_left_while_warming_up(load, backend):
     backend(FailsToCompile)
     told = []
     made = load()
+    assert made.first_frame_s == 0.0
     made.warm_up(told.append)
+    assert made.first_frame_s > 0.0
     assert made.backend_name == "eager on cpu"
     assert "backend fast on cpu fails (no such operator); trying eager on cpu" in told
     assert Recorder.made[0].closed

@@ -198,8 +198,8 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         high=3600.0,
         live=True,
         description="Seconds after which an engine that does not come back from a frame is given "
-        "up for the next backend, and never less than three times what warming up took; 0 waits "
-        "for ever.",
+        "up for the next backend, and never less than three times what its first frame took; 0 "
+        "waits for ever.",
     ),
     ParameterSpec(
         name="autostart",

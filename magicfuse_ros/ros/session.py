@@ -26,8 +26,8 @@ _STOP_TIMEOUT_S = 4.0
 _SILENCE_S = 5.0
 """Longest silence while loading; an engine at work tells how it goes as often by itself."""
 
-_WARM_UPS = 3.0
-"""A frame takes no longer than this many warm-ups, which hold a whole frame."""
+_FIRST_FRAMES = 3.0
+"""A frame takes no longer than this many first ones, which are the slowest."""
 
 _MOST_HUNG = 3
 """Engines given up, each with its memory, before the node waits for the last one."""
@@ -76,7 +76,6 @@ class Session:
             clock=node.get_clock(),
             log=node.get_logger(),
         )
-        self._warm_up_s = 0.0
         self._hung: list[EngineWorker] = []
         self.worker = self._make_worker(settings, None)
 
@@ -124,7 +123,7 @@ class Session:
             self._node.get_logger().error(f"{self.trouble[0].upper()}{self.trouble[1:]}")
         if limit_s == 0.0 or engine is None or len(self._hung) >= _MOST_HUNG:
             return
-        limit_s = max(limit_s, _WARM_UPS * self._warm_up_s)
+        limit_s = max(limit_s, _FIRST_FRAMES * engine.first_frame_s)
         if not worker.give_up(limit_s):
             return
         hung, settings = engine.backend_name, self.pipeline.settings
@@ -188,9 +187,7 @@ class Session:
         try:
             settings.id_map.table(engine.labels.names())
             wanted_backend = engine.backend_name
-            started = time.monotonic()
             engine.warm_up(progress)
-            self._warm_up_s = time.monotonic() - started
         except BaseException:
             engine.close()
             raise

@@ -125,6 +125,7 @@ class Engine(Protocol):
     labels: LabelSet
     trained: bool
     preparing: bool
+    first_frame_s: float
 
     @property
     def backend_name(self) -> str:

@@ -68,6 +68,8 @@ class FuseEngine:
         False where the weights are random and the pictures mean nothing.
     preparing
         True while networks for another size are made, which takes longer than any frame.
+    first_frame_s
+        Seconds that the frame took which the last warm-up ended with; 0 before that.
 
     Raises
     ------
@@ -77,7 +79,7 @@ class FuseEngine:
 
     def __init__(self, model: MagicFuse, settings: EngineSettings, progress: Progress) -> None:
         self.trained = model.config.trained
-        self.preparing = False
+        self.preparing, self.first_frame_s = False, 0.0
         self.labels = _labels(model, settings.labels)
         self._model: MagicFuse | None = model
         self._config = model.config
@@ -245,8 +247,10 @@ class FuseEngine:
         place = frames.fit((height, width), self._resolution, self._config.multiple_of)
         self._networks_for(place.padded, progress)
         result = self.fuse(np.full((height, width, 3), 127, np.uint8), frozenset(EXTRAS))
-        total = sum(result.stage_ms.values())
-        progress(f"{self.backend_name} is ready; its first frame took {total:.0f} ms")
+        self.first_frame_s = sum(result.stage_ms.values()) / 1e3
+        progress(
+            f"{self.backend_name} is ready; its first frame took {self.first_frame_s * 1e3:.0f} ms"
+        )
 
     def _networks_for(self, size: tuple[int, int], progress: Progress) -> CompiledNetworks:
         if self._model is None:

@@ -38,6 +38,7 @@ class NoopEngine:
         self.labels = LabelSet.load(settings.labels or "drive")
         self.trained = True
         self.preparing = False
+        self.first_frame_s = 0.0
         self.backend_name = "spare" if settings.backend == "spare" else "noop"
         self.steps = settings.steps
         self.delay_s = float(os.environ.get("NOOP_DELAY_S", "0"))
