@@ -187,8 +187,11 @@ ROS_OWN = re.compile(
 
 
 def wait_for_interfaces(node, domain, expected):
-    """Wait until the running node has exactly the topics and services of the README."""
-    found = {}
+    """Wait until the running node has exactly the topics and services of the README.
+
+    Returns what every lifecycle node has besides: the names by direction.
+    """
+    found, others = {}, {}
     with Listener(domain) as listener:
 
         def complete():
@@ -197,9 +200,55 @@ def wait_for_interfaces(node, domain, expected):
             for way in expected:
                 names = on_the_graph(listener, way, node)
                 found[way] = {k: v for k, v in names.items() if not ROS_OWN.fullmatch(k)}
+                others[way] = {k for k in names if ROS_OWN.fullmatch(k)}
             return found == expected
 
         listener.wait(complete, lambda: f"README {expected}, node {found}")
+    return others
+
+
+POLICY = ET.parse(ROOT / "config" / "sros2" / "policy.xml").getroot()
+
+
+def granted(node):
+    """Resolved names that the SROS2 policy grants to a node without a namespace, by direction."""
+    (profile,) = POLICY.findall(f"enclaves/enclave[@path='/{node}']/profiles/profile")
+    assert profile.attrib == {"ns": "/", "node": node}
+    names = {}
+    for rule in profile:
+        (qualifier,) = rule.attrib.items()
+        way = {
+            ("topics", ("subscribe", "ALLOW")): "sub",
+            ("topics", ("publish", "ALLOW")): "pub",
+            ("services", ("reply", "ALLOW")): "srv",
+        }[rule.tag, qualifier]
+        listed = [item.text.replace("~", f"/{node}") for item in rule]
+        full = [name if name.startswith("/") else f"/{name}" for name in listed]
+        assert way not in names
+        assert len(set(full)) == len(full)
+        names[way] = set(full)
+    return names
+
+
+@pytest.mark.parametrize("node", ["fuse_node", "semantic_cloud"])
+def test_the_sros2_policy_grants_the_topics_and_services_in_the_readme(node):
+    for way, names in granted(node).items():
+        own = {name for name in names if not ROS_OWN.fullmatch(name)}
+
+        assert own == set(readme_interfaces(way, node))
+
+
+def test_the_sros2_policy_has_an_enclave_a_node():
+    assert POLICY.attrib == {"version": "0.2.0"}
+    paths = [enclave.attrib["path"] for enclave in POLICY.findall("enclaves/enclave")]
+    assert paths == ["/fuse_node", "/semantic_cloud"]
+
+
+def check_grants_of_ros_own(node, others):
+    """Check what the policy grants besides the README's names against the running node's."""
+    for way, names in granted(node).items():
+        # Subscribed with use_sim_time only.
+        assert {name for name in names if ROS_OWN.fullmatch(name)} - {"/clock"} == others[way]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +264,9 @@ def test_topics_and_services_in_the_readme_are_the_nodes(tmp_path, transport, ab
 
     with FuseNodeProcess(domain, tmp_path / "node.log", parameters=parameters) as node:
         node.wait_for_log("Active")
-        wait_for_interfaces("fuse_node", domain, expected)
+        others = wait_for_interfaces("fuse_node", domain, expected)
+
+    check_grants_of_ros_own("fuse_node", others)
 
 
 def test_topics_and_services_of_semantic_cloud_in_the_readme_are_the_nodes(tmp_path):
@@ -231,4 +282,6 @@ def test_topics_and_services_of_semantic_cloud_in_the_readme_are_the_nodes(tmp_p
 
     with FuseNodeProcess(domain, tmp_path / "node.log", command=command) as node:
         node.wait_for_log("Active")
-        wait_for_interfaces("semantic_cloud", domain, expected)
+        others = wait_for_interfaces("semantic_cloud", domain, expected)
+
+    check_grants_of_ros_own("semantic_cloud", others)

@@ -28,6 +28,7 @@ def test_the_ament_index_names_the_package(installation):
         "config/fuse.yaml",
         "config/semantic_cloud.yaml",
         "config/fastdds.xml",
+        "config/sros2/policy.xml",
         "rviz/fuse.rviz",
     ],
 )
