@@ -21,6 +21,7 @@ from magicfuse_ros.ros.mailbox import Mailbox
 from magicfuse_ros.ros.parameters import PARAMETERS, SPECS, ParameterError, ParameterSpec, Settings
 from magicfuse_ros.ros.qos import choose_reliability, large_message_warning
 from magicfuse_ros.ros.statistics import Recent, Summary, Timings, age_ms
+from magicfuse_ros.ros.worker import EngineWorker
 
 DEFAULTS = {spec.name: spec.default for spec in PARAMETERS}
 NAMES = ["sky", "car", "person", "road"]
@@ -297,3 +298,13 @@ def test_only_large_best_effort_images_without_a_profile_are_warned_of():
     assert not large_message_warning(vga, BEST_EFFORT, "rmw_cyclonedds_cpp", {})
     profile = {"FASTDDS_DEFAULT_PROFILES_FILE": "x.xml"}
     assert not large_message_warning(vga, BEST_EFFORT, fast, profile)
+
+
+def test_a_load_is_never_silent_and_never_says_a_thing_twice_at_once():
+    told = []
+    worker = EngineWorker(load=None, process=None, log=told.append)
+    worker.progress("reading the weights")
+    worker.repeat_progress("(1 s so far)", 3600.0)
+    assert told == ["reading the weights"]
+    worker.repeat_progress("(6 s so far)", 0.0)
+    assert told[1:] == ["reading the weights (6 s so far)"]
