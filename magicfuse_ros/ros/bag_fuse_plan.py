@@ -62,8 +62,8 @@ class FuseOptions:
     Attributes
     ----------
     engine
-        Model, device and how to sample. `parallel` is ``off`` where it was ``auto``, which takes
-        what is faster this time and may give other last bits another time.
+        Model, device and how to sample. `parallel` is ``off`` where it was ``auto``, which goes
+        by the cores there are: resumed with fewer, it would give other last bits.
     topics
         Image topics to fuse; None takes every camera of the bag.
     outputs
