@@ -24,6 +24,8 @@ from rosbags.interfaces import (
 )
 from rosbags.rosbag2 import Reader, ReaderError
 
+from magicfuse_ros.yaml_limits import read_yaml_text
+
 RELIABILITIES = ("reliable", "best_effort")
 DURABILITIES = ("volatile", "transient_local")
 
@@ -104,6 +106,8 @@ class BagReader:
         if path.is_file() and path.suffix == ".bag":
             raise BagError(f"{path} is a ROS 1 bag: convert it with `rosbags-convert --src {path}`")
         with _reading(path):
+            if (metadata := path / "metadata.yaml").is_file():
+                read_yaml_text(metadata)  # rosbags would load whatever it stands for
             self._reader = Reader(path)
             self._reader.open()
             self._topics = {
