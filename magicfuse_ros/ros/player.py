@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -22,6 +25,7 @@ CLOCK_PERIOD_S = 0.01
 QUEUE_DEPTH = 10
 ACKNOWLEDGE_TIMEOUT_S = 10.0
 _POLL_S = 0.02
+_MESSAGE_TYPE = re.compile(r"[a-z][a-z0-9_]*/msg/[A-Z][A-Za-z0-9_]*", re.ASCII)
 
 OnSent = Callable[[Topic, int, bytes], None]
 
@@ -223,11 +227,21 @@ class Player:
 
 
 def find_message_class(message_type: str) -> type | None:
-    """Return the Python class of ``package/msg/Name``; None where it is not installed."""
-    package, kind, name = message_type.split("/")
+    """Return the Python class of ``package/msg/Name``; None where it is not installed.
+
+    The name comes from a bag or from the network, and importing a module runs it: only packages
+    that have a ``msg`` of their own are imported.
+    """
+    if not _MESSAGE_TYPE.fullmatch(message_type):
+        return None
+    package, _, name = message_type.split("/")
     try:
-        module = importlib.import_module(f"{package}.{kind}")
-    except ImportError:
+        spec = importlib.util.find_spec(package)  # imports nothing: the name has no dot
+        folders = (spec and spec.submodule_search_locations) or ()
+        if not any((Path(folder) / "msg" / "__init__.py").is_file() for folder in folders):
+            return None
+        module = importlib.import_module(f"{package}.msg")
+    except (ImportError, ValueError):  # ValueError: a module without a spec, such as __main__
         return None
     found = getattr(module, name, None)
-    return found if isinstance(found, type) else None
+    return found if hasattr(found, "get_fields_and_field_types") else None
