@@ -208,6 +208,7 @@ def with_field(**entries):
         (changed(data=array.array("B", b"123")), "short_data", "3 bytes for 3 x 2 points"),
         (changed(point_step=0), "bad_layout", "points of 0 bytes"),
         (changed(point_step=2**32 - 1), "bad_layout", "accepted: up to 4096"),
+        (changed(fields=[PointField()] * 257), "bad_layout", "257 fields; accepted: up to 256"),
         (with_field(name="depth"), "no_coordinates", "the fields are: x, y, depth"),
         (with_field(datatype=PointField.INT16), "no_coordinates", "'z'"),
         (with_field(datatype=99), "bad_layout", "datatype 99"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
-from magicfuse_ros.ros.compressed_header import CompressedHeader, read_header
+from magicfuse_ros.ros.compressed_header import MAX_SCANS, CompressedHeader, read_header
 from magicfuse_ros.ros.image_codec import (
     MAX_PIXELS,
     REASONS,
@@ -221,6 +221,22 @@ def test_a_bomb_is_refused_before_it_is_decoded(bomb, monkeypatch):
 
     monkeypatch.setattr(cv2, "imdecode", decoder)
     assert reason_of(compressed(bomb)) == "too_large"
+
+
+def test_a_jpeg_of_countless_scans_is_refused_before_it_is_decoded(monkeypatch):
+    jpeg = jpeg_of(scene(), 90, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    missing = MAX_SCANS - jpeg.count(b"\xff\xda")
+    read_header(jpeg[:-2] + last * missing + jpeg[-2:])
+    bomb = jpeg[:-2] + last * (missing + 1) + jpeg[-2:]
+
+    def decoder(*_):
+        raise AssertionError("the decoder was called")
+
+    monkeypatch.setattr(cv2, "imdecode", decoder)
+    with pytest.raises(ImageError, match=f"{MAX_SCANS + 1} scans") as caught:
+        decode_compressed(compressed(bomb))
+    assert caught.value.reason == "corrupt_jpeg"
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def left_out_of_finished(target: Path, wanted: Identity) -> int | None:
             note = json.loads(bag.notes[NOTE])
             changed = differences(note["identity"], wanted)
             left_out = int(note["left_out"])
-    except (BagError, KeyError, ValueError):
+    except (BagError, KeyError, ValueError, TypeError, AttributeError):
         changed, left_out = ["it is no bag that `bag fuse` made"], 0
     if changed:
         raise BagError(

@@ -41,6 +41,8 @@ MAX_POINTS = 1 << 24
 """Largest cloud taken."""
 MAX_STEP = 1 << 12
 """Largest point taken, in bytes."""
+MAX_FIELDS = 256
+"""Most fields of a point."""
 
 
 class CloudError(ValueError):
@@ -150,6 +152,11 @@ def _points_as_bytes(cloud: Any) -> NDArray[np.uint8]:
         raise CloudError(
             "bad_layout", f"points of {step} bytes; accepted: up to {MAX_STEP}; drop some fields"
         )
+    if len(cloud.fields) > MAX_FIELDS:
+        raise CloudError(
+            "bad_layout",
+            f"points of {len(cloud.fields)} fields; accepted: up to {MAX_FIELDS}; drop some",
+        )
     if height * width == 0:
         return np.zeros((height, width, step), np.uint8)
     if height == 1:
@@ -159,7 +166,7 @@ def _points_as_bytes(cloud: Any) -> NDArray[np.uint8]:
         if size == 0 or field.offset + size > step:
             raise CloudError(
                 "bad_layout",
-                f"field {field.name!r}: datatype {field.datatype}, offset {field.offset}, in "
+                f"field {field.name[:60]!r}: datatype {field.datatype}, offset {field.offset}, in "
                 f"points of {step} bytes; accepted: a PointField datatype, inside the point",
             )
     if row < width * step:
@@ -184,7 +191,7 @@ def _coordinate(
     cloud: Any, field: PointField | None, name: str, bytes_: NDArray[np.uint8]
 ) -> Floats:
     if field is None or field.datatype not in _FLOATS or field.count > 1:
-        names = ", ".join(given.name for given in cloud.fields) or "none"
+        names = ", ".join(given.name[:60] for given in cloud.fields[:20]) or "none"
         raise CloudError(
             "no_coordinates",
             f"no single FLOAT32 or FLOAT64 field {name!r}; the fields are: {names}; accepted: "

@@ -1,7 +1,7 @@
 """Kind and size of a JPEG or PNG from its header, before anything is decoded.
 
 A few hundred bytes can announce a picture of gigabytes; a decoder allocates it before it notices
-that the data is missing.
+that the data is missing. A JPEG can also make it go over the whole picture for every few bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ _JPEG_END = b"\xff\xd9"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_SCAN = b"\xff\xda"
+MAX_SCANS = 100
+"""Most scans of a progressive JPEG; encoders make about ten."""
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -71,6 +74,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     # where ff is always followed by 00; a thumbnail's end lies before the scan.
     if data.rfind(_JPEG_END, scan) < 0:
         raise _corrupt_jpeg("its end is missing: it was cut off")
+    scans = data.count(_SCAN, scan)  # cannot occur inside a scan either
+    if scans > MAX_SCANS:
+        raise _corrupt_jpeg(f"it has {scans} scans, accepted are up to {MAX_SCANS}")
     return size
 
 
