@@ -94,6 +94,19 @@ def test_what_is_damaged_or_foreign_is_removed_and_can_be_made_anew(cache, told,
     assert cache.load(KEY) == cache.path(KEY)
 
 
+def test_what_another_user_has_put_there_is_not_loaded(cache, told, monkeypatch):
+    cache.store(KEY, write)
+    owner = os.geteuid()
+    if owner == 0:
+        owner = 12345
+        os.chown(cache.path(KEY), owner, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+
+    assert cache.load(KEY) is None
+    assert f"it belongs to the user {owner}" in told[0]
+
+
 def test_a_store_that_fails_half_way_leaves_nothing(cache, told):
     def disk_full(folder):
         (folder / "model.xml").write_text("<net/>")

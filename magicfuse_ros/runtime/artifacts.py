@@ -1,8 +1,9 @@
 """Compiled networks kept on disk: content-keyed, checked on every load, written atomically.
 
 An entry is a folder named after its key, with the files of one artifact and a manifest of their
-sizes and hashes. What does not agree with its manifest, or was made from something else, is made
-anew. The cache is never needed: a folder that cannot be read or written costs time, nothing else.
+sizes and hashes. What does not agree with its manifest, was made from something else or by another
+user is made anew. The cache is never needed: a folder that cannot be read or written costs time,
+nothing else.
 """
 
 from __future__ import annotations
@@ -155,6 +156,11 @@ def _canonical(key: Key) -> bytes:
 def _problem(path: Path, key: Key) -> str:
     """Say what is wrong with an entry; nothing if it may be used."""
     try:
+        # The hashes lie beside the files: they tell damage, not malice. Root's are taken: an image
+        # or a package may bring them.
+        owner = path.stat().st_uid
+        if owner not in (0, os.geteuid()):
+            return f"it belongs to the user {owner}; accepted: one's own, or root's"
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != _FORMAT:
             return f"its format is {manifest['format']}, not {_FORMAT}"
