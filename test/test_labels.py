@@ -176,3 +176,14 @@ def test_the_id_of_the_unknown_stays_free():
 def test_ids_follow_the_order():
     with pytest.raises(LabelSetError, match="'b' of 'own' has id 2; its place gives 1"):
         LabelSet("own", (Label(0, "a", (0, 0, 0), False), Label(2, "b", (1, 1, 1), False)))
+
+
+def test_a_yaml_bomb_is_refused(tmp_path):
+    """The error message would show what the aliases stand for: 10^9 texts."""
+    lines = ["name: bomb", "labels:", "  - &a0 ha"]
+    lines += [f"  - &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines) + "\n")
+
+    with pytest.raises(LabelSetError, match="is refused: its aliases make more of it"):
+        LabelSet.load(path)

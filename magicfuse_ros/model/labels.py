@@ -16,6 +16,8 @@ from pathlib import Path
 
 import yaml
 
+from magicfuse_ros.yaml_limits import YamlLimitError, read_yaml_text
+
 UNKNOWN = 255
 """The id of a pixel of no known class, in masks and in training labels (which ignore it)."""
 
@@ -125,11 +127,13 @@ class LabelSet:
                     f"accepted: {', '.join(cls.built_in())}, or the path of a .yaml file"
                 )
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.safe_load(read_yaml_text(path))
         except OSError as error:
             raise LabelSetError(
                 f"label set file {path} cannot be read: {error.strerror}; check the path"
             ) from error
+        except YamlLimitError as error:
+            raise LabelSetError(f"label set file {path} is refused: {error}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise LabelSetError(
                 f"label set file {path} is not YAML: {' '.join(str(error).split())}"
