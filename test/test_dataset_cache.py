@@ -161,9 +161,7 @@ def test_samples_depend_on_seed_and_index_alone(sources):
 def test_worker_processes_give_the_same_samples_as_none(sources):
     dataset = crops(sources)
     here = list(DataLoader(dataset, batch_size=25))
-    # Not a fork of this process: other tests may have left OpenVINO's threads in it, which crash.
-    clean = {"num_workers": 1, "multiprocessing_context": "forkserver"}
-    there = list(DataLoader(dataset, batch_size=25, **clean))
+    there = list(DataLoader(dataset, batch_size=25, num_workers=1))
     assert len(here) == len(there) == 4
     for a, b in zip(here, there, strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)

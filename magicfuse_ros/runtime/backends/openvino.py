@@ -5,6 +5,7 @@ Nothing here calls `openvino.convert_model`: it reports its use over the network
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -44,12 +45,10 @@ class OpenVinoBackend:
     memory_format = torch.contiguous_format  # OpenVINO reads its inputs in place
 
     def __init__(self, device: torch.device, threads: int) -> None:  # noqa: ARG002 - the CPU
-        import openvino
-
         self.built: list[str] = []
         self._threads = threads or len(os.sched_getaffinity(0))
         self.side_by_side = self._threads >= 2
-        self._core: Any = openvino.Core()
+        self._core: Any = _core()
 
     @staticmethod
     def unavailable() -> str:
@@ -85,8 +84,7 @@ class OpenVinoBackend:
         return prepare(part, key, progress, load=load, build=build, built=self.built)
 
     def close(self) -> None:
-        """Let go of the runtime; the compiled parts hold what they need of it."""
-        self._core = None
+        """Let go of nothing: the compiled parts hold what they need, and the Core stays."""
 
     def _compile(self, model: Any, threads: int) -> _Request:
         settings = {
@@ -99,11 +97,20 @@ class OpenVinoBackend:
         return _Request(self._core.compile_model(model, "CPU", settings))
 
 
-def read_network(path: Path) -> Network:
-    """Read a model file, OpenVINO's own or ONNX, and compile it for the CPU as it is."""
+@functools.lru_cache(maxsize=1)
+def _core() -> Any:
+    """Return this process's one Core, for as long as it lives.
+
+    With the last Core goes the CPU plugin's library, and then the process crashes when it forks.
+    """
     import openvino
 
-    core: Any = openvino.Core()
+    return openvino.Core()
+
+
+def read_network(path: Path) -> Network:
+    """Read a model file, OpenVINO's own or ONNX, and compile it for the CPU as it is."""
+    core = _core()
     settings = {"INFERENCE_PRECISION_HINT": _PRECISION}
     return _Request(core.compile_model(core.read_model(path), "CPU", settings))
 
