@@ -16,6 +16,7 @@ SOURCES := setup.py package.xml README.md $(shell find magicfuse_ros launch conf
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.demo $(VENV)/.package
+	$(if $(INPUT),,$(BIN)/magicfuse build --camera 640x272)  # the sample video's size: compiling takes longer than it
 	$(BIN)/magicfuse demo $(if $(INPUT),--input "$(INPUT)")
 
 test: lint
