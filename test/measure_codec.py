@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
-from collections.abc import Callable
 
 import cv2
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+from support.timing import median_ms
 
 from magicfuse_ros.ros.image_codec import (
     ENCODINGS,
@@ -49,17 +47,6 @@ def png_message(scene: np.ndarray) -> CompressedImage:
     message = CompressedImage(format="png")
     message.data.frombytes(cv2.imencode(".png", scene)[1].tobytes())
     return message
-
-
-def median_ms(action: Callable[[], object], repeats: int) -> float:
-    for _ in range(3):
-        action()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
 
 
 def main() -> None:

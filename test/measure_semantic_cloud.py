@@ -12,14 +12,12 @@ import argparse
 import array
 import base64
 import os
-import statistics
-import time
-from collections.abc import Callable
 
 import cv2
 import numpy as np
 from sensor_msgs.msg import CameraInfo, PointCloud2, PointField
 from support import scene
+from support.timing import median_ms
 
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.ros.camera_model import CameraModel
@@ -53,17 +51,6 @@ def scanners_cloud(points: np.ndarray) -> PointCloud2:
     cloud.is_dense = given["is_dense"]
     cloud.data = array.array("B", base64.b64decode(given["data"]))
     return cloud
-
-
-def median_ms(action: Callable[[], object], repeats: int) -> float:
-    for _ in range(3):
-        action()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
 
 
 def main() -> None:
