@@ -235,13 +235,14 @@ def test_a_builder_that_is_killed_leaves_the_entry_to_the_next(tmp_path):
     first, second = builder(tmp_path), builder(tmp_path)
     first.stdin.write("go\n")
     first.stdin.flush()
-    while not (tmp_path / "builds").exists():
+    builds = tmp_path / "builds"
+    while not (builds.exists() and builds.read_text()):  # opened comes before written
         assert first.poll() is None
     first.kill()
     first.communicate()
     second.communicate("go\n", timeout=60)
     assert second.returncode == 0
-    assert (tmp_path / "builds").read_text() == "built\n" * 2
+    assert builds.read_text() == "built\n" * 2
 
 
 def test_what_a_killed_builder_left_half_written_goes_with_the_next_store(cache):
