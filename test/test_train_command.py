@@ -19,6 +19,7 @@ from magicfuse_ros.model.sizes import PAPER, SIZES
 from magicfuse_ros.training.recipe import STAGES, read_recipe, recipe_files
 
 CONFIGS = ROOT / "config" / "training"
+TAUGHT = {"branch": "psi", "teacher": "tiny"}
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,12 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
         ("mkf", {"mkf": {"steps": 2000}}, "steps is 2000"),
         ("psi", {"labels": "mfnet"}, "labels is 'mfnet'"),
         ("mkf", {"labels": "moon"}, "unknown label set 'moon'"),
+        ("distill", {}, "accepted: a section `distill` with `branch` and `teacher`"),
+        ("distill", {"distill": TAUGHT | {"teacher": "no/such"}}, "no model folder no/such"),
+        ("distill", {"distill": TAUGHT | {"steps": 0}}, "steps is 0; accepted: 1 to 1000"),
+        ("distill", {"distill": TAUGHT | {"student_steps": -1}}, "steps is -1; accepted: 1 to"),
+        ("distill", {"distill": TAUGHT | {"truth": 1.0}}, "distill.truth is 1.0"),
+        ("psi", {"distill": TAUGHT}, "for stage 'distill', and for no other"),
     ],
 )
 def test_a_wrong_config_names_the_key(tmp_path, train, stage, change, says):
@@ -246,7 +253,7 @@ def test_own_labels_make_a_new_fusion_and_keep_the_rest(tmp_path, train):
 
 @pytest.mark.parametrize("size", ["tiny", "paper"])
 def test_shipped_recipes_parse_and_fit_their_model(size):
-    paths = recipe_files(CONFIGS / size)
+    paths = [*recipe_files(CONFIGS / size), *(CONFIGS / size).glob("distill_*.yaml")]
     assert sorted(paths) == sorted((CONFIGS / size).iterdir())
     for path in paths:
         recipe = read_recipe(path)

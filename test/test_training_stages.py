@@ -18,6 +18,7 @@ from magicfuse_ros.training.branches import BranchLoss, BranchStage
 from magicfuse_ros.training.losses import sobel, weighted_l1
 from magicfuse_ros.training.mkf import MkfLoss, MkfStage
 from magicfuse_ros.training.recipe import STAGES, read_recipe, train_stage
+from magicfuse_ros.training.stage import encode
 
 OF_STAGE = {
     "autoencoder": {"encoder", "decoder"},
@@ -200,7 +201,7 @@ def test_a_perfect_prediction_gives_back_the_clean_latent(kind):
             eps = (noisy / gain - a * truth["z0"]) / s
             return diffusion.training_target(truth["z0"], eps, a, s, kind)
 
-    truth["z0"] = stage._encode(given["infrared"].expand(-1, 3, -1, -1), seeded())
+    truth["z0"] = encode(model, given["infrared"].expand(-1, 3, -1, -1), seeded())
     stage.trained["phi"] = Oracle()
     t = torch.tensor([600, 20])
     prediction, target, estimate = stage._estimate(given, t, seeded())

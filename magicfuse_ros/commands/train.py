@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = "train a stage (autoencoder, psi, phi, mkf), or all of them in order"
+HELP = "train a stage (autoencoder, psi, phi, mkf), all of them in order, or distill to few steps"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("stage", choices=["autoencoder", "psi", "phi", "mkf", "all"])
+    parser.add_argument("stage", choices=["autoencoder", "psi", "phi", "mkf", "all", "distill"])
     parser.add_argument(
         "--config",
         type=Path,

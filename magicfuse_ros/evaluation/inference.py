@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from magicfuse_ros.evaluation.metrics import U8
-from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.magicfuse import MagicFuse, late_fusion, upsampled_logits
+from magicfuse_ros.model.one_branch import Branch, OneBranch
 from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, Variant, sample
 from magicfuse_ros.model.unaided import Unaided
-
-Branch = Literal["psi", "phi"]
 
 
 class Outcome(NamedTuple):
@@ -71,7 +69,7 @@ class Inference:
     @torch.inference_mode()
     def branch(self, image: U8, branch: Branch) -> U8:
         """Make the restored image (Ψ) or the imagined infrared (Φ) alone."""
-        step = self._sample(_OneBranch(self.model, branch), _planes(image), self.settings)
+        step = self._sample(OneBranch(self.model, branch), _planes(image), self.settings)
         return _image(self.model.decoder(step.z0_psi if branch == "psi" else step.z0_phi))
 
     @torch.inference_mode()
@@ -117,33 +115,6 @@ class Inference:
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.model.config.diffusion.seed)
-
-
-class _OneBranch:
-    """The sampler's networks with only Ψ or Φ at work; the other streams hold nothing of use."""
-
-    def __init__(self, model: MagicFuse, branch: Branch) -> None:
-        self._model = model
-        self._branch = branch
-
-    def denoise(
-        self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
-        step = torch.tensor([t])
-        if self._branch == "psi":
-            prediction = self._model.psi(condition, z_psi, step)
-        else:
-            prediction = self._model.phi(condition, z_phi, step)
-        return prediction, prediction
-
-    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
-        return self._model.restore(condition, z_psi, t)
-
-    def fuse(
-        self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
-        del phi, z_f, t
-        return torch.ones_like(psi.z0), state
 
 
 def _planes(image: U8) -> Tensor:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from magicfuse_ros.model import diffusion
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.one_branch import Branch
 from magicfuse_ros.training.losses import sobel, weighted_l1
-from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes
+from magicfuse_ros.training.stage import BOXED, Batch, Stage, encode, outside_boxes
 
 _HEAD = "objects"
 _RING = 6  # pixels
@@ -32,7 +33,7 @@ class BranchLoss:
     ----------
     pure_noise_share
         Share of samples trained at the timestep T − 1, where few-step sampling begins; the rest is
-        uniform over T. 0 is Eq. 7.
+        uniform over T, or in distillation over the student's timesteps. 0 is Eq. 7.
     latent
         Weight of the error of what the network predicts: squared for ε and v (Eq. 7), absolute for
         z0.
@@ -107,7 +108,7 @@ class ObjectsHead(nn.Module):
 class BranchStage(Stage):
     """Trains Ψ or Φ with E and D frozen."""
 
-    def __init__(self, model: MagicFuse, branch: Literal["psi", "phi"], loss: BranchLoss) -> None:
+    def __init__(self, model: MagicFuse, branch: Branch, loss: BranchLoss) -> None:
         frozen = {"encoder": model.encoder, "decoder": model.decoder}
         trained: dict[str, nn.Module] = {branch: getattr(model, branch)}
         if loss.objects:
@@ -117,20 +118,11 @@ class BranchStage(Stage):
         self._branch = branch
         self._loss = loss
         self._alpha_bars = torch.tensor(diffusion.alphas_cumprod(model.config.diffusion))
+        self._schedule = torch.arange(model.config.diffusion.train_steps)
         branch_config = model.config.psi if branch == "psi" else model.config.phi
         self._prediction = branch_config.prediction
 
     _model: MagicFuse
-
-    def _encode(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        height, width = image.shape[-2:]
-        noise = self._model.draw_encoder_noise(height, width, generator, len(image))
-        with torch.no_grad():
-            latent: Tensor = self.frozen["encoder"](
-                image.contiguous(memory_format=torch.channels_last),
-                None if noise is None else noise.to(image.device),
-            )
-        return latent
 
     def _target_image(self, batch: Batch) -> Tensor:
         return batch["clean"] if self._branch == "psi" else batch["infrared"].expand(-1, 3, -1, -1)
@@ -140,8 +132,8 @@ class BranchStage(Stage):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Prediction, its target, and the z0 estimate."""
         kind = self._prediction
-        condition = self._encode(batch["degraded"], generator)
-        z0 = self._encode(self._target_image(batch), generator)
+        condition = encode(self._model, batch["degraded"], generator)
+        z0 = encode(self._model, self._target_image(batch), generator)
         eps = torch.randn(z0.shape, generator=generator).to(z0.device)
         a, s = diffusion.training_coefficients(self._alpha_bars, t)
         a, s = a.to(z0.device), s.to(z0.device)
@@ -156,7 +148,7 @@ class BranchStage(Stage):
 
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         last = self._model.config.diffusion.train_steps - 1
-        t = torch.randint(0, last + 1, (count,), generator=generator)
+        t = self._schedule[torch.randint(0, len(self._schedule), (count,), generator=generator)]
         pure = torch.rand(count, generator=generator) < self._loss.pure_noise_share
         return torch.where(pure, torch.full_like(t, last), t)
 

@@ -12,10 +12,10 @@ from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.labels import UNKNOWN
 from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
-from magicfuse_ros.model.sampler import Networks, Noise, SamplerSettings, Step, sample
+from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, sample
 from magicfuse_ros.model.unaided import Unaided
 from magicfuse_ros.training.losses import visual_loss
-from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes
+from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes, starting_point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +112,7 @@ class MkfStage(Stage):
         if not to_end:
             stop = int(torch.randint(0, stop + 1, (1,), generator=generator))
         settings = replace(settings, timesteps=settings.timesteps[: stop + 1])
-        height, width = image.shape[-2:]
-        noise = model.draw_noise(height, width, generator, len(image))
-        encoder_noise = model.draw_encoder_noise(height, width, generator, len(image))
-        with torch.no_grad():
-            condition = model.encoder(
-                image.contiguous(memory_format=torch.channels_last),
-                None if encoder_noise is None else encoder_noise.to(image.device),
-            )
-        noise = Noise(noise.latent.to(image.device), noise.state.to(image.device))
+        condition, noise = starting_point(model, image, generator)
         networks: Networks = Unaided(model) if self._loss.unaided else model
         streams = _Streams(networks, settings.timesteps[-1])
         return sample(streams, condition, noise, model.config, settings)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast
 
 import torch
 import yaml
@@ -17,20 +18,23 @@ from magicfuse_ros.model.autoencoder import fit_linear_path
 from magicfuse_ros.model.config import ConfigError, MagicFuseConfig, dataclass_from
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.model.one_branch import Branch
 from magicfuse_ros.model.sizes import SIZES
+from magicfuse_ros.resources import model_path
 from magicfuse_ros.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
 from magicfuse_ros.training.datasets import CropDataset, CropSettings, find_sources, open_cache
 from magicfuse_ros.training.datasets.cache import CacheSettings
+from magicfuse_ros.training.distill import Distillation, DistillStage
 from magicfuse_ros.training.loop import run
 from magicfuse_ros.training.mkf import MkfLoss, MkfStage
 from magicfuse_ros.training.optimization import LoopConfig
 from magicfuse_ros.training.recipes import Mix
 from magicfuse_ros.training.stage import Stage
 
-StageName = Literal["autoencoder", "psi", "phi", "mkf"]
-STAGES: tuple[StageName, ...] = get_args(StageName)
-"""The stages in the order that they build on one another."""
+StageName = Literal["autoencoder", "psi", "phi", "mkf", "distill"]
+STAGES: tuple[StageName, ...] = ("autoencoder", "psi", "phi", "mkf")
+"""The stages of a whole recipe in the order that they build on one another."""
 
 _NEEDS: dict[StageName, frozenset[str]] = {
     "autoencoder": frozenset(),
@@ -88,6 +92,8 @@ class StageRecipe:
         How it is optimised, and the samples that it sees.
     autoencoder, branch, mkf
         The objective; only that of the stage is used.
+    distill
+        Who teaches what, of stage `distill`, whose objective is `branch`; None for the others.
     """
 
     stage: StageName
@@ -98,10 +104,16 @@ class StageRecipe:
     autoencoder: AutoencoderLoss = field(default_factory=AutoencoderLoss)
     branch: BranchLoss = field(default_factory=BranchLoss)
     mkf: MkfLoss = field(default_factory=MkfLoss)
+    distill: Distillation | None = None
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ConfigError(f"size is {self.size!r}; accepted: {', '.join(SIZES)}")
+        if (self.stage == "distill") != (self.distill is not None):
+            raise ConfigError(
+                f"stage is {self.stage!r} and distill is {self.distill}; accepted: a section "
+                "`distill` with `branch` and `teacher` for stage 'distill', and for no other"
+            )
 
 
 def read_recipe(path: Path) -> StageRecipe:
@@ -157,8 +169,9 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     with processes.main_process_first():
         model = _open_model(recipe, folder)
-        dataset = _open_data(recipe, model, data, cache, processes.num_processes)
-    stage = _stage(recipe, model)
+        # Before the data, whose decoding may take hours: it finds what is wrong with the recipe.
+        stage, multiple_of = _stage(recipe, model, folder)
+        dataset = _open_data(recipe, model, multiple_of, data, cache, processes.num_processes)
     resumes = (output / f"{name}.state.safetensors").is_file()
     starts = recipe.stage == "autoencoder" and not recipe.autoencoder.freeze_encoder and not resumes
     if starts and model.config.autoencoder.linear_path:
@@ -216,14 +229,19 @@ def _new_model(
 
 
 def _open_data(
-    recipe: StageRecipe, model: MagicFuse, data: Path, cache: Path, processes: int
+    recipe: StageRecipe,
+    model: MagicFuse,
+    multiple_of: int,
+    data: Path,
+    cache: Path,
+    processes: int,
 ) -> CropDataset:
     width, height = model.config.resolution
     settings = CacheSettings(width=width, height=height)
     crop = CropSettings(
         size=recipe.data.crop,
         width=recipe.data.crop_width,
-        needs=_NEEDS[recipe.stage],
+        needs=_needs(recipe),
         around_box=recipe.data.around_box,
         warp=recipe.data.warp,
         paste=recipe.data.paste,
@@ -231,10 +249,10 @@ def _open_data(
         mix=recipe.data.mix,
     )
     for name, side in zip(("crop", "crop_width"), crop.shape, strict=True):
-        if side % model.config.multiple_of:
+        if side % multiple_of:
+            models = "this model and its teacher" if recipe.distill else "this model"
             raise ConfigError(
-                f"data.{name} is {side}; accepted: multiples of {model.config.multiple_of} for "
-                f"this model"
+                f"data.{name} is {side}; accepted: multiples of {multiple_of} for {models}"
             )
     return CropDataset(
         [open_cache(source, cache, settings, print) for source in find_sources(data, "train")],
@@ -246,12 +264,30 @@ def _open_data(
     )
 
 
-def _stage(recipe: StageRecipe, model: MagicFuse) -> Stage:
+def _needs(recipe: StageRecipe) -> frozenset[str]:
+    if recipe.distill is None:
+        return _NEEDS[recipe.stage]
+    return _NEEDS[recipe.distill.branch] if recipe.distill.truth else frozenset()
+
+
+def _stage(recipe: StageRecipe, model: MagicFuse, folder: Path) -> tuple[Stage, int]:
+    """Make the stage; the sides of its images are multiples of the number beside it."""
+    multiple_of = model.config.multiple_of
+    if recipe.distill is not None:
+        path = model_path(recipe.distill.teacher)
+        if path.resolve() == folder.resolve():
+            raise ConfigError(
+                f"distill.teacher is {recipe.distill.teacher!r}, the folder that the student is "
+                "written into; accepted: another model's, such as a copy of it"
+            )
+        teacher = MagicFuse.from_pretrained(path)
+        multiple_of = math.lcm(multiple_of, teacher.config.multiple_of)
+        return DistillStage(model, teacher, recipe.branch, recipe.distill), multiple_of
     if recipe.stage == "autoencoder":
-        return AutoencoderStage(model, recipe.autoencoder)
+        return AutoencoderStage(model, recipe.autoencoder), multiple_of
     if recipe.stage == "mkf":
-        return MkfStage(model, recipe.mkf)
-    return BranchStage(model, recipe.stage, recipe.branch)
+        return MkfStage(model, recipe.mkf), multiple_of
+    return BranchStage(model, cast("Branch", recipe.stage), recipe.branch), multiple_of
 
 
 def _export(stage: Stage, folder: Path, *, finished: bool) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from magicfuse_ros.model.labels import UNKNOWN
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.sampler import Noise
 
 Batch = dict[str, Tensor]
 
@@ -21,6 +23,28 @@ def outside_boxes(batch: Batch) -> Tensor:
     """
     boxed = batch["annotated"][:, None, None] > 0.0
     return boxed & (batch["labels"] == UNKNOWN) & (batch["thermal_weight"] == 0.0)
+
+
+def encode(model: MagicFuse, image: Tensor, generator: torch.Generator) -> Tensor:
+    """Return E's latent (B, 8, h, w) of images (B, 3, H, W), without a gradient."""
+    height, width = image.shape[-2:]
+    noise = model.draw_encoder_noise(height, width, generator, len(image))
+    with torch.no_grad():
+        latent: Tensor = model.encoder(
+            image.contiguous(memory_format=torch.channels_last),
+            None if noise is None else noise.to(image.device),
+        )
+    return latent
+
+
+def starting_point(
+    model: MagicFuse, image: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Noise]:
+    """Return what sampling for images (B, 3, H, W) starts from: E's latent, and the noise."""
+    height, width = image.shape[-2:]
+    noise = model.draw_noise(height, width, generator, len(image))
+    condition = encode(model, image, generator)
+    return condition, Noise(noise.latent.to(image.device), noise.state.to(image.device))
 
 
 class Stage(nn.Module):
@@ -43,9 +67,13 @@ class Stage(nn.Module):
     def __init__(self, trained: dict[str, nn.Module], frozen: dict[str, nn.Module]) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(trained)
-        self.__dict__["frozen"] = frozen
-        for module in frozen.values():
+        self.__dict__["frozen"] = {}
+        self._freeze(frozen)
+
+    def _freeze(self, modules: dict[str, nn.Module]) -> None:
+        for module in modules.values():
             module.requires_grad_(requires_grad=False).eval()
+        self.frozen.update(modules)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch, (), and scalars to log; all noise comes from `generator`."""
