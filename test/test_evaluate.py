@@ -23,7 +23,7 @@ from magicfuse_ros.evaluation.scenes import (
     has_weak_masks,
 )
 from magicfuse_ros.evaluation.sheet import BAND, picture_sheet, sheet_items
-from magicfuse_ros.evaluation.steps import STEPS
+from magicfuse_ros.evaluation.steps import STEPS, fewest_steps
 from magicfuse_ros.evaluation.tables import Column, Scores, Table
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import SamplerSettings
@@ -150,6 +150,32 @@ def test_steps_table_has_a_row_for_each_number_of_steps(weights, data, cache, tm
     assert [int(row["steps"]) for row in table["rows"]] == list(STEPS)
     assert len({row["restored PSNR (dB)"] for row in table["rows"]}) == len(STEPS)
     assert all(row["ms"] > 0.0 and row["mIoU (%)"] is not None for row in table["rows"])
+    names = ("restored PSNR (dB)", "infrared PSNR (dB)", "mIoU (%)")
+    judged = {int(row["steps"]): tuple(row[name] for name in names) for row in table["rows"]}
+    assert f"against 25: here {fewest_steps(judged)}; the model's own number is 2." in table["note"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "chosen"),
+    [
+        ({}, 1),
+        ({1: (0.5, 0.0, 0.0)}, 2),
+        ({1: (0.0, 0.5, 0.0), 2: (0.0, 0.0, 1.0)}, 4),
+        ({1: (0.4, 0.4, 0.9), 2: (9.0, 9.0, 9.0)}, 1),  # each number for itself
+        ({1: (-3.0, -3.0, -9.0)}, 1),
+        ({1: (1.0,) * 3, 2: (1.0,) * 3, 4: (1.0,) * 3, 8: (1.0,) * 3}, 25),
+        (dict.fromkeys(STEPS, (0.0, 0.0, float("nan"))), None),  # no labels
+    ],
+)
+def test_default_steps_are_the_fewest_that_lose_little(losses, chosen):
+    judged = {
+        steps: tuple(
+            best - loss
+            for best, loss in zip((22.0, 17.0, 44.0), losses.get(steps, (0.0,) * 3), strict=True)
+        )
+        for steps in STEPS
+    }
+    assert fewest_steps(judged) == chosen
 
 
 def test_model_put_beside_gets_a_column(weights, data, cache, tmp_path):

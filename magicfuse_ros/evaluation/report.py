@@ -175,7 +175,7 @@ def infrared_table(evaluation: Evaluation) -> Table:
                 grey_ssim=metrics.ssim(light, real),
             )
             pictures = {"real": real, "imagined": imagined, "grey": light}
-            _add_people(scores, rows, scene, pictures)
+            add_people(scores, rows, scene, pictures)
     columns = (
         Column("input"), Column("images"), Column("Φ PSNR (dB)"), Column("grey PSNR (dB)"),
         Column("gain (dB)"), Column("Φ SSIM", 3), Column("grey SSIM", 3), Column("people"),
@@ -230,7 +230,7 @@ def fusion_table(evaluation: Evaluation) -> Table:
             outcome = inference.fuse(scene.degraded, variant)
             scores.add([row], **fusion_scores(outcome, scene))
             pictures = {"magimg": grey(outcome.magimg), "restored": grey(outcome.enhanced)}
-            _add_people(scores, [row], scene, pictures)
+            add_people(scores, [row], scene, pictures)
     columns = (
         Column("model"), Column("images"), *FUSION_COLUMNS, Column("people"),
         Column("MagImg contrast", 1), Column("restored contrast", 1),
@@ -261,7 +261,8 @@ def _parts_first(rows: Sequence[str]) -> list[str]:
     return sorted(rows, key=place)
 
 
-def _add_people(scores: Scores, rows: Sequence[str], scene: Scene, pictures: dict[str, U8]) -> None:
+def add_people(scores: Scores, rows: Sequence[str], scene: Scene, pictures: dict[str, U8]) -> None:
+    """Add the contrast of every person in each picture, to the columns of the pictures' names."""
     others = [box for _, box in scene.boxes or ()]
     for box in scene.people():
         contrast = {

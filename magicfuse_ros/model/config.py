@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from types import UnionType
+from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Prediction = Literal["eps", "v", "z0"]
@@ -373,7 +373,7 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 def _value(value: object, hint: Any, where: str) -> Any:
     """Convert one JSON or YAML value to a field's type; a value of another type is an error."""
-    if get_origin(hint) is UnionType:  # a section that may be left out: Section | None
+    if NoneType in get_args(hint):  # a section that may be left out: Section | None
         hint = get_args(hint)[0]
     if dataclasses.is_dataclass(hint):
         return dataclass_from(hint, value, where)  # type: ignore[arg-type]
