@@ -12,7 +12,7 @@ from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import PARTS, MagicFuse, upsampled_logits
 from magicfuse_ros.model.sampler import SamplerSettings
-from magicfuse_ros.runtime import backends, engine
+from magicfuse_ros.runtime import backends, sizes
 from magicfuse_ros.runtime.backends import candidates
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.engine import EXTRAS, EngineError, EngineSettings, load_engine
@@ -190,10 +190,10 @@ def test_what_is_no_frame_is_refused(load, frame, extras, text):
 
 def test_a_camera_that_changes_its_size_is_followed_and_memory_bounded(load):
     made = load()
-    sizes = [(48, 64), (40, 64), (32, 64), (24, 64), (16, 64), (64, 48), (48, 64)]
-    results = [made.fuse(street(*size), ALL) for size in sizes]
+    frames = [(48, 64), (40, 64), (32, 64), (24, 64), (16, 64), (64, 48), (48, 64)]
+    results = [made.fuse(street(*size), ALL) for size in frames]
     assert same(results[0], results[-1])
-    assert len(made._networks) == engine.MAX_SIZES
+    assert len(made._networks._ready) == sizes.MAX_SIZES
 
 
 def test_a_closed_engine_says_so(load):
@@ -262,21 +262,6 @@ def test_settings_may_change_while_a_frame_is_fused(load):
         stop.set()
         changer.join()
     assert all(any(same(result, one) for one in expected.values()) for result in results)
-
-
-def test_threads_are_set_in_the_thread_that_fuses(load):
-    made = load(threads=1)
-    seen = []
-
-    def work():
-        torch.set_num_threads(2)
-        made.fuse(street())
-        seen.append(torch.get_num_threads())
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    worker.join()
-    assert seen == [1]
 
 
 def test_another_resolution_gives_other_detail_and_the_same_size(load):
@@ -426,6 +411,29 @@ def test_each_part_is_compiled_once_and_called_with_the_one_shape_of_its_example
     assert made.backend_name == "fast on cpu"
     made.close()
     assert fast.closed
+
+
+def test_threads_are_set_for_the_networks_and_not_for_the_caller(load, backend):
+    seen = []
+
+    class Counts(Recorder):
+        def answer(self, name, network, inputs):
+            seen.append(torch.get_num_threads())
+            return super().answer(name, network, inputs)
+
+    backend(Counts)
+    made = load(threads=1)
+
+    def work():
+        torch.set_num_threads(2)
+        made.fuse(street())
+        seen.append(torch.get_num_threads())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    assert set(seen[:-1]) == {1}
+    assert seen[-1] == 2
 
 
 class FailsAtFrames(Recorder):

@@ -16,6 +16,7 @@ from magicfuse_ros.runtime.frames import (
     to_camera,
     to_input,
     to_picture,
+    within,
 )
 
 SIDES = st.integers(1, 5000)
@@ -35,6 +36,19 @@ def test_a_frame_of_any_size_fits_into_the_resolution(height, width, across, dow
     # One side fills the resolution, turned where the frame is portrait.
     sides = {place.content[0], place.content[1]}
     assert sides & {across, down}
+
+
+@given(SIDES, SIDES, st.integers(1, 90), st.integers(1, 90))
+def test_a_frame_lies_in_the_input_of_another_size_too(height, width, down, across):
+    own, padded = fit((height, width), (320, 240), 8), (8 * down, 8 * across)
+    place = within(own, padded)
+    assert (place.camera, place.padded) == (own.camera, padded)
+    assert within(own, own.padded) == own
+    for content, former, most in zip(place.content, own.content, padded, strict=True):
+        assert 1 <= content <= min(former, most)
+    image = to_input(np.full((20, 30, 3), 7, np.uint8), within(fit((20, 30), (64, 48), 8), padded))
+    assert image.shape[:2] == padded
+    assert (image == 7).all()
 
 
 @given(st.integers(50, 3000), st.integers(50, 3000))

@@ -1,5 +1,6 @@
 """`fuse_node` with real engines: what runs the networks, and what the user is told of it."""
 
+import signal
 import sys
 
 import numpy as np
@@ -74,12 +75,18 @@ def test_on_a_cpu_the_default_is_openvino_and_another_aspect_is_told(start, list
     _, values = listener.next_status()
     assert (values["backend"], values["degraded"]) == ("openvino on cpu", "false")
     with CameraProcess(domain) as camera:
-        for size in ((48, 64), (36, 64)):
+        for size in ((48, 64), (36, 64), (36, 64)):
             del magimg[:]
             camera.publish(rgb(np.full((*size, 3), 90, np.uint8), "now"))
-            node.wait_for_log(rf"preparing psi for 64x{-(-size[0] // 8) * 8}")
             listener.wait(lambda: magimg, "nothing is fused")
             assert (magimg[-1].height, magimg[-1].width) == size
+            if size == (36, 64):
+                node.wait_for_log("networks for 64x40 are ready")
+        # Stopped in the midst of another one, it ends as ever.
+        camera.publish(rgb(np.full((20, 64, 3), 90, np.uint8), "now"))
+        node.wait_for_log("preparing networks for 64x24")
+        node.send(signal.SIGINT)
+        assert node.exit_code() == 0, node.log
     listener.forget(magimg)
 
 

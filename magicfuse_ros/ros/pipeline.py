@@ -131,7 +131,7 @@ class Pipeline:
     ) -> FuseResult | None:
         try:
             self._apply(engine, settings)
-            return engine.fuse(picture, self._publishers.wanted_extras())
+            return engine.fuse(picture, self._publishers.wanted_extras(), wait=False)
         except ValueError as error:
             self._drop(frame, ledger.UNSUPPORTED, str(error))
         except LoadCancelled:  # the node stops while networks for another size are made

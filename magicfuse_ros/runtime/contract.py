@@ -136,7 +136,9 @@ class Engine(Protocol):
         """Make everything ready; raises `EngineError` when no backend works."""
         ...
 
-    def fuse(self, frame: UInt8, extras: frozenset[str] = frozenset()) -> FuseResult:
+    def fuse(
+        self, frame: UInt8, extras: frozenset[str] = frozenset(), *, wait: bool = True
+    ) -> FuseResult:
         """Fuse one (H, W, 3) uint8 RGB frame; `ValueError` for what is not one."""
         ...
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +27,9 @@ from magicfuse_ros.runtime.contract import (
 )
 from magicfuse_ros.runtime.heartbeat import heartbeat
 from magicfuse_ros.runtime.networks import CompiledNetworks
+from magicfuse_ros.runtime.sizes import NetworksBySize
 from magicfuse_ros.runtime.stopwatch import Stopwatch
+from magicfuse_ros.runtime.threads import pytorch_threads
 
 __all__ = [
     "EXTRAS",
@@ -41,9 +42,6 @@ __all__ = [
     "load_engine",
     "load_model",
 ]
-
-MAX_SIZES = 4
-"""Input sizes kept compiled; the one unused for longest goes when a camera brings another."""
 
 
 class FuseEngine:
@@ -67,7 +65,7 @@ class FuseEngine:
     trained
         False where the weights are random and the pictures mean nothing.
     preparing
-        True while networks for another size are made, which takes longer than any frame.
+        True while whoever called waits for networks, which takes longer than any frame.
     first_frame_s
         Seconds that the frame took which the last warm-up ended with; 0 before that.
 
@@ -95,7 +93,7 @@ class FuseEngine:
         self._candidates = candidates(settings.backend, settings.device)
         self._candidate: Candidate = self._candidates.pop(0)
         self._backend: Backend | None = None
-        self._networks: OrderedDict[tuple[int, int], CompiledNetworks] = OrderedDict()
+        self._networks = NetworksBySize(progress)
 
     @property
     def backend_name(self) -> str:
@@ -110,13 +108,14 @@ class FuseEngine:
     @property
     def side_by_side(self) -> bool:
         """Whether Ψ and Φ run at the same time, for frames of the last one's size."""
-        return bool(self._networks) and next(reversed(self._networks.values())).side_by_side
+        last = self._networks.last
+        return last is not None and last.side_by_side
 
     def warm_up(self, progress: Progress, camera: tuple[int, int] | None = None) -> None:
         """Make everything ready for a camera, and run one frame through it.
 
         A backend that fails is left for the next one, and `progress` says so. A camera of another
-        aspect needs networks of another size: those are made at its first frame.
+        aspect needs networks of another size: those are made from its first frame on.
 
         Parameters
         ----------
@@ -144,8 +143,15 @@ class FuseEngine:
             else:
                 return
 
-    def fuse(self, frame: UInt8, extras: frozenset[str] = frozenset()) -> FuseResult:
+    def fuse(
+        self, frame: UInt8, extras: frozenset[str] = frozenset(), *, wait: bool = True
+    ) -> FuseResult:
         """Fuse one frame; the same frame and settings give the same result.
+
+        A frame may need networks of a size that is not ready. With `wait` they are made first.
+        Without, the frame is fused at once in networks that are ready, with more padding and where
+        it must be in less detail, while the right ones are made on another thread; the first frame
+        after that is fused in them.
 
         Parameters
         ----------
@@ -153,6 +159,8 @@ class FuseEngine:
             (H, W, 3) uint8 RGB of any size from 1 × 1, contiguous or not; it is not changed.
         extras
             Which of `EXTRAS` to make too.
+        wait
+            See above; False is for live cameras.
 
         Raises
         ------
@@ -162,16 +170,19 @@ class FuseEngine:
             The engine is closed, or the backend gave values that are not finite.
         """
         _check(frame, extras)
-        with torch.inference_mode():
-            return self._fuse(frame, extras)
+        place = frames.fit(frame.shape[:2], self._resolution, self._config.multiple_of)
+        networks, place = self._networks_for(place, self._progress, wait=wait)
+        with torch.inference_mode(), pytorch_threads(networks.backend.pytorch_threads):
+            return self._fuse(frame, extras, networks, place)
 
-    def _fuse(self, frame: UInt8, extras: frozenset[str]) -> FuseResult:
-        if self._threads:
-            torch.set_num_threads(self._threads)  # PyTorch keeps this number for each thread
+    def _fuse(
+        self,
+        frame: UInt8,
+        extras: frozenset[str],
+        networks: CompiledNetworks,
+        place: frames.Fit,
+    ) -> FuseResult:
         settings, seed = self._sampling
-        size = (frame.shape[0], frame.shape[1])
-        place = frames.fit(size, self._resolution, self._config.multiple_of)
-        networks = self._networks_for(place.padded, self._progress)
         watch = networks.watch = Stopwatch(self._candidate.device)
         with watch.stage("preprocess"):
             image = frames.to_input(frame, place)
@@ -239,40 +250,42 @@ class FuseEngine:
     def close(self) -> None:
         """Give back the networks and the backend; the engine cannot be used any more."""
         self._release()
+        self._networks.close()
         self._model = None
 
     def _warm_up(self, camera: tuple[int, int], progress: Progress) -> None:
         width, height = camera
         progress(f"preparing model {self._config.name!r} at {width}x{height}, {self.backend_name}")
         place = frames.fit((height, width), self._resolution, self._config.multiple_of)
-        self._networks_for(place.padded, progress)
+        self._networks_for(place, progress, wait=True)
         result = self.fuse(np.full((height, width, 3), 127, np.uint8), frozenset(EXTRAS))
         self.first_frame_s = sum(result.stage_ms.values()) / 1e3
         progress(
             f"{self.backend_name} is ready; its first frame took {self.first_frame_s * 1e3:.0f} ms"
         )
 
-    def _networks_for(self, size: tuple[int, int], progress: Progress) -> CompiledNetworks:
+    def _networks_for(
+        self, place: frames.Fit, progress: Progress, *, wait: bool
+    ) -> tuple[CompiledNetworks, frames.Fit]:
+        """Return networks for a frame, and where it lies in their input."""
         if self._model is None:
             raise EngineError("the engine is closed; load another one")
-        if size in self._networks:
-            self._networks.move_to_end(size)
-            return self._networks[size]
         if self._backend is None:
             self._backend = self._candidate.make(self._threads)
-        while len(self._networks) >= MAX_SIZES:
-            self._networks.popitem(last=False)
-        device = self._candidate.device
+        # What is made behind the frames goes on with these, whatever becomes of the engine.
+        model, backend, device = self._model, self._backend, self._candidate.device
+
+        def make(size: tuple[int, int], progress: Progress) -> CompiledNetworks:
+            with heartbeat(progress) as tell, pytorch_threads(backend.pytorch_threads):
+                return CompiledNetworks(model, backend, device, size, tell, self.settings.parallel)
+
+        if not wait and backend.compiles and self._networks.last is not None:
+            return self._networks.get_meanwhile(place, make)
         self.preparing = True
         try:
-            with heartbeat(progress) as tell:
-                networks = CompiledNetworks(
-                    self._model, self._backend, device, size, tell, self.settings.parallel
-                )
+            return self._networks.get(place.padded, make, progress), place
         finally:
             self.preparing = False
-        self._networks[size] = networks
-        return networks
 
     def _next_candidate(self) -> bool:
         if not self._candidates:

@@ -62,6 +62,19 @@ def fit(camera: tuple[int, int], resolution: tuple[int, int], multiple: int) -> 
     return Fit(camera, content, (_ceil(content[0], multiple), _ceil(content[1], multiple)))
 
 
+def within(place: Fit, padded: tuple[int, int]) -> Fit:
+    """Place the same frame in an input of another size, scaled down as far as it has to be.
+
+    Parameters
+    ----------
+    padded
+        (height, width) of that input; what the frame leaves of it is padding.
+    """
+    scale = min(1.0, padded[0] / place.content[0], padded[1] / place.content[1])
+    height, width = (max(1, round(side * scale)) for side in place.content)
+    return Fit(place.camera, (height, width), padded)
+
+
 def _ceil(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 

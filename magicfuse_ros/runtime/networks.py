@@ -33,6 +33,8 @@ class CompiledNetworks:
 
     Attributes
     ----------
+    backend
+        What compiled them.
     watch
         Charged with the stages encode, denoise, fuse and decode; the caller puts a fresh one in
         place for each frame.
@@ -47,7 +49,7 @@ class CompiledNetworks:
         progress: Progress,
         parallel: str = "auto",
     ) -> None:
-        self.watch = Stopwatch(device)
+        self.watch, self.backend = Stopwatch(device), backend
         self._model, self._device, self._size = model, device, size
         self._memory_format = backend.memory_format
         self._timesteps: dict[int, Tensor] = {}

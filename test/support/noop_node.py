@@ -51,7 +51,7 @@ class NoopEngine:
     def warm_up(self, progress):
         progress("warm")
 
-    def fuse(self, frame, extras=frozenset()):
+    def fuse(self, frame, extras=frozenset(), *, wait=True):  # noqa: ARG002
         command = tuple(int(value) for value in frame[0, 0])
         if command == FAIL:
             raise RuntimeError("told to fail\nin two lines")

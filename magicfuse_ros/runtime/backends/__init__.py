@@ -69,6 +69,10 @@ class Backend(Protocol):
         How tensors that are kept from frame to frame lie in memory, so that none is copied.
     side_by_side
         Whether two networks can run at the same time: those that `share` compiles.
+    compiles
+        Whether a part takes seconds or minutes to be made ready; False where it is ready at once.
+    pytorch_threads
+        How many threads PyTorch may use while parts are made and run; 0 leaves that to PyTorch.
     built
         Names of the parts that were compiled from scratch, and not found in the artifact cache.
     """
@@ -76,6 +80,8 @@ class Backend(Protocol):
     device_type: str
     memory_format: torch.memory_format
     side_by_side: bool
+    compiles: bool
+    pytorch_threads: int
     built: list[str]
 
     def __init__(self, device: torch.device, threads: int) -> None: ...

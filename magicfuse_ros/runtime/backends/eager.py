@@ -23,12 +23,17 @@ class EagerBackend:
     device
         Where the modules run. For a GPU they are copied: the model keeps its weights on the CPU,
         where a backend to fall back to finds them even when the GPU is lost.
+    threads
+        How many threads PyTorch uses; 0 leaves that to PyTorch.
     """
 
     device_type = ""
     memory_format = torch.channels_last  # what convolutions in oneDNN and cuDNN are fastest in
 
-    def __init__(self, device: torch.device, threads: int) -> None:  # noqa: ARG002 - PyTorch's own
+    compiles = False
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self.pytorch_threads = threads
         self.side_by_side = device.type == "cuda"  # a CPU's threads serve one network at a time
         self.built: list[str] = []
         self._device = device

@@ -40,13 +40,17 @@ class TensorRtBackend:
     ----------
     device
         A CUDA GPU.
+    threads
+        How many threads PyTorch uses on the CPU, for what parts are compared with; 0 leaves that to
+        PyTorch.
     """
 
     device_type = "cuda"
     memory_format = torch.contiguous_format
     side_by_side = True
+    compiles = True
 
-    def __init__(self, device: torch.device, threads: int) -> None:  # noqa: ARG002 - the GPU's own
+    def __init__(self, device: torch.device, threads: int) -> None:
         import tensorrt
         import torch_tensorrt
 
@@ -55,6 +59,7 @@ class TensorRtBackend:
             "tensorrt": tensorrt.__version__,
         }
         self.built: list[str] = []
+        self.pytorch_threads = threads
         self._device, self._library = device, torch_tensorrt
         self._networks: dict[tuple[str, torch.Size], Network] = {}
 
