@@ -93,6 +93,7 @@ def test_frames_are_fused_while_their_size_is_made_and_then_in_it(live):
     engine, told = live()
     wide, tall = picture(60, 128), picture(64, 48)
     before = [engine.fuse(wide, ALL, wait=False) for _ in range(3)]
+    assert engine.under_way == "64x32"
     assert not engine.preparing  # so that a frame that hangs now is noticed
     assert before[0].magimg.shape == wide.shape
     assert before[0].mask.shape == wide.shape[:2]
@@ -104,6 +105,7 @@ def test_frames_are_fused_while_their_size_is_made_and_then_in_it(live):
     Slow.let.set()
     after = fuse_until(engine, wide, lambda: (32, 64) in sizes(engine))
     assert sizes(engine) == [(32, 64)]  # what only stood in is gone
+    assert engine.under_way == ""
     reference, _ = live()
     assert same(after, reference.fuse(wide, ALL))
     # Close, too, to what the other size gave: the same picture in more padding.

@@ -110,8 +110,10 @@ class BenchmarkSession(NodeSession):
             idle = [self._sample(camera)]
             self._pause(_SAMPLE_S)
             idle.append(self._sample(camera))
-            # The first frame of another aspect compiles networks; that is start-up, not speed.
             self._play(camera, run.warm_up_s, "warming up")
+            # Frames of another aspect have networks compiled beside them; that is start-up.
+            while self._words().get("preparing"):
+                self._play(camera, run.warm_up_s, "warming up")
             self._restart()
             self._connect(recorder, OUTPUTS, subscribed)
             samples = self._play(camera, run.seconds, str(run))

@@ -171,6 +171,7 @@ class FuseNode(ManagedNode):
             facts["degraded"] = bool(session.pipeline.degraded)
             facts["model"], facts["trained"] = session.settings.model, engine.trained
             facts["labels"], facts["backend"] = engine.labels.name, engine.backend_name
+            facts["preparing"] = engine.under_way
         if subscriptions is not None:
             facts["input_topic"] = subscriptions.topic
             facts["input_reliability"] = subscriptions.reliability.name.lower()

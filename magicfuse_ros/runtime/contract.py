@@ -132,6 +132,11 @@ class Engine(Protocol):
         """What runs the networks now, such as `eager on cpu`."""
         ...
 
+    @property
+    def under_way(self) -> str:
+        """The input size whose networks are made while frames go through others, or empty."""
+        ...
+
     def warm_up(self, progress: Progress) -> None:
         """Make everything ready; raises `EngineError` when no backend works."""
         ...

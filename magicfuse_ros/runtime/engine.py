@@ -106,6 +106,11 @@ class FuseEngine:
         return () if self._backend is None else tuple(self._backend.built)
 
     @property
+    def under_way(self) -> str:
+        """The input size whose networks are made behind the frames, as `320x136`, or empty."""
+        return self._networks.under_way
+
+    @property
     def side_by_side(self) -> bool:
         """Whether Ψ and Φ run at the same time, for frames of the last one's size."""
         last = self._networks.last

@@ -49,6 +49,12 @@ class NetworksBySize:
         """The networks that were used last; None before any were."""
         return next(reversed(self._ready.values()), None)
 
+    @property
+    def under_way(self) -> str:
+        """The size that is made behind the frames, as `320x136`; any thread may ask."""
+        under_way = self._under_way
+        return "" if under_way is None else f"{under_way.size[1]}x{under_way.size[0]}"
+
     def get(self, size: Size, make: Make, progress: Progress) -> CompiledNetworks:
         """Return the networks for a size, made now where there are none; raises what `make` raises.
 

@@ -38,6 +38,7 @@ class NoopEngine:
         self.labels = LabelSet.load(settings.labels or "drive")
         self.trained = True
         self.preparing = False
+        self.under_way = ""
         self.first_frame_s = 0.0
         self.backend_name = "spare" if settings.backend == "spare" else "noop"
         self.steps = settings.steps
