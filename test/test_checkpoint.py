@@ -53,6 +53,15 @@ def test_there_and_back(model, folder):
         assert tensor.device.type == "cpu"
 
 
+def test_a_loaded_model_does_not_follow_what_happens_to_its_file(model, folder):
+    loaded = MagicFuse.from_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        with path.open("r+b") as file:  # in place, as `cp` over it does
+            file.write(bytes(path.stat().st_size))
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
 def test_a_loaded_model_can_be_trained_further(folder):
     loaded = MagicFuse.from_pretrained(folder)
     assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in loaded.parameters())

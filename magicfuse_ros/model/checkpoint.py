@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -105,7 +106,9 @@ def load_part(folder: Path, part: str, module: nn.Module) -> None:
 def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
     """Put `tensors` into `module` as float32; raises as `check_tensors` does."""
     check_tensors(tensors, module, source)
-    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    # Copied: safetensors maps the file, and a running model would follow what happens to it.
+    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    module.load_state_dict(copies, assign=True)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:

@@ -111,7 +111,11 @@ class ArtifactCache:
             folder.rename(path)
             _sync(self.folder)
         except Exception as error:  # noqa: BLE001 - on a full disk each library raises its own
-            self._progress(f"artifact {path.name} is not kept: {' '.join(str(error).split())}")
+            reason = " ".join(str(error).split())
+            self._progress(
+                f"artifact {path.name} is not kept: {reason}; every start makes it anew until "
+                f"{self.folder} can be written"
+            )
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
