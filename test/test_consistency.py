@@ -1,5 +1,6 @@
 """A default is written once: parameter file, README and package files agree with their source."""
 
+import ast
 import importlib.util
 import re
 import sys
@@ -169,6 +170,26 @@ def test_launch_arguments_in_the_documentation_are_the_nodes():
 
     assert len(given) > 10
     assert set(given) <= arguments
+
+
+def fault_tests():
+    """Names of the tests with the marker `fault`, or in a module with it."""
+    for path in (ROOT / "test").glob("test_*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        whole = any(ast.unparse(each) == "pytestmark = pytest.mark.fault" for each in tree.body)
+        for each in tree.body:
+            if isinstance(each, ast.FunctionDef) and each.name.startswith("test_"):
+                marks = [ast.unparse(decorator) for decorator in each.decorator_list]
+                if whole or "pytest.mark.fault" in marks:
+                    yield f"test/{path.name}::{each.name}"
+
+
+def test_the_fault_matrix_names_every_test_of_a_fault():
+    page = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    named = [re.fullmatch(r".*\| `([^`]+)` \|", row) for row in rows]
+
+    assert sorted(row and row[1] for row in named) == sorted(fault_tests())
 
 
 def test_rviz_shows_topics_of_the_node():

@@ -19,6 +19,7 @@ from support.system import (
     CameraProcess,
     FuseNodeProcess,
     Listener,
+    adds_up,
     random_domain,
     rgb,
     stamp_ns,
@@ -175,6 +176,7 @@ def test_a_demanded_reliability_that_cannot_match_is_said(system, stamps):
     camera.order(unplug=True)
 
 
+@pytest.mark.fault
 def test_resolution_and_encoding_may_change_from_frame_to_frame(system, stamps):
     _, _, listener = system
     magimg = listener.hear("/fuse_node/magimg", Image)
@@ -187,6 +189,8 @@ def test_resolution_and_encoding_may_change_from_frame_to_frame(system, stamps):
     ]:
         out = exchange(system, magimg, rgb(picture, stamps(), **changes))
         assert (out.height, out.width) == (picture.shape[0], changes.get("width", picture.shape[1]))
+    _, values = listener.next_status(lambda _, values: values["frames_pending"] == "0")
+    assert adds_up(values)
     listener.forget(magimg)
 
 
@@ -269,6 +273,7 @@ def test_parameters_describe_themselves(system):
             assert ", ".join(spec.choices) in descriptor.additional_constraints
 
 
+@pytest.mark.fault
 def test_engine_faults_are_survived_and_two_in_a_row_change_the_backend(system, stamps):
     node, camera, listener = system
     magimg = listener.hear("/fuse_node/magimg", Image)
@@ -293,6 +298,7 @@ def test_engine_faults_are_survived_and_two_in_a_row_change_the_backend(system, 
     status, values = listener.next_status(lambda _, v: v["dropped.engine_error"] == "3")
     assert (values["backend"], values["degraded"]) == ("spare", "true")
     assert "backend noop failed, running on spare" in status.message
+    assert adds_up(values)
     exchange(system, magimg, rgb(PICTURE, stamps()))
     engine_lines = [line for line in node.lines("ERROR") if "The engine failed" in line]
     assert len(engine_lines) == 1
@@ -305,6 +311,7 @@ def test_engine_faults_are_survived_and_two_in_a_row_change_the_backend(system, 
     listener.forget(magimg)
 
 
+@pytest.mark.fault
 def test_overload_drops_old_frames_and_fuses_the_newest(system, stamps):
     _, camera, listener = system
     magimg = listener.hear("/fuse_node/magimg", Image)

@@ -14,6 +14,7 @@ from support.system import (
     CameraProcess,
     FuseNodeProcess,
     Listener,
+    adds_up,
     random_domain,
     rgb,
     stamp_ns,
@@ -131,18 +132,20 @@ def check_survival(system, kind, reason, bad):
     assert stamp_ns(magimg[0]) == sent
     assert np.abs(decode_image(magimg[0]).astype(int) - PICTURE).max() <= 3
     _, values = listener.next_status(lambda _, v: v["frames_pending"] == "0")
-    assert int(values["frames_in"]) == int(values["frames_out"]) + int(values["dropped_total"])
+    assert adds_up(values)
     lines = [line for line in nodes[kind].lines("WARN") if f"dropped, {reason} " in line]
     assert len(lines) == 1, lines
     assert "Traceback" not in nodes[kind].log
     listener.forget(magimg)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("reason", BAD_IMAGES)
 def test_a_bad_image_is_counted_and_the_next_good_one_fused(system, reason):
     check_survival(system, "raw", reason, GOOD["raw"] | BAD_IMAGES[reason])
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("reason", BAD_PICTURES)
 def test_a_bad_compressed_image_is_counted_and_the_next_good_one_fused(system, reason):
     bad = GOOD["compressed"] | {"data": coded(BAD_PICTURES[reason])}
@@ -162,6 +165,7 @@ def test_compressed_input_keeps_its_header(system, picture):
     listener.forget(magimg)
 
 
+@pytest.mark.fault
 def test_time_going_backwards_is_counted_and_fused(system):
     nodes, camera, listeners = system
     listener = listeners["raw"]
@@ -175,6 +179,7 @@ def test_time_going_backwards_is_counted_and_fused(system):
     _, after = listener.next_status()
     assert int(after["stamps_backwards"]) == int(before["stamps_backwards"]) + 1
     assert after["dropped_total"] == before["dropped_total"]
+    assert adds_up(after)
     (line,) = [line for line in nodes["raw"].lines("WARN") if "went back" in line]
     assert "100000.000 s" in line
     listener.forget(magimg)

@@ -1,13 +1,11 @@
-"""The fault matrix, across processes: what breaks around a running node, and what the user sees.
+"""Faults around a running node, across processes, and what the user sees of them.
 
-Cells with a home of their own: bad images in test_fuse_node_bad_input, time in
-test_fuse_node_lifecycle, overload, changes of resolution and backends that raise in test_fuse_node,
-the artifact cache in test_artifacts. In each, frames in = frames out + counted drops + pending.
+The matrix of all faults is in docs/faults.md: `python -m pytest -m fault` runs every cell. In each,
+frames in = frames out + counted drops + pending.
 """
 
 import contextlib
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -18,10 +16,14 @@ from support.system import (
     CameraProcess,
     FuseNodeProcess,
     Listener,
+    adds_up,
     random_domain,
     rgb,
+    send_until_fused,
     stamp_ns,
 )
+
+pytestmark = pytest.mark.fault
 
 SECOND = 10**9
 PICTURE = np.full((6, 8, 3), 77, np.uint8)
@@ -63,28 +65,11 @@ def camera(domain):
         yield camera
 
 
-def adds_up(values):
-    counted = ("frames_out", "dropped_total", "frames_pending")
-    return int(values["frames_in"]) == sum(int(values[name]) for name in counted)
-
-
-def send_until_fused(camera, listener, magimg, stamp_s):
-    """Publish a good picture until it comes out: the node may just be matching its camera."""
-    for _ in range(30):
-        camera.publish(rgb(PICTURE, stamp_s * SECOND))
-        end = time.monotonic() + 2.0
-        while time.monotonic() < end:
-            if magimg and stamp_ns(magimg[-1]) == stamp_s * SECOND:
-                return
-            time.sleep(0.01)
-    pytest.fail("no frame came out any more")
-
-
 def test_an_engine_that_hangs_is_given_up_for_the_next_backend(start, listener, camera):
     # Long enough for a good frame on a machine that is busy with something else.
     node = start(parameters={"watchdog_s": 4.0})
     magimg = listener.hear("/fuse_node/magimg", Image)
-    send_until_fused(camera, listener, magimg, 1)
+    send_until_fused(camera, listener, magimg, rgb(PICTURE, 1 * SECOND))
 
     camera.publish(rgb(HANGING, 2 * SECOND))
     status, values = listener.next_status(lambda _, v: v.get("backend") == "spare")
@@ -92,13 +77,13 @@ def test_an_engine_that_hangs_is_given_up_for_the_next_backend(start, listener, 
     assert values["dropped.engine_hung"] == "1"
     assert "frames lost to engine_hung" in status.message
     assert adds_up(values)
-    send_until_fused(camera, listener, magimg, 3)
+    send_until_fused(camera, listener, magimg, rgb(PICTURE, 3 * SECOND))
     listener.next_status(lambda s, _: "a backend hung, running on spare" in s.message)
 
     # There is nothing behind the spare: the same is loaded again.
     camera.publish(rgb(HANGING, 4 * SECOND))
     node.wait_for_log("backend spare hung, loading the same again in its place")
-    send_until_fused(camera, listener, magimg, 5)
+    send_until_fused(camera, listener, magimg, rgb(PICTURE, 5 * SECOND))
     _, values = listener.next_status(lambda _, v: v["dropped.engine_hung"] == "2")
     assert adds_up(values)
     assert {stamp_ns(message) // SECOND for message in magimg} == {1, 3, 5}
@@ -112,7 +97,7 @@ def test_an_engine_that_hangs_is_given_up_for_the_next_backend(start, listener, 
 def test_without_a_watchdog_a_hang_is_told_and_nothing_is_given_up(start, listener, camera):
     node = start(parameters={"watchdog_s": 0.0})
     magimg = listener.hear("/fuse_node/magimg", Image)
-    send_until_fused(camera, listener, magimg, 1)
+    send_until_fused(camera, listener, magimg, rgb(PICTURE, 1 * SECOND))
     camera.publish(rgb(HANGING, 2 * SECOND))
     status, values = listener.next_status(lambda s, _: s.level == DiagnosticStatus.ERROR)
     assert "the engine has been busy with one frame for" in status.message
@@ -126,13 +111,13 @@ def test_a_camera_that_is_killed_and_comes_back_is_heard_again(start, listener, 
     start()
     magimg = listener.hear("/fuse_node/magimg", Image)
     with CameraProcess(domain) as camera:
-        send_until_fused(camera, listener, magimg, 1)
+        send_until_fused(camera, listener, magimg, rgb(PICTURE, 1 * SECOND))
         camera.process.kill()
         camera.process.wait()
     status, _ = listener.next_status(lambda s, _: s.level == DiagnosticStatus.STALE)
     assert "no frames on /image for" in status.message
     with CameraProcess(domain) as camera:
-        send_until_fused(camera, listener, magimg, 2)
+        send_until_fused(camera, listener, magimg, rgb(PICTURE, 2 * SECOND))
         _, values = listener.next_status(lambda _, v: v["frames_pending"] == "0")
     assert adds_up(values)
     listener.forget(magimg)
@@ -156,6 +141,7 @@ def test_a_node_that_is_killed_amid_frames_starts_again_beside_a_running_camera(
             camera.end()
         else:
             pytest.fail("nothing is fused")
+        assert adds_up(listener.next_status()[1])
         node.send(number)
         assert node.exit_code() == (-signal.SIGKILL if number == signal.SIGKILL else 0)
         assert camera.end()["sent"] == 100

@@ -298,6 +298,7 @@ def test_arguments_that_ros_cannot_read_end_in_one_line(start):
     assert "Traceback" not in node.log
 
 
+@pytest.mark.fault
 def test_signals_while_fusing_are_a_clean_stop(start, listener, camera):
     orders = {
         "sigint": [signal.SIGINT],
@@ -339,6 +340,7 @@ def test_signals_while_fusing_are_a_clean_stop(start, listener, camera):
         listener.forget(received)
 
 
+@pytest.mark.fault
 def test_signals_while_loading_do_not_wait_for_the_load(start):
     numbers = [signal.SIGINT, signal.SIGTERM]
     nodes = [start(NOOP_LOAD_S="3600") for _ in numbers]
@@ -360,6 +362,7 @@ def test_loading_shows_progress_in_the_log_and_in_diagnostics(start, listener, t
     listener.next_status(lambda _, values: values["state"] == "active")
 
 
+@pytest.mark.fault
 def test_simulated_time_that_stands_still_and_jumps_back(start, listener, camera):
     node = start(parameters={"use_sim_time": True})
     node.wait_for_log("Active")

@@ -293,3 +293,28 @@ def rgb(picture, stamp, frame_id="camera", **changes):
 
 def stamp_ns(message):
     return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+def adds_up(values):
+    """Whether frames in = frames out + counted drops + pending, by the node's key-values."""
+    counted = ("frames_out", "dropped_total", "frames_pending")
+    return int(values["frames_in"]) == sum(int(values[name]) for name in counted)
+
+
+def send_until_fused(camera, listener, received, fields, **options):
+    """Publish a good picture until it comes out, and return what does.
+
+    The node may just be matching its camera.
+    """
+    seconds, nanoseconds = fields["stamp"]
+    stamp = seconds * 10**9 + nanoseconds
+
+    def found():
+        return [message for message in received if stamp_ns(message) == stamp]
+
+    for attempt in range(10):
+        camera.publish(fields, **options)
+        with contextlib.suppress(TimeoutError):
+            listener.wait(found, "no frame comes out", 2.0 * (attempt + 1))
+            return found()[0]
+    raise TimeoutError("no frame comes out any more")
