@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rclpy.serialization import deserialize_message, serialize_message
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from magicfuse_ros.ros import ledger, outputs
@@ -15,6 +15,7 @@ from magicfuse_ros.ros.bag import BagMessage, BagReader
 from magicfuse_ros.ros.bag_fuse_journal import Record
 from magicfuse_ros.ros.bag_fuse_plan import OUTPUTS, Camera, FuseOptions
 from magicfuse_ros.ros.bag_writer import canonical
+from magicfuse_ros.ros.cdr import deserialize
 from magicfuse_ros.ros.id_map import IdMap, remap
 from magicfuse_ros.ros.image_codec import (
     ImageError,
@@ -52,8 +53,8 @@ class CameraInfos:
         """Return a camera's CameraInfo; None where it has none, or one that cannot be read."""
         data = self._newest.get(camera.info_topic or "")
         try:
-            return None if data is None else deserialize_message(data, CameraInfo)
-        except RuntimeError:  # RMWError, which rclpy does not export
+            return None if data is None else deserialize(data, CameraInfo)
+        except ValueError:
             return None
 
 
@@ -86,7 +87,7 @@ class FrameFuser:
         """
         is_compressed = message.topic.type == COMPRESSED_TYPE
         try:
-            image = deserialize_message(message.data, CompressedImage if is_compressed else Image)
+            image = deserialize(message.data, CompressedImage if is_compressed else Image)
             frame = decode_compressed(image) if is_compressed else decode_image(image)
         except ImageError as error:
             return Record(reason=error.reason, text=str(error))

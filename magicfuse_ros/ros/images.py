@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from magicfuse_ros.ros.bag import BagError, BagReader, Topic
+from magicfuse_ros.ros.cdr import deserialize
 from magicfuse_ros.ros.image_codec import ImageError, decode_compressed, decode_image
 from magicfuse_ros.ros.stamps import read_stamp
 
@@ -87,10 +87,8 @@ def describe(topic: Topic, data: bytes) -> str:
 
 def _message(topic: Topic, data: bytes) -> Any:
     try:
-        return deserialize_message(
-            data, CompressedImage if topic.type == COMPRESSED_TYPE else Image
-        )
-    except RuntimeError as error:  # RMWError, which rclpy does not export
+        return deserialize(data, CompressedImage if topic.type == COMPRESSED_TYPE else Image)
+    except ValueError as error:
         raise BagError(
             f"topic {topic.name} holds {len(data)} bytes that are no {topic.type}: "
             "the bag is damaged; record it again"
