@@ -1,5 +1,7 @@
 """Bags: what is written is read back from both storages; what cannot be read is one clear error."""
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -270,6 +272,23 @@ def test_damaged_bytes_are_read_or_refused_but_never_crash(tmp_path_factory, sto
         refusal = str(error)
     assert "\n" not in refusal
     assert refusal or len(messages) >= 6
+
+
+@pytest.mark.parametrize("value", [10**12, "text", 1.5])
+def test_a_message_that_is_no_bytes_is_refused(tmp_path, value):
+    """bytes(10**12) would take a terabyte."""
+    file = storage_file(small_bag(tmp_path / "bag", "sqlite3"))
+    with contextlib.closing(sqlite3.connect(file)) as base, base:
+        base.execute("UPDATE messages SET data = ?", (value,))
+    with pytest.raises(BagError, match="not bytes"), BagReader(tmp_path / "bag") as bag:
+        list(bag.messages())
+
+
+@pytest.mark.parametrize("kind", [images.IMAGE_TYPE, images.COMPRESSED_TYPE])
+def test_a_message_that_is_shorter_than_its_padding_is_refused(kind):
+    """Fast CDR takes the padding off what is not there, and would read on to the process's end."""
+    with pytest.raises(BagError, match="4 bytes that are no"):
+        images.decode(Topic("/image", kind), b"\0\1\0\3")
 
 
 def test_other_paths_are_named_for_what_they_are(tmp_path):

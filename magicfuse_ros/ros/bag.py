@@ -94,6 +94,8 @@ class BagReader:
     message_count : int
     storage : str
         ``mcap`` or ``sqlite3``.
+    notes : Mapping[str, str]
+        Texts that the bag's writer left in ``metadata.yaml`` (rosbag2's custom_data).
 
     Raises
     ------
@@ -110,29 +112,38 @@ class BagReader:
                 read_yaml_text(metadata)  # rosbags would load whatever it stands for
             self._reader = Reader(path)
             self._reader.open()
-            self._topics = {
-                connection.id: Topic(
-                    connection.topic, connection.msgtype, connection.msgcount, *_qos_of(connection)
-                )
-                for connection in self._reader.connections
-            }
-            self.message_count = self._reader.message_count
-            # rosbags counts the end one nanosecond past the last message
-            self.start_ns = self._reader.start_time if self.message_count else 0
-            self.end_ns = self._reader.end_time - 1 if self.message_count else 0
-            files = [path] if path.is_file() else sorted(path.iterdir())
-            self.storage = "mcap" if any(file.suffix == ".mcap" for file in files) else "sqlite3"
+            try:
+                self._describe()
+            except BaseException:
+                self._reader.close()
+                raise
+
+    def _describe(self) -> None:
+        """Take over what the bag says of itself, which may be of any kind."""
+        reader = self._reader
+        for connection in reader.connections:
+            _check_connection(connection)
+        self._topics = {
+            connection.id: Topic(
+                connection.topic, connection.msgtype, connection.msgcount, *_qos_of(connection)
+            )
+            for connection in reader.connections
+        }
         self.topics = tuple(sorted(self._topics.values(), key=lambda topic: topic.name))
+        self.message_count = _number(reader.message_count, "message count")
+        # rosbags counts the end one nanosecond past the last message
+        self.start_ns = _number(reader.start_time, "start") if self.message_count else 0
+        self.end_ns = _number(reader.end_time, "end") - 1 if self.message_count else 0
+        if self.end_ns < self.start_ns:
+            raise ReaderError(f"it ends at {self.end_ns} ns, before it starts at {self.start_ns}")
+        self.notes = _notes(reader.storage.metadata.custom)
+        files = [self.path] if self.path.is_file() else sorted(self.path.iterdir())
+        self.storage = "mcap" if any(file.suffix == ".mcap" for file in files) else "sqlite3"
 
     @property
     def connections(self) -> tuple[Connection, ...]:
         """What a topic's messages came through; a topic of several publishers may have several."""
         return tuple(self._reader.connections)
-
-    @property
-    def notes(self) -> Mapping[str, str]:
-        """Texts that the bag's writer left in ``metadata.yaml`` (rosbag2's custom_data)."""
-        return dict(self._reader.storage.metadata.custom or {})
 
     @property
     def duration_s(self) -> float:
@@ -173,7 +184,10 @@ class BagReader:
         with _reading(self.path):
             for connection, received_ns, data in self._reader.messages(connections):
                 missing -= 1
-                yield BagMessage(self._topics[connection.id], received_ns, bytes(data))
+                if not isinstance(data, bytes):  # SQLite keeps any kind of value in any column
+                    raise ReaderError(f"a message is a {type(data).__name__}, not bytes")
+                time_ns = _number(received_ns, "time of a message")
+                yield BagMessage(self._topics[connection.id], time_ns, data)
             if missing > 0:  # mcap has no checksums where its writer left them out
                 raise ReaderError(f"{missing} of its messages cannot be found")
 
@@ -226,6 +240,39 @@ def _damaged(path: Path, error: Exception) -> BagError:
         f"({type(error).__name__}: {detail[0] if detail else 'no detail'}); "
         "record it again, or repair it (`ros2 bag reindex`, `mcap recover`)"
     )
+
+
+def _number(value: object, what: str) -> int:
+    """Return a count or a time (ns), which the storages keep in 64 bits with a sign."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ReaderError(f"its {what} is {value!r:.60}; accepted: 0 to 2^63 - 1")
+    return value
+
+
+def _check_connection(connection: Connection) -> None:
+    """Refuse what rosbags took from the files without a look at its kind."""
+    _number(connection.msgcount, "message count")
+    texts = (connection.topic, connection.msgtype, connection.digest, connection.msgdef.data)
+    for text in (*texts, serialization_of(connection)):
+        if not isinstance(text, str):
+            raise ReaderError(f"a topic has {text!r:.60} for a text")
+    for qos in profiles_of(connection):
+        if not all(isinstance(number, int) for number in (qos.depth, *_times(qos))):
+            raise ReaderError(f"topic {connection.topic!r:.60} has a QoS that is none")
+
+
+def _times(qos: Qos) -> Iterator[int]:
+    for time in (qos.deadline, qos.lifespan, qos.liveliness_lease_duration):
+        yield from time
+
+
+def _notes(custom: object) -> Mapping[str, str]:
+    notes = custom or {}
+    if not isinstance(notes, dict) or not all(
+        isinstance(text, str) for note in notes.items() for text in note
+    ):
+        raise ReaderError(f"its custom_data is {type(custom).__name__}; accepted: texts by name")
+    return dict(notes)
 
 
 def serialization_of(connection: Connection) -> str:
