@@ -4,7 +4,13 @@ import pytest
 import yaml
 
 from magicfuse_ros.ros.bag import BagError, BagReader
-from magicfuse_ros.yaml_limits import MAX_BYTES, MAX_DEPTH, YamlLimitError, read_yaml_text
+from magicfuse_ros.yaml_limits import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    YamlLimitError,
+    load_yaml,
+    read_yaml_text,
+)
 
 
 def laughs(levels):
@@ -45,6 +51,14 @@ def test_aliases_that_stand_for_little_are_taken(tmp_path):
 def test_bombs_are_refused(tmp_path, text, complaint):
     with pytest.raises(YamlLimitError, match=complaint):
         read_yaml_text(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "value", ["!!int ''", "2001-13-01", "!!bool maybe", "!!timestamp soon", "!!float ''"]
+)
+def test_a_value_that_is_not_of_its_kind_is_an_error_of_yaml(tmp_path, value):
+    with pytest.raises(yaml.YAMLError, match="not of its kind"):
+        load_yaml(written(tmp_path, f"a: {value}\n"))
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from magicfuse_ros.yaml_limits import YamlLimitError, read_yaml_text
+from magicfuse_ros.yaml_limits import YamlLimitError, load_yaml
 
 UNKNOWN = 255
 """The id of a pixel of no known class, in masks and in training labels (which ignore it)."""
@@ -127,7 +127,7 @@ class LabelSet:
                     f"accepted: {', '.join(cls.built_in())}, or the path of a .yaml file"
                 )
         try:
-            content = yaml.safe_load(read_yaml_text(path))
+            content = load_yaml(path)
         except OSError as error:
             raise LabelSetError(
                 f"label set file {path} cannot be read: {error.strerror}; check the path"

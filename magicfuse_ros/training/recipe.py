@@ -31,6 +31,7 @@ from magicfuse_ros.training.mkf import MkfLoss, MkfStage
 from magicfuse_ros.training.optimization import LoopConfig
 from magicfuse_ros.training.recipes import Mix
 from magicfuse_ros.training.stage import Stage
+from magicfuse_ros.yaml_limits import load_yaml
 
 StageName = Literal["autoencoder", "psi", "phi", "mkf", "distill"]
 STAGES: tuple[StageName, ...] = ("autoencoder", "psi", "phi", "mkf")
@@ -119,12 +120,12 @@ class StageRecipe:
 def read_recipe(path: Path) -> StageRecipe:
     """Read a stage's YAML; raises `ConfigError` naming what is wrong with it."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path)
     except OSError as error:
         raise ConfigError(
             f"training config {path} cannot be read: {error.strerror}; check the path"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"training config {path} is not YAML: {' '.join(str(error).split())}"
         ) from error
