@@ -211,6 +211,7 @@ def with_field(**entries):
         (changed(fields=[PointField()] * 257), "bad_layout", "257 fields; accepted: up to 256"),
         (with_field(name="depth"), "no_coordinates", "the fields are: x, y, depth"),
         (with_field(datatype=PointField.INT16), "no_coordinates", "'z'"),
+        (with_field(name="x"), "no_coordinates", "no single FLOAT32 or FLOAT64 field 'x'"),
         (with_field(datatype=99), "bad_layout", "datatype 99"),
         (with_field(offset=9), "bad_layout", "offset 9"),
         (with_field(offset=2**32 - 1), "bad_layout", "inside the point"),

@@ -79,8 +79,7 @@ def read_points(cloud: Any) -> Floats:
     """
     bytes_ = _points_as_bytes(cloud)
     height, width, _ = bytes_.shape
-    fields = {field.name: field for field in cloud.fields}
-    columns = [_coordinate(cloud, fields.get(name), name, bytes_) for name in ("x", "y", "z")]
+    columns = [_coordinate(cloud, name, bytes_) for name in ("x", "y", "z")]
     kind = np.result_type(*columns).newbyteorder("=")
     points = np.empty((3, height, width), kind)
     for row, column in zip(points, columns, strict=True):
@@ -187,9 +186,9 @@ def _points_as_bytes(cloud: Any) -> NDArray[np.uint8]:
     return view
 
 
-def _coordinate(
-    cloud: Any, field: PointField | None, name: str, bytes_: NDArray[np.uint8]
-) -> Floats:
+def _coordinate(cloud: Any, name: str, bytes_: NDArray[np.uint8]) -> Floats:
+    named = [field for field in cloud.fields if field.name == name]
+    field = named[0] if len(named) == 1 else None
     if field is None or field.datatype not in _FLOATS or field.count > 1:
         names = ", ".join(given.name[:60] for given in cloud.fields[:20]) or "none"
         raise CloudError(
