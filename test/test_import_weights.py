@@ -245,7 +245,13 @@ def test_code_in_a_file_is_not_run(tmp_path, contents):
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda data: data[: len(data) // 2], lambda _: b"", lambda _: b"<html>"]
+    "spoil",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda _: b"",
+        lambda _: b"<html>",
+        lambda _: b"\x80\x02h\x09.",  # a pickle that asks for what it has not got
+    ],
 )
 def test_a_damaged_file_is_named(tmp_path, contents, spoil):
     files = written(tmp_path, contents)
@@ -258,6 +264,10 @@ def test_a_damaged_file_is_named(tmp_path, contents, spoil):
 def test_a_file_of_something_else_is_refused(tmp_path, contents):
     contents["mkf"] = [1, 2]
     assert "holds a list" in refused(tmp_path, contents)
+    contents["mkf"] = {3: torch.zeros(1)}
+    assert "has an entry 3" in refused(tmp_path, contents)
+    contents["mkf"], contents["ikr"] = {}, {"input_blocks.one.0.weight": torch.zeros(1)}
+    assert "ikr.pth" in refused(tmp_path, contents)
 
 
 def test_an_existing_folder_is_left_alone(tmp_path, contents):

@@ -10,7 +10,6 @@ code does is not tested here.
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -128,7 +127,7 @@ def read_release(file: Path) -> dict[str, Any]:
         content = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch passes on what damaged bytes lead to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"release file {file} cannot be loaded as weights ({reason}); download it again"
@@ -146,6 +145,9 @@ def _unwrapped(content: dict[str, Any], file: Path, progress: Progress) -> dict[
         if isinstance(content.get(wrapper), dict):
             progress(f"{file}: only its entry {wrapper!r} is used")
             content = content[wrapper]
+    for name in content:
+        if not isinstance(name, str):
+            raise CheckpointError(f"{file} has an entry {name!r:.60}; accepted: names of tensors")
     for prefix in _PREFIXES:
         if content and all(name.startswith(prefix) for name in content):
             progress(f"{file}: the prefix {prefix!r} of every name is dropped")
@@ -287,5 +289,10 @@ def denoiser_names(tensors: Mapping[str, Any], blocks: int, source: str) -> Name
     except KeyError as error:
         raise CheckpointError(
             f"{source} lacks the tensor {error.args[0]!r}; download the file again"
+        ) from error
+    except (ValueError, LookupError) as error:  # it takes names apart at their dots
+        raise CheckpointError(
+            f"{source} has names that are not those of a U-Net ({error}); it is not the file of "
+            "this part"
         ) from error
     return {theirs: f"unet.{ours}" for ours, theirs in moved.items() if theirs is not None}
