@@ -1,0 +1,36 @@
+"""Serialised image messages of a bag: `images.decode`, and the stamp read and replaced in them."""
+
+from __future__ import annotations
+
+import numpy as np
+from fuzz.fields import Fields
+
+from magicfuse_ros.ros import images, stamps
+from magicfuse_ros.ros.bag import BagError, Topic
+from magicfuse_ros.ros.image_codec import ImageError
+
+TOPICS = tuple(Topic("/image", kind) for kind in (images.IMAGE_TYPE, images.COMPRESSED_TYPE))
+
+
+def check(data: bytes) -> None:
+    fields = Fields(data)
+    topic = fields.choice(TOPICS)
+    cdr = fields.rest()
+    try:
+        stamp = stamps.read_stamp(cdr)
+        moved = stamps.with_stamp(cdr, stamp + 1)
+    except ValueError:
+        assert len(cdr) < 12 or stamp + 1 >= 2**31 * 10**9
+    else:
+        assert stamps.read_stamp(moved) == stamp + 1
+        assert moved[12:] == cdr[12:]
+    try:
+        described = images.describe(topic, cdr)
+        rgb = images.decode(topic, cdr)
+    except (BagError, ImageError) as error:
+        assert len(str(error)) < 1000
+        return
+    assert isinstance(described, str)
+    assert rgb.dtype == np.uint8
+    if topic.type == images.IMAGE_TYPE:
+        assert described.startswith(f"{rgb.shape[1]}x{rgb.shape[0]} ")
