@@ -127,7 +127,7 @@ def painted_cloud(cloud: Any, painted: Painted, *, keep_unseen: bool) -> PointCl
     if not keep_unseen and height == 1:
         out = out[painted.seen]
         width = len(out)
-    elif not keep_unseen:
+    elif not keep_unseen and out.size:  # the fields of an empty cloud may lie anywhere
         dense = dense and bool(painted.seen.all())
         _forget_coordinates(cloud, out, ~painted.seen)
     result = PointCloud2(header=cloud.header, height=height, width=width, fields=fields)
