@@ -9,7 +9,7 @@ received; the camera's own stamp is in the message's header (`magicfuse_ros.ros.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -115,7 +115,8 @@ class BagReader:
             try:
                 self._describe()
             except BaseException:
-                self._reader.close()
+                with suppress(Exception):  # it is what it took from the files that it closes
+                    self._reader.close()
                 raise
 
     def _describe(self) -> None:
@@ -123,6 +124,8 @@ class BagReader:
         reader = self._reader
         for connection in reader.connections:
             _check_connection(connection)
+        if not isinstance(getattr(reader.storage, "files", []), list):
+            raise ReaderError("its files are no list")
         self._topics = {
             connection.id: Topic(
                 connection.topic, connection.msgtype, connection.msgcount, *_qos_of(connection)

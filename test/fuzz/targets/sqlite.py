@@ -33,7 +33,7 @@ def built(fields: Fields) -> Path:
         version = fields.byte() % 6
         if version > 2:
             base.execute("CREATE TABLE schema (schema_version, ros_distro)")
-            base.execute("INSERT INTO schema VALUES (?, '')", (maybe(fields, version),))
+            put(base, "schema", [maybe(fields, version), ""])
         more = ", type_description_hash" if version >= 4 else ""
         base.execute(f"CREATE TABLE topics ({TOPICS}{more})")
         base.execute(f"CREATE TABLE messages ({MESSAGES})")
