@@ -47,7 +47,7 @@ def read_config(folder: Path) -> MagicFuseConfig:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}; check its permissions"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets without end
         raise CheckpointError(
             f"{path} is not JSON ({error}); copy the model folder again"
         ) from error

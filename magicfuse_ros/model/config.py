@@ -18,6 +18,10 @@ Spacing = Literal["leading", "trailing"]
 Norm = Literal["instance", "none"]
 
 
+MAX_DOWNSAMPLES = 16
+"""Most halvings of the image: 2 to this power is computed."""
+
+
 class ConfigError(ValueError):
     """A configuration value that is not accepted; the message names it and what is accepted."""
 
@@ -73,9 +77,15 @@ class AutoencoderConfig:
         for name in ("latent_channels", "encoder_width", "decoder_width", "patch"):
             value = getattr(self, name)
             _require(value >= 1, f"autoencoder.{name}", value, "1 or more")
-        for name in ("encoder_blocks", "decoder_blocks", "downsamples", "noise_channels"):
+        for name in ("encoder_blocks", "decoder_blocks", "noise_channels"):
             value = getattr(self, name)
             _require(value >= 0, f"autoencoder.{name}", value, "0 or more")
+        _require(
+            0 <= self.downsamples <= MAX_DOWNSAMPLES,
+            "autoencoder.downsamples",
+            self.downsamples,
+            f"0 to {MAX_DOWNSAMPLES}",
+        )
         _require_choice("autoencoder.norm", self.norm, Norm)
         _require(
             not self.linear_path or self.downsamples == 0,
@@ -186,6 +196,9 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         _require(len(self.widths) >= 1, "fusion.widths", self.widths, "one number a layer")
+        for name in ("mlp_width", "head_width", "patch", "norm_groups"):
+            value = getattr(self, name)
+            _require(value >= 1, f"fusion.{name}", value, "1 or more")
         for name in ("scales", "attention"):
             value = getattr(self, name)
             _require(
@@ -210,9 +223,6 @@ class FusionConfig:
             "1: w and z^s are at full resolution",
         )
         _require(self.taps in (1, 2), "fusion.taps", self.taps, "1 or 2")
-        for name in ("mlp_width", "head_width", "patch", "norm_groups"):
-            value = getattr(self, name)
-            _require(value >= 1, f"fusion.{name}", value, "1 or more")
         _require(
             self.time_width >= 2 and self.time_width % 2 == 0,
             "fusion.time_width",
