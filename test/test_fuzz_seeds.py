@@ -1,10 +1,12 @@
-"""The seeds that the fuzzers keep go through their targets again: what once failed stays mended."""
+"""The seeds that the fuzzers keep go through their targets again, and so do other bytes."""
 
 import importlib
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 FUZZ = Path(__file__).parent / "fuzz"
 TARGETS = sorted(path.stem for path in (FUZZ / "targets").glob("*.py"))
@@ -29,3 +31,10 @@ def test_seeds(name):
             assert tracemalloc.get_traced_memory()[1] - before < MOST_MEMORY, seed.name
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.binary(max_size=120))
+def test_any_bytes(name, data):
+    importlib.import_module(f"fuzz.targets.{name}").check(data)

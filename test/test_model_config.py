@@ -95,6 +95,7 @@ def test_images_must_fit_every_patch():
 REFUSED = [
     (AutoencoderConfig, {"encoder_width": 0}, "autoencoder.encoder_width is 0"),
     (AutoencoderConfig, {"downsamples": -1}, "autoencoder.downsamples is -1"),
+    (AutoencoderConfig, {"downsamples": 10**18}, "accepted: 0 to 16"),
     (AutoencoderConfig, {"norm": "batch"}, "autoencoder.norm is 'batch'; accepted: instance, none"),
     (DenoiserConfig, {"width": 0}, "denoiser.width is 0"),
     (DenoiserConfig, {"width": 64, "multipliers": ()}, "denoiser.multipliers is ()"),
@@ -114,6 +115,7 @@ REFUSED = [
     (FusionConfig, {"scales": (1, 3, 1, 1, 1)}, "fusion.scales is 3; accepted: 1, 2, 4 or 8"),
     (FusionConfig, {"scales": (1, 1, 1, 1, 2)}, "fusion.scales (last) is 2"),
     (FusionConfig, {"taps": 3}, "fusion.taps is 3; accepted: 1 or 2"),
+    (FusionConfig, {"norm_groups": 0}, "fusion.norm_groups is 0; accepted: 1 or more"),
     (FusionConfig, {"head_width": 0}, "fusion.head_width is 0"),
     (FusionConfig, {"time_width": 95}, "fusion.time_width is 95; accepted: an even number"),
     (DiffusionConfig, {"train_steps": 0}, "diffusion.train_steps is 0"),
@@ -158,6 +160,7 @@ WRONG_JSON = [
     ("labels", KeyError, "config lacks the keys ['labels']"),
     ("psi", 3, "config.psi is 3; accepted: a mapping"),
     ("psi.width", "64", "config.psi.width is '64'; accepted: a whole number"),
+    ("psi.width", 10**30, "config.psi.width is a number of more than 64 bits"),
     ("psi.width", 64.0, "config.psi.width is 64.0; accepted: a whole number"),
     ("psi.width", True, "config.psi.width is True; accepted: a whole number"),
     ("psi.multipliers", 4, "config.psi.multipliers is 4; accepted: a list"),

@@ -378,6 +378,7 @@ def dataclass_from(cls: type[T], values: object, where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
+_WHOLE = 1 << 63
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -401,5 +402,8 @@ def _value(value: object, hint: Any, where: str) -> Any:
         # bool is a subclass of int, and a whole number is a number.
         fits = type(value) is hint or (hint is float and type(value) is int)
         accepted = _KINDS[hint]
+        if type(value) is int and not -_WHOLE <= value < _WHOLE:
+            # Longer ones may not even be printed, which every message about them would do.
+            raise ConfigError(f"{where} is a number of more than 64 bits; accepted: {accepted}")
     _require(fits, where, value, accepted)
     return value
