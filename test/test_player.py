@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,11 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
-from magicfuse_ros.ros.bag import BagReader, Topic
+from magicfuse_ros.ros.bag import BagError, BagReader, Topic
 from magicfuse_ros.ros.bag_writer import BagWriter
 from magicfuse_ros.ros.dds import PROFILE_VARIABLE, isolate, use_shipped_profile
 from magicfuse_ros.ros.image_codec import decode_image, encode_image
-from magicfuse_ros.ros.player import PlayerSettings
+from magicfuse_ros.ros.player import Player, PlayerSettings
 
 START_NS = 1_700_000_000_000_000_000
 PERIOD_NS = 50_000_000
@@ -267,6 +268,16 @@ def test_waiting_for_a_subscriber_in_vain_is_an_error(tmp_path):
     with magicfuse("play", tmp_path / "bag", "--wait-for-subscribers", 0.5) as player:
         assert player.wait(60) == 1
         assert "no subscriber on every topic within 0.5 s" in player.stderr.read()
+
+
+def test_a_time_that_ros_cannot_tell_is_refused(tmp_path, node):
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.add_topic(Topic("/t", "std_msgs/msg/String"))
+        bag.write("/t", 2**62, serialize_message(String()))
+    with BagReader(tmp_path / "bag") as bag:
+        player = Player(bag, node, PlayerSettings())
+        with pytest.raises(BagError, match="/clock cannot tell"):
+            player.play(threading.Event())
 
 
 def test_a_bag_damaged_further_on_plays_up_to_there_and_says_so(tmp_path):

@@ -215,7 +215,13 @@ class Player:
     def _tell_time(self, bag_ns: int) -> None:
         if self._clock is not None:
             message = Clock()
-            message.clock.sec, message.clock.nanosec = divmod(bag_ns, 1_000_000_000)
+            sec, message.clock.nanosec = divmod(bag_ns, 1_000_000_000)
+            if sec >= 1 << 31:
+                raise BagError(
+                    f"bag {self._reader.path} has a message of {sec} s, which /clock cannot tell; "
+                    "accepted: less than 2^31 s; play it with --restamp"
+                )
+            message.clock.sec = sec
             self._clock.publish(message)
 
     def _drain(self) -> None:
