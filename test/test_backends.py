@@ -140,10 +140,19 @@ def test_a_second_start_converts_nothing_and_damage_is_mended(load, folder, fram
     assert converted == []
     assert np.array_equal(warm.fuse(frames[0]).magimg, first.magimg)
 
-    folders = sorted((user_cache() / "artifacts").glob("*/model.bin"))
-    for path in folders:
+    artifacts = user_cache() / "artifacts"
+    for path in artifacts.glob("*/compiled.blob"):
         path.write_bytes(path.read_bytes()[:-1])
     told = []
+    again = load(told.append, model=str(folder), backend="openvino")
+    assert converted == []
+    assert sum("made anew: compiled.blob is not what was written" in text for text in told) == 5
+    assert np.array_equal(again.fuse(frames[0]).magimg, first.magimg)
+
+    for name in ("compiled.blob", "model.bin"):
+        for path in artifacts.glob(f"*/{name}"):
+            path.write_bytes(path.read_bytes()[:-1])
+    del told[:]
     mended = load(told.append, model=str(folder), backend="openvino")
     assert sorted(converted) == ["decoder", "encoder", "fusion", "phi", "psi"]
     assert sum("is made anew: model.bin is not what was written" in text for text in told) == 5
@@ -165,13 +174,29 @@ def test_an_artifact_that_has_lost_parity_is_made_anew(folder, tmp_path, monkeyp
     told = []
     backend = OpenVinoBackend(CPU, 1)
     network = backend.compile(part, told.append)
-    assert "is made anew: any in openvino differs from PyTorch" in told[0]
+    # What was compiled, and the graph that it came from.
+    assert sum("is made anew: any in openvino differs from PyTorch" in text for text in told) == 2
     assert backend.built == ["any"]
     assert parity.difference(network(*image), part.reference) < 1e-4
     again = OpenVinoBackend(CPU, 1)
     again.compile(part, told.append)
     assert again.built == []
-    assert len(told) == 2
+    assert len(told) == 4
+
+
+def test_a_compiled_network_that_does_not_load_is_made_from_its_graph(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    part = backends.Part("any", torch.nn.Conv2d(3, 4, 3).eval(), (torch.randn(1, 3, 8, 8),))
+    with monkeypatch.context() as patch:  # whole, and of no use
+        patch.setattr(openvino_backend._Request, "export", lambda _, path: path.write_bytes(b"no"))
+        OpenVinoBackend(CPU, 1).compile(part, ignore)
+    told = []
+    backend = OpenVinoBackend(CPU, 1)
+    network = backend.compile(part, told.append)
+    assert backend.built == []
+    assert "is made anew" in told[0]
+    assert told[1:] == ["compiling any"]
+    assert parity.difference(network(*part.inputs), part.reference) < 1e-4
 
 
 def test_the_key_names_whatever_makes_a_network_another_one():

@@ -175,7 +175,8 @@ class FuseEngine:
             The engine is closed, or the backend gave values that are not finite.
         """
         _check(frame, extras)
-        place = frames.fit(frame.shape[:2], self._resolution, self._config.multiple_of)
+        size = (frame.shape[0], frame.shape[1])
+        place = frames.fit(size, self._resolution, self._config.multiple_of)
         networks, place = self._networks_for(place, self._progress, wait=wait)
         with torch.inference_mode(), pytorch_threads(networks.backend.pytorch_threads):
             return self._fuse(frame, extras, networks, place)

@@ -95,8 +95,9 @@ class NetworksBySize:
         if self._under_way is not None:
             self._under_way.abandon()
             self._under_way = None
-        for each in self._ready, self._live, self._refused:
-            each.clear()
+        self._ready.clear()
+        self._live.clear()
+        self._refused.clear()
 
     def close(self) -> None:
         """Clear, and wait for the thread: a compiler must not be at work when Python ends."""

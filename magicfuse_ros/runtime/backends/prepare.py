@@ -36,6 +36,7 @@ def prepare(
     load: Callable[[Path], Compiled],
     build: Callable[[], tuple[Compiled, Write]],
     built: list[str],
+    doing: str = "compiling",
 ) -> Compiled:
     """Load a part from the artifact cache or else build it; either way parity is checked.
 
@@ -47,6 +48,8 @@ def prepare(
         Make the network from an artifact's folder, or from the part.
     built
         Takes the names of the parts that were built.
+    doing
+        What building is called in progress.
 
     Raises
     ------
@@ -64,7 +67,7 @@ def prepare(
                 progress(f"artifact {folder.name} is made anew: {' '.join(str(error).split())}")
             else:
                 return network
-        progress(f"compiling {part.name}")
+        progress(f"{doing} {part.name}")
         network, write = build()
         _check(part, key, network)
         built.append(part.name)
