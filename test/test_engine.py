@@ -1,6 +1,7 @@
 """The engine: any frame in, results of its size out; settings, errors, backends."""
 
 import dataclasses
+import itertools
 import threading
 
 import numpy as np
@@ -146,9 +147,9 @@ def test_the_same_frame_gives_the_same_result_in_every_engine(load):
 def test_the_seed_changes_the_noise_and_nothing_else(load):
     made = load(seed=1)
     one = made.fuse(street(), ALL)
-    made.update(steps=0, tau=None, seed=2)
+    made.update(steps=0, tau=None, seed=2, temporal=0.0)
     two = made.fuse(street(), ALL)
-    made.update(steps=0, tau=None, seed=1)
+    made.update(steps=0, tau=None, seed=1, temporal=0.0)
     assert not np.array_equal(one.magimg, two.magimg)
     assert same(one, made.fuse(street(), ALL))
 
@@ -226,19 +227,21 @@ def test_steps_tau_and_seed_are_the_models_unless_set(load):
 def test_live_settings_equal_those_given_at_the_start(load):
     made = load()
     made.fuse(street())
-    made.update(steps=4, tau=0.0, seed=7)
+    made.update(steps=4, tau=0.0, seed=7, temporal=0.0)
     assert (made.settings.steps, made.settings.tau, made.settings.seed) == (4, 0.0, 7)
     assert same(made.fuse(street(), ALL), load(steps=4, tau=0.0, seed=7).fuse(street(), ALL))
-    made.update(steps=0, tau=None, seed=None)
+    made.update(steps=0, tau=None, seed=None, temporal=0.0)
     assert same(made.fuse(street(), ALL), load().fuse(street(), ALL))
 
 
-@pytest.mark.parametrize("bad", [{"steps": 1001}, {"steps": -1}, {"tau": 1.1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"steps": 1001}, {"steps": -1}, {"tau": 1.1}, {"seed": -1}, {"temporal": 0.91}]
+)
 def test_a_live_setting_out_of_range_leaves_what_was(load, bad):
     made = load(steps=1, tau=0.3, seed=5)
     before = made.fuse(street(), ALL)
     with pytest.raises(EngineError, match="accepted"):
-        made.update(**{"steps": 0, "tau": None, "seed": None, **bad})
+        made.update(**{"steps": 0, "tau": None, "seed": None, "temporal": 0.0, **bad})
     assert (made.settings.steps, made.settings.tau, made.settings.seed) == (1, 0.3, 5)
     assert same(before, made.fuse(street(), ALL))
 
@@ -252,7 +255,7 @@ def test_settings_may_change_while_a_frame_is_fused(load):
         seed = 0
         while not stop.wait(0.001):
             seed = 1 - seed
-            made.update(steps=0, tau=None, seed=seed)
+            made.update(steps=0, tau=None, seed=seed, temporal=0.0)
 
     changer = threading.Thread(target=change)
     changer.start()
@@ -262,6 +265,33 @@ def test_settings_may_change_while_a_frame_is_fused(load):
         stop.set()
         changer.join()
     assert all(any(same(result, one) for one in expected.values()) for result in results)
+
+
+# --- temporal -----------------------------------------------------------------------------------
+
+
+def changes(results):
+    pictures = [result.magimg.astype(int) for result in results]
+    return [np.abs(b - a).mean() for a, b in itertools.pairwise(pictures)]
+
+
+def test_temporal_calms_the_magimg_of_a_still_scene_and_nothing_else(load):
+    frames = [street(seed=seed) for seed in range(4)]
+    alone, made = load(), load(temporal=0.9)
+    made.warm_up(ignore)  # its frame is not part of the stream
+    off, on = ([one.fuse(frame, ALL) for frame in frames] for one in (alone, made))
+
+    assert same(off[0], on[0])
+    assert np.mean(changes(on)) < 0.7 * np.mean(changes(off))
+    for first, second in zip(off, on, strict=True):
+        assert same(first, dataclasses.replace(second, magimg=first.magimg))
+
+    made.forget()
+    assert all(same(a, made.fuse(frame, ALL)) for a, frame in zip(on, frames, strict=True))
+    small = street(48, 64)
+    assert same(made.fuse(small, ALL), alone.fuse(small, ALL))  # another camera, the same networks
+    made.update(steps=0, tau=None, seed=None, temporal=0.0)
+    assert all(same(a, made.fuse(frame, ALL)) for a, frame in zip(off, frames, strict=True))
 
 
 def test_another_resolution_gives_other_detail_and_the_same_size(load):
@@ -302,6 +332,8 @@ def test_a_label_set_of_ones_own_names_the_same_classes(load, tmp_path):
         ({"tau": 1.5}, "tau is 1.5; accepted: 0.0 to 1.0"),
         ({"tau": float("nan")}, "tau is nan; accepted"),
         ({"seed": -2}, "seed is -2; accepted"),
+        ({"temporal": 1.0}, "temporal is 1.0; accepted: 0.0 to 0.9"),
+        ({"temporal": float("nan")}, "temporal is nan; accepted"),
         ({"threads": -1}, "threads is -1; accepted"),
         ({"resolution": (2, 2)}, "resolution is 2x2; accepted: sides of at least 8"),
         ({"resolution": (0, 64)}, "resolution is .0, 64.; accepted"),

@@ -25,6 +25,7 @@ from magicfuse_ros.evaluation.scenes import (
 from magicfuse_ros.evaluation.sheet import BAND, picture_sheet, sheet_items
 from magicfuse_ros.evaluation.steps import STEPS, fewest_steps
 from magicfuse_ros.evaluation.tables import Column, Scores, Table
+from magicfuse_ros.evaluation.video import CONDITIONS, TEMPORAL
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import SamplerSettings
 from magicfuse_ros.training.infrared import common_infrared_scale
@@ -141,6 +142,20 @@ def test_infrared_table_keeps_night_apart_and_measures_the_real_contrast(
     assert rows["none, night"]["real contrast"] == pytest.approx(expected)
     share = rows["none, all"]["Φ share (%)"] / 100 * rows["none, all"]["real contrast"]
     assert share == pytest.approx(rows["none, all"]["Φ contrast"])
+
+
+def test_video_table_compares_every_weight_with_none(weights, data, cache, tmp_path):
+    output = tmp_path / "video.json"
+    assert evaluate("video", weights, data, cache, "--limit", 4, "--output", output) == 0
+    (table,) = json.loads(output.read_text())["tables"]["video"]
+    rows = table["rows"]
+    assert len(rows) == 2 * len(CONDITIONS) * len(TEMPORAL)
+    for first in range(0, len(rows), len(TEMPORAL)):
+        off, *on = rows[first : first + len(TEMPORAL)]
+        assert (off["frames"], off["temporal"], off["change (%)"]) == (2, 0.0, 0.0)
+        assert all(row["input"] == off["input"] for row in on)
+        # Only the clip can be a target of restoration, the video is taken in smoke.
+        assert (off["PSNR (dB)"] is None) == ("0117_1620" in off["input"])
 
 
 def test_steps_table_has_a_row_for_each_number_of_steps(weights, data, cache, tmp_path):

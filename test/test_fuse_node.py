@@ -239,6 +239,32 @@ def test_live_parameters_act_on_the_next_frame(system, stamps):
     listener.forget(confidence)
 
 
+def test_a_gap_a_step_back_and_a_deactivation_begin_a_new_stream(system, stamps):
+    _, _, listener = system
+    confidence = listener.hear("/fuse_node/semantic/confidence", Image)
+    stamps()
+    start = stamps()
+
+    def frames_of_stream(after_s):
+        return exchange(system, confidence, rgb(PICTURE, start + int(after_s * SECOND))).data[
+            5 * 8 + 1
+        ]
+
+    assert frames_of_stream(0.0) == 1
+    assert frames_of_stream(0.1) == 2
+    assert frames_of_stream(1.05) == 3
+    assert frames_of_stream(2.1) == 1
+    assert frames_of_stream(2.2) == 2
+    assert frames_of_stream(2.0) == 1
+    assert frames_of_stream(2.3) == 2
+    for transition in (DEACTIVATE, ACTIVATE):
+        assert listener.change_state(transition)
+    assert frames_of_stream(2.4) == 1
+    for _ in range(3):
+        stamps()
+    listener.forget(confidence)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -246,6 +272,7 @@ def test_live_parameters_act_on_the_next_frame(system, stamps):
         ("threads", 1, "threads needs a reconfigure"),
         ("steps", 1001, "1000"),
         ("tau", float("nan"), "nan"),
+        ("temporal", 0.95, "0.9"),
         ("jpeg_quality", 0, "100"),
         ("jpeg_quality", "high", "jpeg_quality is 'high'; accepted: an integer from 1 to 100"),
         ("input_reliability", "perfect", "accepted: auto, reliable, best_effort"),

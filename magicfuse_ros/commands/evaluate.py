@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
         "subject",
-        choices=[*SUBJECTS, "steps", "all", "sheet"],
+        choices=[*SUBJECTS, "steps", "video", "all", "sheet"],
         help="a table (all: those before `steps`), or the picture sheet",
     )
     parser.add_argument("--model", default="tiny", help="name or weights folder (default: tiny)")
@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit",
         type=int,
         help="images a row (a quarter of it for one degradation alone), evenly from every dataset, "
-        f"0 for all (default: {LIMIT}); for a sheet its rows (default: {SHEET_ROWS})",
+        f"0 for all (default: {LIMIT}); for `video` the frames, shared by the videos; for a sheet "
+        f"its rows (default: {SHEET_ROWS})",
     )
     parser.add_argument(
         "--beside",
@@ -95,7 +96,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _write_tables(evaluation: Evaluation, args: argparse.Namespace) -> None:
-    from magicfuse_ros.evaluation import report, segmentation, steps
+    from magicfuse_ros.evaluation import report, segmentation, steps, video
 
     makers = {
         "autoencoder": (report.autoencoder_table,),
@@ -105,6 +106,7 @@ def _write_tables(evaluation: Evaluation, args: argparse.Namespace) -> None:
         "segmentation": (segmentation.segmentation_table, segmentation.weak_mask_table),
         "weights": (segmentation.weight_table,),
         "steps": (steps.steps_table,),
+        "video": (video.video_table,),
     }
     content = _header(evaluation, args)
     print(f"Model {content['model']}: {_in_words(content)}\n")

@@ -67,6 +67,16 @@ class Inference:
         return _image(self.model.decoder(self._encode(_planes(image))))
 
     @torch.inference_mode()
+    def step(self, image: U8) -> Step:
+        """Sample without decoding anything."""
+        return self._sample(self.model, _planes(image), self.settings)
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor) -> U8:
+        """D of a latent (1, 8, h, w)."""
+        return _image(self.model.decoder(latent))
+
+    @torch.inference_mode()
     def branch(self, image: U8, branch: Branch) -> U8:
         """Make the restored image (Ψ) or the imagined infrared (Φ) alone."""
         step = self._sample(OneBranch(self.model, branch), _planes(image), self.settings)

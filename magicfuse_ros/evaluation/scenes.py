@@ -14,10 +14,13 @@ from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.training.datasets import (
     Box,
     CachedItem,
+    CachedSource,
     CacheSettings,
+    DatasetError,
     Frame,
     ValidationItem,
     find_sources,
+    open_cache,
     validation_items,
 )
 from magicfuse_ros.training.datasets.label_maps import from_canonical
@@ -65,6 +68,26 @@ class Scene:
     def people(self) -> list[PixelBox]:
         """Return the boxes of people."""
         return [box for kind, box in self.boxes or () if kind == "person"]
+
+
+@dataclass(frozen=True)
+class Video:
+    """Neighbouring frames of a validation video, cropped to the model's resolution.
+
+    Attributes
+    ----------
+    name
+        Source and video.
+    clean, night
+        Whether its frames can be what restoration aims at, and whether they were taken at night.
+    frames
+        (H, W, 3) RGB as recorded, in order.
+    """
+
+    name: str
+    clean: bool
+    night: bool
+    frames: tuple[U8, ...]
 
 
 Needs = Callable[[Frame], bool]
@@ -153,11 +176,44 @@ class ValidationSet:
         """Look up what an item was read from."""
         return self._frames[item.source.name, item.item.name]
 
+    def videos(self, limit: int) -> list[Video]:
+        """Read from the middle of every video its share of `limit` frames (0: all), at least two.
+
+        Raises
+        ------
+        DatasetError
+            No dataset holds a video.
+        """
+        found = []
+        for source in find_sources(self._root, "val"):
+            groups: dict[str, list[int]] = {}
+            for index, frame in enumerate(source.frames):
+                if frame.group:
+                    groups.setdefault(frame.group, []).append(index)
+            if groups:
+                cached = open_cache(source, self._cache_dir, CacheSettings(*self._size))
+                found += [(cached, group, indices) for group, indices in groups.items()]
+        if not found:
+            raise DatasetError(f"{self._root} holds no video; put m3svd or m3svd_clips there")
+        length = max(2, limit // len(found)) if limit else 0
+        return [self._video(cached, group, _middle(some, length)) for cached, group, some in found]
+
+    def _video(self, cached: CachedSource, group: str, indices: list[int]) -> Video:
+        first = cached.items[indices[0]]
+        x, y = self._corner(first)
+        width, height = self._size
+        images = (cached.visible(index)[y : y + height, x : x + width] for index in indices)
+        frames = tuple(np.ascontiguousarray(image) for image in images)
+        return Video(f"{cached.name}/{group}", first.clean, first.night, frames)
+
+    def _corner(self, item: CachedItem) -> tuple[int, int]:
+        return (item.width - self._size[0]) // 2, (item.height - self._size[1]) // 2
+
     def scene(self, item: ValidationItem) -> Scene:
         """Read an item, degrade it and cut its middle to the model's resolution."""
         width, height = self._size
         known = item.item
-        x, y = (known.width - width) // 2, (known.height - height) // 2
+        x, y = self._corner(known)
 
         def cut(image: U8) -> U8:
             return np.ascontiguousarray(image[y : y + height, x : x + width])
@@ -182,6 +238,11 @@ def spread(items: list[ValidationItem], limit: int) -> list[ValidationItem]:
     if limit <= 0 or limit >= len(items):
         return items
     return [items[(2 * k + 1) * len(items) // (2 * limit)] for k in range(limit)]
+
+
+def _middle(indices: list[int], length: int) -> list[int]:
+    start = max(0, len(indices) - length) // 2
+    return indices[start : start + length] if length else indices
 
 
 def _thinned(items: list[ValidationItem]) -> list[ValidationItem]:

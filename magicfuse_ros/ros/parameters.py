@@ -14,7 +14,7 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, ParameterType
 
 from magicfuse_ros.ros.id_map import IdMap
-from magicfuse_ros.runtime.contract import PARALLEL
+from magicfuse_ros.runtime.contract import MOST_TEMPORAL, PARALLEL
 
 Value = bool | int | float | str
 
@@ -154,6 +154,15 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         description="Seed of the starting noise; -1 takes the model's own.",
     ),
     ParameterSpec(
+        name="temporal",
+        default=0.0,
+        low=0.0,
+        high=MOST_TEMPORAL,
+        live=True,
+        description="Weight of the MagImg before in the new one where nothing moves: less flicker, "
+        "some ghosting (docs/video.md). 0 fuses each frame by itself.",
+    ),
+    ParameterSpec(
         name="model_width",
         default=0,
         low=0,
@@ -263,6 +272,7 @@ class Settings:
     steps: int
     tau: float | None
     seed: int | None
+    temporal: float
     resolution: tuple[int, int] | None
     labels: str | None
     threads: int
@@ -306,6 +316,7 @@ class Settings:
             steps=checked["steps"],
             tau=None if checked["tau"] < 0.0 else float(checked["tau"]),
             seed=None if checked["seed"] < 0 else checked["seed"],
+            temporal=float(checked["temporal"]),
             resolution=None if width == 0 else (width, height),
             labels=checked["labels"] or None,
             threads=checked["threads"],

@@ -25,6 +25,9 @@ from magicfuse_ros.runtime.contract import Engine, EngineError, FuseResult, Prog
 _FALL_BACK_AFTER = 2
 """Failures in a row, so that a passing fault does not cost the fast backend."""
 
+_LONGEST_GAP_NS = 1_000_000_000
+"""Between the stamps of two frames of one stream; after more, nothing is carried over."""
+
 
 class Pipeline:
     """Turns frames into published results; whatever goes wrong is counted and the next frame comes.
@@ -64,6 +67,7 @@ class Pipeline:
         self._camera_info, self._clock, self._log = camera_info, clock, log
         self._applied = _sampling(settings)
         self._failures = 0
+        self._stamp_before_ns: int | None = None
         self._throttle = Throttle()
 
     def process(self, engine: Engine, frame: Frame, progress: Progress) -> None:
@@ -107,6 +111,10 @@ class Pipeline:
         self._measure_age(frame, times)
         self._timings.add(times)
 
+    def begin(self) -> None:
+        """Take the next frame for the first of a stream."""
+        self._stamp_before_ns = None
+
     def hung(self, text: str) -> None:
         """Count the frame of an engine that was given up."""
         self._count(ledger.ENGINE_HUNG, text)
@@ -131,6 +139,7 @@ class Pipeline:
     ) -> FuseResult | None:
         try:
             self._apply(engine, settings)
+            self._follow(engine, _stamp_ns(frame))
             return engine.fuse(picture, self._publishers.wanted_extras(), wait=False)
         except ValueError as error:
             self._drop(frame, ledger.UNSUPPORTED, str(error))
@@ -149,15 +158,21 @@ class Pipeline:
             self._account.drop(ledger.INACTIVE)
         return True
 
+    def _follow(self, engine: Engine, stamp_ns: int) -> None:
+        """Begin a new stream where a frame does not follow the one fused before it."""
+        before_ns, self._stamp_before_ns = self._stamp_before_ns, stamp_ns
+        if before_ns is None or not 0 < stamp_ns - before_ns <= _LONGEST_GAP_NS:
+            engine.forget()
+
     def _apply(self, engine: Engine, settings: Settings) -> None:
         wanted = _sampling(settings)
         if wanted != self._applied:
             self._applied = wanted
-            steps, tau, seed = wanted
+            steps, tau, seed, temporal = wanted
             try:
-                engine.update(steps=steps, tau=tau, seed=seed)
+                engine.update(steps=steps, tau=tau, seed=seed, temporal=temporal)
             except EngineError as error:
-                self._log.error(f"The engine keeps its former steps, tau and seed: {error}")
+                self._log.error(f"The engine keeps its former sampling parameters: {error}")
 
     def _drop(self, frame: Frame, reason: str, text: str) -> None:
         if frame.claim():
@@ -189,8 +204,7 @@ class Pipeline:
             self.degrade(f"backend {failed} fails and there is no other ({text})")
 
     def _measure_age(self, frame: Frame, times: dict[str, float]) -> None:
-        stamp = frame.message.header.stamp
-        stamp_ns = stamp.sec * 10**9 + stamp.nanosec
+        stamp_ns = _stamp_ns(frame)
         now_ns = self._clock.now().nanoseconds
         age = age_ms(stamp_ns, frame.clock_ns, now_ns) if frame.in_order else None
         if age is not None:
@@ -207,8 +221,13 @@ def _decode(message: Any) -> NDArray[np.uint8]:
     return decode_image(message)
 
 
-def _sampling(settings: Settings) -> tuple[int, float | None, int | None]:
-    return settings.steps, settings.tau, settings.seed
+def _sampling(settings: Settings) -> tuple[int, float | None, int | None, float]:
+    return settings.steps, settings.tau, settings.seed, settings.temporal
+
+
+def _stamp_ns(frame: Frame) -> int:
+    stamp = frame.message.header.stamp
+    return int(stamp.sec * 10**9 + stamp.nanosec)
 
 
 def _explain_clocks(behind_s: float, now_ns: int) -> str:

@@ -139,6 +139,7 @@ class Session:
         """See the frame under way to its end; nothing is published afterwards."""
         self.pipeline.active = False
         self.worker.wait_idle(_STOP_TIMEOUT_S)
+        self.pipeline.begin()
 
     def close(self) -> bool:
         """Close the engine and the outputs; False if the engine does not come back in time."""
@@ -176,6 +177,7 @@ class Session:
             steps=settings.steps,
             tau=settings.tau,
             seed=settings.seed,
+            temporal=settings.temporal,
             resolution=settings.resolution,
             labels=settings.labels,
             threads=settings.threads,

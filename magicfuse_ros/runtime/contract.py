@@ -21,6 +21,9 @@ Progress = Callable[[str], None]
 
 PARALLEL = ("auto", "on", "off")
 
+MOST_TEMPORAL = 0.9
+"""Largest `temporal`: at 1 a picture that does not move would never be renewed."""
+
 EXTRAS = ("infrared", "enhanced")
 """Results that cost a decoding of their own and are made only when asked for."""
 
@@ -47,6 +50,9 @@ class EngineSettings:
         τ of Eq. 11, 0 to 1.
     seed
         Seed of the starting noise, 0 or more.
+    temporal
+        Weight of the MagImg before in the new one where nothing moves, 0 to `MOST_TEMPORAL`; above
+        0, frames are those of one stream in order.
     resolution
         (width, height) in pixels that frames are fitted into.
     labels
@@ -70,6 +76,7 @@ class EngineSettings:
     steps: int = 0
     tau: float | None = None
     seed: int | None = None
+    temporal: float = 0.0
     resolution: tuple[int, int] | None = None
     labels: str | None = None
     threads: int = 0
@@ -82,6 +89,8 @@ class EngineSettings:
         _require(in_range, "tau", self.tau, "0.0 to 1.0")
         in_range = self.seed is None or 0 <= self.seed < 2**63
         _require(in_range, "seed", self.seed, "0 to 2^63 - 1")
+        in_range = 0.0 <= self.temporal <= MOST_TEMPORAL
+        _require(in_range, "temporal", self.temporal, f"0.0 to {MOST_TEMPORAL}")
         if self.resolution is not None:
             sides = len(self.resolution) == 2 and min(self.resolution) >= 1
             _require(sides, "resolution", self.resolution, "(width, height), each 1 or more")
@@ -147,8 +156,12 @@ class Engine(Protocol):
         """Fuse one (H, W, 3) uint8 RGB frame; `ValueError` for what is not one."""
         ...
 
-    def update(self, *, steps: int, tau: float | None, seed: int | None) -> None:
+    def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:
         """Change how to sample from the next frame on; may be called while a frame is fused."""
+        ...
+
+    def forget(self) -> None:
+        """Begin a new stream: what `temporal` carries over from the frame before is dropped."""
         ...
 
     def fall_back(self, progress: Progress) -> str | None:

@@ -13,6 +13,7 @@ from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.labels import LabelSet, LabelSetError
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import SamplerSettings, sample
+from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.resources import model_path
 from magicfuse_ros.runtime import frames
 from magicfuse_ros.runtime.backends import Backend, Candidate, candidates, missing
@@ -94,6 +95,8 @@ class FuseEngine:
         self._candidate: Candidate = self._candidates.pop(0)
         self._backend: Backend | None = None
         self._networks = NetworksBySize(progress)
+        self._memory = Memory()
+        self._place_before: frames.Fit | None = None
 
     @property
     def backend_name(self) -> str:
@@ -158,6 +161,9 @@ class FuseEngine:
         it must be in less detail, while the right ones are made on another thread; the first frame
         after that is fused in them.
 
+        With `temporal`, MagImg depends on the frames since the last `forget` too: the same ones
+        give the same results. A frame of another size, or of another scene, begins anew.
+
         Parameters
         ----------
         frame
@@ -188,7 +194,7 @@ class FuseEngine:
         networks: CompiledNetworks,
         place: frames.Fit,
     ) -> FuseResult:
-        settings, seed = self._sampling
+        settings, seed, temporal = self._sampling
         watch = networks.watch = Stopwatch(self._candidate.device)
         with watch.stage("preprocess"):
             image = frames.to_input(frame, place)
@@ -196,6 +202,10 @@ class FuseEngine:
         condition = networks.encode(image)
         with watch.stage("fuse"):
             step = sample(networks, condition, noise, self._config, settings)
+            if place != self._place_before:  # another camera, or other networks
+                self.forget()
+                self._place_before = place
+            fused = self._memory.carry(step.z0_fused, temporal)
 
         def picture(latent: Tensor, *, grey: bool = False) -> UInt8:
             image = self._finite(networks.decode(latent))
@@ -206,12 +216,12 @@ class FuseEngine:
         with watch.stage("postprocess"):
             probabilities = frames.quantise(self._finite(step.state)[0].softmax(dim=0))
             mask, confidence = frames.classify(probabilities.cpu().numpy(), place)
-            magimg = picture(step.z0_fused)
+            magimg = picture(fused)
             infrared = picture(step.z0_phi, grey=True) if "infrared" in extras else None
             enhanced = picture(step.z0_psi) if "enhanced" in extras else None
         return FuseResult(magimg, mask, confidence, infrared, enhanced, watch.stage_ms())
 
-    def update(self, *, steps: int, tau: float | None, seed: int | None) -> None:
+    def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:
         """Change how to sample from the next frame on; values as in `EngineSettings`.
 
         Raises
@@ -219,10 +229,14 @@ class FuseEngine:
         EngineError
             A value is out of range; what was in force stays.
         """
-        settings = replace(self.settings, steps=steps, tau=tau, seed=seed)
+        settings = replace(self.settings, steps=steps, tau=tau, seed=seed, temporal=temporal)
         # One assignment, so that a frame under way in another thread sees the old or the new.
         self._sampling = self._sampling_of(settings)
         self.settings = settings
+
+    def forget(self) -> None:
+        """Begin a new stream: the next frame has none before it; only between two frames."""
+        self._memory.forget()
 
     def fall_back(self, progress: Progress) -> str | None:
         """Give up the backend in use for the next one, warmed up; for when it raises on frames.
@@ -265,6 +279,7 @@ class FuseEngine:
         place = frames.fit((height, width), self._resolution, self._config.multiple_of)
         self._networks_for(place, progress, wait=True)
         result = self.fuse(np.full((height, width, 3), 127, np.uint8), frozenset(EXTRAS))
+        self.forget()  # that frame
         self.first_frame_s = sum(result.stage_ms.values()) / 1e3
         progress(
             f"{self.backend_name} is ready; its first frame took {self.first_frame_s * 1e3:.0f} ms"
@@ -301,12 +316,13 @@ class FuseEngine:
         return True
 
     def _release(self) -> None:
+        self.forget()
         self._networks.clear()
         if self._backend is not None:
             self._backend.close()
             self._backend = None
 
-    def _sampling_of(self, settings: EngineSettings) -> tuple[SamplerSettings, int]:
+    def _sampling_of(self, settings: EngineSettings) -> tuple[SamplerSettings, int, float]:
         diffusion = self._config.diffusion
         try:
             sampling = SamplerSettings.of(
@@ -317,7 +333,8 @@ class FuseEngine:
             )
         except ConfigError as error:
             raise EngineError(f"{error}, for model {self._config.name!r}") from error
-        return sampling, diffusion.seed if settings.seed is None else settings.seed
+        seed = diffusion.seed if settings.seed is None else settings.seed
+        return sampling, seed, settings.temporal
 
     def _finite(self, values: Tensor) -> Tensor:
         if not bool(torch.isfinite(values).all()):

@@ -28,7 +28,8 @@ HANG = (255, 0, 4)
 class NoopEngine:
     """magimg is the frame; the mask is class 1 left and 2 right, with confidence 255 and 100.
 
-    The last row of the confidence begins with the number of extras and ends with the steps.
+    The last row of the confidence begins with the number of extras and of the stream's frames and
+    ends with the steps.
     """
 
     def __init__(self, settings, progress):
@@ -42,6 +43,7 @@ class NoopEngine:
         self.first_frame_s = 0.0
         self.backend_name = "spare" if settings.backend == "spare" else "noop"
         self.steps = settings.steps
+        self.frames_of_stream = 0
         self.delay_s = float(os.environ.get("NOOP_DELAY_S", "0"))
         for second in range(int(os.environ.get("NOOP_LOAD_S", "0"))):
             if Path(os.environ.get("NOOP_LOADED", "never")).exists():
@@ -65,7 +67,9 @@ class NoopEngine:
         mask = np.full((height, width), 1, np.uint8)
         mask[:, width // 2 :] = 2
         confidence = np.where(mask == 1, np.uint8(255), np.uint8(100))
+        self.frames_of_stream += 1
         confidence[-1, 0], confidence[-1, -1] = len(extras), self.steps
+        confidence[-1, 1 % width] = min(self.frames_of_stream, 255)
         return FuseResult(
             magimg=frame,
             mask=mask,
@@ -75,8 +79,11 @@ class NoopEngine:
             stage_ms={"fuse": 0.0},
         )
 
-    def update(self, *, steps, tau, seed):  # noqa: ARG002
+    def update(self, *, steps, tau, seed, temporal):  # noqa: ARG002
         self.steps = steps
+
+    def forget(self):
+        self.frames_of_stream = 0
 
     def fall_back(self, progress):  # noqa: ARG002
         if self.backend_name == "spare":

@@ -1,0 +1,112 @@
+"""Pictures of a moving scene: where each pixel came from, flicker and ghosting.
+
+Motion is dense optical flow (OpenCV's DIS) on clean pictures of the scene. A pixel is compared only
+where the flow there and back agrees within the bound of Sundaram, Brox and Keutzer, "Dense point
+trajectories by GPU-accelerated large displacement optical flow" (ECCV 2010): elsewhere it was
+hidden, or the flow is wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from magicfuse_ros.evaluation.metrics import U8, grey, mean
+
+MOVED_PX = 1.0
+"""From this much motion between two frames on, in pixels, a pixel counts as moved."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How one frame became the next.
+
+    Attributes
+    ----------
+    source
+        (H, W, 2) float32: x and y in the earlier frame that each pixel of the later one shows.
+    visible
+        (H, W) bool: the pixel was in the earlier frame, as far as one can tell.
+    moved
+        (H, W) bool: it moved by `MOVED_PX` or more.
+    """
+
+    source: NDArray[np.float32]
+    visible: NDArray[np.bool_]
+    moved: NDArray[np.bool_]
+
+
+def motion(earlier: U8, later: U8) -> Motion:
+    """Find the motion between two clean (H, W, 3) RGB pictures of one size."""
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    back = dis.calc(grey(later), grey(earlier), None)
+    forth = dis.calc(grey(earlier), grey(later), None)
+    height, width = earlier.shape[:2]
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    source = np.stack((x, y), axis=-1) + back
+    returned = cv2.remap(forth, source, None, cv2.INTER_LINEAR)
+    lengths = (back**2).sum(axis=-1) + (returned**2).sum(axis=-1)
+    visible = ((back + returned) ** 2).sum(axis=-1) < 0.01 * lengths + 0.5
+    visible &= ((source >= 0.0) & (source <= (width - 1, height - 1))).all(axis=-1)
+    return Motion(source, visible, np.hypot(back[..., 0], back[..., 1]) >= MOVED_PX)
+
+
+def flicker(pictures: Sequence[U8], motions: Sequence[Motion]) -> float:
+    """Mean absolute change along the motion, in grey levels of 255.
+
+    Each picture is compared with the one before it, warped by the scene's motion, where the scene
+    was visible in both: the warping error of Lai et al., "Learning blind video temporal
+    consistency" (ECCV 2018), as an absolute instead of a squared difference. 0 for a picture that
+    moves and does not change; NaN where nothing can be compared.
+
+    Parameters
+    ----------
+    pictures
+        (H, W, 3) uint8, in order of time.
+    motions
+        Of the scene, from each of them to the next.
+    """
+    changes = []
+    for (earlier, later), moving in zip(itertools.pairwise(pictures), motions, strict=True):
+        if moving.visible.any():
+            warped = cv2.remap(earlier, moving.source, None, cv2.INTER_LINEAR)
+            changes.append(float(cv2.absdiff(later, warped)[moving.visible].mean()))
+    return mean(changes)
+
+
+def ghosting(
+    shown: Sequence[U8], alone: Sequence[U8], scene: Sequence[U8], motions: Sequence[Motion]
+) -> float:
+    """Share of the picture before that is still there where the scene moved; NaN if nothing moved.
+
+    With S_t what is shown, A_t what the same frame gives by itself, and C_t the clean scene:
+
+        ghosting = Σ (S_t - A_t)·(C_{t-1} - C_t) / Σ (S_{t-1} - A_t)·(C_{t-1} - C_t)
+
+    over the pixels that moved. It is exactly k where S_t = (1 - k)·A_t + k·S_{t-1}: 0 where frames
+    are shown by themselves, 1 where the picture before is shown unchanged. Both differences are
+    measured by how they follow the scene's own change, so that noise which is averaged away does
+    not count as a ghost (the change is the instrument of an instrumental-variable estimate).
+
+    Parameters
+    ----------
+    shown, alone, scene
+        (H, W, 3) uint8, in order of time.
+    motions
+        Of the scene, from each frame to the next.
+    """
+    left, whole = 0.0, 0.0
+    for t, moving in enumerate(motions, 1):
+        before, single, result = (
+            image[moving.moved].astype(np.float64) for image in (shown[t - 1], alone[t], shown[t])
+        )
+        change = np.subtract(scene[t - 1][moving.moved], scene[t][moving.moved], dtype=np.float64)
+        left += float(((result - single) * change).sum())
+        whole += float(((before - single) * change).sum())
+    return left / whole if whole else math.nan

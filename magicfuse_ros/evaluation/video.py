@@ -1,0 +1,86 @@
+"""Video: flicker and ghosting of MagImg with and without temporal consistency."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+
+import numpy as np
+from torch import Tensor
+
+from magicfuse_ros.evaluation import metrics
+from magicfuse_ros.evaluation.inference import Inference
+from magicfuse_ros.evaluation.metrics import U8
+from magicfuse_ros.evaluation.motion import flicker, ghosting, motion
+from magicfuse_ros.evaluation.report import Evaluation
+from magicfuse_ros.evaluation.scenes import Video
+from magicfuse_ros.evaluation.tables import Column, Row, Table
+from magicfuse_ros.model.temporal import Memory
+from magicfuse_ros.training.recipes import degrade, named_recipe
+
+CONDITIONS = ("none", "noise", "night")
+"""Recipes whose randomness over time is that of the sensor; rain would need falling drops."""
+TEMPORAL = (0.0, 0.5, 0.7, 0.9)
+
+
+class _FrameNoise(np.random.Generator):
+    """Draws a degradation's parameters as for every frame of a video, its noise as for one frame.
+
+    `training.degradation` draws parameters as uniform numbers and noise as normal ones, or as a
+    window at an integer offset into a pool of them.
+    """
+
+    def __init__(self, seed: int, frame: int) -> None:
+        super().__init__(np.random.PCG64(seed))
+        own = np.random.default_rng((seed, frame))
+        self.integers = own.integers  # type: ignore[method-assign]
+        self.standard_normal = own.standard_normal  # type: ignore[method-assign]
+
+
+def degraded(video: Video, condition: str) -> list[U8]:
+    """Return the frames under one recipe of one strength, each with noise of its own."""
+    seed = zlib.crc32(f"{video.name}/{condition}".encode())
+    night = video.night or not video.clean
+    recipe = named_recipe(condition, np.random.default_rng((seed, 1)), night=night)
+    return [degrade(image, _FrameNoise(seed, t), recipe) for t, image in enumerate(video.frames)]
+
+
+def video_table(evaluation: Evaluation) -> Table:
+    """Flicker, ghosting and PSNR of every video's MagImgs for each weight of the picture before."""
+    inference, rows = evaluation.inference(), []
+    for video in evaluation.scenes.videos(evaluation.limit):
+        motions = [motion(*pair) for pair in itertools.pairwise(video.frames)]
+        for condition in CONDITIONS:
+            evaluation.progress(f"video: {video.name}, {condition}")
+            frames = degraded(video, condition)
+            latents = [inference.step(frame).z0_fused for frame in frames]
+            alone = shown_at(0.0, latents, inference)
+            flicker_alone = flicker(alone, motions)
+            for weight in TEMPORAL:
+                shown = shown_at(weight, latents, inference) if weight else alone
+                psnr = map(metrics.psnr_db, shown, video.frames)
+                flickering = flicker(shown, motions)
+                row: Row = (
+                    f"{condition}, {video.name}", weight, len(frames), flicker(frames, motions),
+                    flickering, 100.0 * (flickering / flicker_alone - 1.0),
+                    100.0 * ghosting(shown, alone, video.frames, motions),
+                    metrics.mean(list(psnr)) if video.clean else float("nan"),
+                )  # fmt: skip
+                rows.append(row)
+    columns = (
+        Column("input"), Column("temporal", 1), Column("frames"), Column("input flicker"),
+        Column("MagImg flicker"), Column("change (%)", 0), Column("ghosting (%)", 0),
+        Column("PSNR (dB)"),
+    )  # fmt: skip
+    note = (
+        "Flicker: mean absolute change along the scene's motion, in grey levels of 255. Ghosting: "
+        "share of the picture before that stays where the scene moved. PSNR of MagImg against the "
+        "clean visible image, where there is one. Frames are neighbours in the dataset."
+    )
+    return Table("Video: MagImg with and without the picture before", columns, tuple(rows), note)
+
+
+def shown_at(weight: float, latents: list[Tensor], inference: Inference) -> list[U8]:
+    """Decode fused latents, in order of time, as shown at this `temporal`."""
+    memory = Memory()
+    return [inference.decode(memory.carry(latent, weight)) for latent in latents]
