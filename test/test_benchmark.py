@@ -454,9 +454,9 @@ def test_performance_metrics_of_nothing():
 
 def test_a_slope_is_the_lines():
     seconds = np.arange(0.0, 600.0, 7.0)
-    assert metrics.slope_per_minute(seconds, 300.0 + seconds * 0.05) == pytest.approx(3.0)
-    assert metrics.slope_per_minute(seconds, np.full_like(seconds, 9.0)) == pytest.approx(0.0)
-    assert metrics.slope_per_minute([1.0], [5.0]) == 0.0
+    assert metrics.slope_per_hour(seconds, 300.0 + seconds * 0.05) == pytest.approx(180.0)
+    assert metrics.slope_per_hour(seconds, np.full_like(seconds, 9.0)) == pytest.approx(0.0)
+    assert metrics.slope_per_hour([1.0], [5.0]) == 0.0
 
 
 def test_drift_leaves_the_warm_up_out():
@@ -475,14 +475,31 @@ def test_drift_leaves_the_warm_up_out():
         at_s += 1 / 10 if at_s < 300.0 else 1 / 9
     found = metrics.drift(seconds, usages, received)
     assert (found["minutes"], found["warm_up_s"]) == (10.0, 60.0)
-    assert found["memory_slope_mb_per_min"] == pytest.approx(2.0)
+    assert found["memory_slope_mb_per_hour"] == pytest.approx(120.0)
     assert found["memory_mb"] == pytest.approx({"first": 700.0, "last": 718.0, "max": 718.0})
-    assert found["threads"] == {"first": 9, "last": 10}
-    assert found["descriptors"] == {"first": 40, "last": 40}
-    assert found["fps"]["first"] == pytest.approx(10.0, abs=0.02)
-    assert found["fps"]["last"] == pytest.approx(9.0, abs=0.02)
-    assert found["fps"]["drift_percent"] == pytest.approx(-10.0, abs=0.3)
+    assert found["threads"] == {"first": 9, "last": 10, "max": 10}
+    assert found["descriptors"] == {"first": 40, "last": 40, "max": 40}
+    assert found["fps"]["first"] == pytest.approx(10.0, abs=0.05)
+    assert found["fps"]["last"] == pytest.approx(9.0, abs=0.05)
+    assert found["fps"]["drift_percent"] == pytest.approx(-10.0, abs=0.6)
     assert len(found["series"]["minute"]) == len(found["series"]["memory_mb"]) <= 120
+    own = {
+        "camera": VGA,
+        "rate_hz": 10.0,
+        "frames": {
+            "sent": 90, "out": 60, "dropped": {"replaced": 20, "non_finite": 9},
+            "lost_on_the_way": 1, "received": 59,
+        },
+        "accounted": True,
+        "age_on_arrival_ms": {"p50": 50.0, "p95": 60.0, "p99.9": 70.0, "max": 80.0},
+    }  # fmt: skip
+    table = tables(results_of(soak={"custom": own, "drift": found}))[-1]
+    assert table.title == "Soak: 10.0 minutes, 640x480 at 10 Hz"
+    shown = dict(table.rows)
+    assert shown["memory's slope (MiB/h)"] == "+120.00"
+    assert shown["threads"] == "9 → 10, at most 10"
+    assert shown["of those: out, dropped, lost on the way"] == "60, 29, 1"
+    assert shown["sent = out + dropped + lost"] == "yes"
 
 
 def words(**stages):
@@ -583,7 +600,7 @@ def test_claims_take_the_right_rows():
         "memory_mb": {"steady": 700.0},
     }
     node = {"640x480": {"10.0fps": {"custom": {}}, "30.0fps": {"custom": own}}}
-    soak = {"drift": {"memory_slope_mb_per_min": -0.25}}
+    soak = {"drift": {"memory_slope_mb_per_hour": -0.25}}
     made = claims(results_of(engine=engine, node=node, soak=soak))
     assert [(claim.value, claim.holds) for claim in made] == [
         (11.5, True),

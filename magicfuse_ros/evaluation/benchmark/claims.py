@@ -127,8 +127,8 @@ def claims(results: Results) -> list[Claim]:
         ),
         Claim(
             name="memory's slope over the soak",
-            value=_get(results, "soak", "drift", "memory_slope_mb_per_min"),
-            unit="MB/min",
+            value=_get(results, "soak", "drift", "memory_slope_mb_per_hour"),
+            unit="MiB/h",
             basis="least squares after the warm-up",
         ),
     ]

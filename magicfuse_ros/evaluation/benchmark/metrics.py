@@ -90,12 +90,12 @@ def frame_rate(received_ns: Mapping[int, int]) -> float:
     return (len(times) - 1) * 1e9 / span_ns if span_ns else 0.0
 
 
-def slope_per_minute(seconds: ArrayLike, values: ArrayLike) -> float:
-    """Fit a straight line by least squares; by how much it rises in a minute."""
+def slope_per_hour(seconds: ArrayLike, values: ArrayLike) -> float:
+    """Fit a straight line by least squares; by how much it rises in an hour."""
     x, y = np.asarray(seconds, float), np.asarray(values, float)
     x = x - x.mean()
     spread = float((x * x).sum())
-    return float((x * (y - y.mean())).sum()) / spread * 60.0 if spread else 0.0
+    return float((x * (y - y.mean())).sum()) / spread * 3600.0 if spread else 0.0
 
 
 def drift(
@@ -117,23 +117,26 @@ def drift(
     warm_up_s = min(_WARM_UP_S, _WARM_UP_SHARE * seconds[-1])
     start = next(index for index, second in enumerate(seconds) if second >= warm_up_s)
     kept, times = usages[start:], seconds[start:]
+
+    def course(name: str) -> dict[str, float]:
+        values = [sample[name] for sample in kept]
+        return {"first": values[0], "last": values[-1], "max": max(values)}
+
     memory = [sample["memory_mb"] for sample in kept]
     arrivals = np.sort(np.array(list(received_ns.values()), np.int64))
     since_s = (arrivals - arrivals[0]) / 1e9 if len(arrivals) else np.array([])
-    quarter = (seconds[-1] - warm_up_s) / 4
+    tenth = (seconds[-1] - warm_up_s) / 10
 
     def rate(begin: float, end: float) -> float:
         return float(((since_s >= begin) & (since_s < end)).sum()) / (end - begin)
 
-    first, last = rate(warm_up_s, warm_up_s + quarter), rate(seconds[-1] - quarter, seconds[-1])
+    first, last = rate(warm_up_s, warm_up_s + tenth), rate(seconds[-1] - tenth, seconds[-1])
     chosen = np.unique(np.linspace(0, len(seconds) - 1, _MOST_POINTS).astype(int))
     return {
         "minutes": seconds[-1] / 60.0,
         "warm_up_s": warm_up_s,
-        "memory_slope_mb_per_min": slope_per_minute(times, memory),
-        "memory_mb": {"first": memory[0], "last": memory[-1], "max": max(memory)},
-        "descriptors": {"first": kept[0]["descriptors"], "last": kept[-1]["descriptors"]},
-        "threads": {"first": kept[0]["threads"], "last": kept[-1]["threads"]},
+        "memory_slope_mb_per_hour": slope_per_hour(times, memory),
+        **{name: course(name) for name in ("memory_mb", "descriptors", "threads")},
         "fps": {
             "first": first,
             "last": last,

@@ -94,4 +94,4 @@ def _plot_soak(axes: Any, drift: Results) -> None:
     axes.plot(drift["series"]["minute"], drift["series"]["memory_mb"])
     axes.set(xlabel="minutes", ylabel="node's memory (MB)")
     axes.set_ylim(bottom=0.0)
-    axes.set_title(f"{drift['memory_slope_mb_per_min']:+.2f} MB/min", fontsize=10)
+    axes.set_title(f"{drift['memory_slope_mb_per_hour']:+.1f} MiB/h", fontsize=10)

@@ -45,7 +45,10 @@ def machine_lines(results: Results) -> list[str]:
             f"{survey['matmul_gflops']:.0f} GFLOP/s fp32."
         )
     if results["grid"] == "quick":
-        lines.insert(0, "A QUICK RUN: it shows that the benchmark works; its figures mean nothing.")
+        kept = ", except those of the soak" if results["soak"] else ""
+        lines.insert(
+            0, f"A QUICK RUN: it shows that the benchmark works; its figures mean nothing{kept}."
+        )
     return lines
 
 

@@ -205,24 +205,32 @@ def _soak_table(soak: Results) -> Table:
     drift, own = soak["drift"], soak["custom"]
     age = own["age_on_arrival_ms"]
     change = drift["fps"]["drift_percent"]
+    frames = own["frames"]
+    ends = (frames["out"], sum(frames["dropped"].values()), frames["lost_on_the_way"])
 
-    def both(name: str, decimals: int = 0) -> Cell:
+    def both(name: str, decimals: int = 0) -> str:
         return f"{drift[name]['first']:.{decimals}f} → {drift[name]['last']:.{decimals}f}"
 
+    def course(name: str, decimals: int = 0) -> Cell:
+        return f"{both(name, decimals)}, at most {drift[name]['max']:.{decimals}f}"
+
     rows: tuple[Row, ...] = (
-        ("memory's slope (MB/min)", f"{drift['memory_slope_mb_per_min']:+.3f}"),
-        ("memory (MB)", both("memory_mb", 1)),
-        ("file descriptors", both("descriptors")),
-        ("threads", both("threads")),
+        ("memory's slope (MiB/h)", f"{drift['memory_slope_mb_per_hour']:+.2f}"),
+        ("memory (MiB)", course("memory_mb", 1)),
+        ("file descriptors", course("descriptors")),
+        ("threads", course("threads")),
         ("fps", f"{both('fps', 2)} ({NAN if change is None else change:+.1f} %)"),
         ("age on arrival (ms): p50, p95, p99.9, max", ", ".join(f"{v:.0f}" for v in age.values())),
-        ("frames: sent, out", f"{own['frames']['sent']}, {own['frames']['out']}"),
+        ("frames sent", str(frames["sent"])),
+        ("of those: out, dropped, lost on the way", ", ".join(map(str, ends))),
+        ("sent = out + dropped + lost", "yes" if own["accounted"] else "NO"),
+        ("frames received here, of those out", str(frames["received"])),
     )
     width, height = own["camera"]
     title = f"Soak: {drift['minutes']:.1f} minutes, {width}x{height} at {own['rate_hz']:g} Hz"
     note = (
         f"First and last after a warm-up of {drift['warm_up_s']:.0f} s; fps: of the first and the "
-        "last quarter. Age: here, when the MagImg arrived, of every frame."
+        "last tenth. Age: here, when the MagImg arrived, of every frame."
     )
     return Table(title, (Column("what"), Column("value")), rows, note)
 
