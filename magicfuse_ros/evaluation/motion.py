@@ -45,12 +45,13 @@ class Motion:
 def motion(earlier: U8, later: U8) -> Motion:
     """Find the motion between two clean (H, W, 3) RGB pictures of one size."""
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    back = dis.calc(grey(later), grey(earlier), None)
-    forth = dis.calc(grey(earlier), grey(later), None)
+    # OpenCV's types do not know that it makes the flow itself.
+    back = dis.calc(grey(later), grey(earlier), None)  # type: ignore[call-overload]
+    forth = dis.calc(grey(earlier), grey(later), None)  # type: ignore[call-overload]
     height, width = earlier.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     source = np.stack((x, y), axis=-1) + back
-    returned = cv2.remap(forth, source, None, cv2.INTER_LINEAR)
+    returned = cv2.remap(forth, source[..., 0], source[..., 1], cv2.INTER_LINEAR)
     lengths = (back**2).sum(axis=-1) + (returned**2).sum(axis=-1)
     visible = ((back + returned) ** 2).sum(axis=-1) < 0.01 * lengths + 0.5
     visible &= ((source >= 0.0) & (source <= (width - 1, height - 1))).all(axis=-1)
@@ -75,7 +76,8 @@ def flicker(pictures: Sequence[U8], motions: Sequence[Motion]) -> float:
     changes = []
     for (earlier, later), moving in zip(itertools.pairwise(pictures), motions, strict=True):
         if moving.visible.any():
-            warped = cv2.remap(earlier, moving.source, None, cv2.INTER_LINEAR)
+            x, y = moving.source[..., 0], moving.source[..., 1]
+            warped = cv2.remap(earlier, x, y, cv2.INTER_LINEAR)
             changes.append(float(cv2.absdiff(later, warped)[moving.visible].mean()))
     return mean(changes)
 
