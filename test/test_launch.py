@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 from rcl_interfaces.srv import GetParameters
+from support.small_models import SMALL_FEW_STEP
 from support.system import Listener, environment, random_domain
 
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.ros.parameters import PARAMETERS
 from magicfuse_ros.ros.semantic_cloud_parameters import CLOUD_PARAMETERS
 
@@ -274,6 +276,27 @@ def test_the_users_own_profile_stays(installation, tmp_path):
         (found,) = [each["FASTDDS_DEFAULT_PROFILES_FILE"] for each in launched.environments()]
 
     assert found == str(mine)
+
+
+def test_the_launch_testing_suite_passes(installation, tmp_path):
+    pytest.importorskip("launch_testing", reason="launch_testing is not installed")
+    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(tmp_path / "model")
+    command = [installation.prefix / "bin" / "python3", "-m", "launch_testing.launch_test"]
+    suite = ROOT / "test" / "launch" / "fuse.test.py"
+    domain = {"ROS_DOMAIN_ID": str(random_domain()), "ROS_LOG_DIR": str(tmp_path)}
+
+    done = subprocess.run(
+        [*command, suite, f"model:={tmp_path / 'model'}", "backend:=eager"],
+        env=installation.environment() | domain,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("... ok") == 2, done.stdout
 
 
 @pytest.mark.parametrize("argument", ["steps:=many", "rviz:=maybe", "params_file:=lost.yaml"])

@@ -161,7 +161,8 @@ class Listener(Stoppable):
     def __init__(self, domain, node_name="/fuse_node"):
         self.node_name = node_name
         self.context = Context()
-        rclpy.init(context=self.context, domain_id=domain)
+        # Without arguments of its own: launch_test's are not for ROS.
+        rclpy.init(args=[], context=self.context, domain_id=domain)
         self.node = Node("listener", context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
