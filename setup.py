@@ -46,7 +46,7 @@ TEST = [
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8.0",
-    "pytest-cov>=5.0",
+    "pytest-cov>=7.0",
     "ruff>=0.8",
     "setuptools>=70.1",
     "types-PyYAML",
