@@ -88,7 +88,7 @@ def by_hand(cloud: PointCloud2) -> np.ndarray:
                     data,
                     row * row_step + column * cloud.point_step + named[name].offset,
                 )[0]
-                for row in range(cloud.height)
+                for row in range(cloud.height if cloud.width else 0)
                 for column in range(cloud.width)
             ]
             for name in "xyz"
