@@ -264,6 +264,14 @@ def test_bytes_that_are_no_picture(data, reason):
     assert reason_of(compressed(data)) == reason
 
 
+def test_a_png_whose_chunk_announces_gigabytes_is_refused_before_it_is_decoded():
+    png = png_of(scene())
+    at = png.index(b"IDAT") - 4
+    with pytest.raises(ImageError, match="announces 2147483647 bytes") as error:
+        read_header(png[:at] + struct.pack(">I", 2**31 - 1) + png[at + 4 :])
+    assert error.value.reason == "corrupt_png"
+
+
 def test_depth_is_refused_by_name():
     depth = png_of(np.zeros((4, 4), np.uint16))
     message = compressed(bytes(12) + depth, "16UC1; compressedDepth png")

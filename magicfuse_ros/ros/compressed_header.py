@@ -107,9 +107,22 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 def _png_size(data: bytes) -> tuple[int, int]:
     """Width and height from IHDR, which must come first (PNG specification, 11.2.1)."""
     if len(data) < 33 or data[12:16] != b"IHDR":
-        raise ImageError("corrupt_png", "the PNG has no header chunk; check the publisher")
+        raise _corrupt_png("it has no header chunk")
+    # A decoder makes room for what a chunk announces before it looks whether that much is there.
+    at, kind = len(_PNG_START), b""
+    while kind != b"IEND":
+        if at + 12 > len(data):
+            raise _corrupt_png("its end is missing: it was cut off")
+        length, kind = struct.unpack_from(">I4s", data, at)
+        at += 12 + length
+        if at > len(data):
+            raise _corrupt_png(f"a chunk announces {length} bytes, which are not there")
     width, height = struct.unpack_from(">II", data, 16)
     return width, height
+
+
+def _corrupt_png(what: str) -> ImageError:
+    return ImageError("corrupt_png", f"the PNG is broken: {what}; check the camera and the link")
 
 
 def _corrupt_jpeg(what: str) -> ImageError:
