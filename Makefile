@@ -19,7 +19,7 @@ demo: $(VENV)/.demo $(VENV)/.package
 	$(BIN)/magicfuse demo $(if $(INPUT),--input "$(INPUT)")
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test $(VENV)/.package
 	$(BIN)/ruff check .

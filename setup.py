@@ -47,6 +47,7 @@ TEST = [
     "mypy>=1.15",
     "pytest>=8.0",
     "pytest-cov>=7.0",
+    "pytest-xdist>=3.6",
     "ruff>=0.8",
     "setuptools>=70.1",
     "types-PyYAML",

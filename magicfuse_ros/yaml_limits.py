@@ -47,10 +47,13 @@ def load_yaml(path: Path) -> object:
     ``!!int ""``, is a `yaml.YAMLError` here.
     """
     text = read_yaml_text(path)
+    loader = _LOADER(text)  # the one that the limits were checked with
     try:
-        return yaml.load(text, _LOADER)  # noqa: S506 - a safe one, and the one that was checked with
+        return loader.get_single_data()
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise yaml.YAMLError(f"a value in it is not of its kind: {error}") from error
+    finally:
+        loader.dispose()
 
 
 def _check(text: str) -> None:

@@ -244,6 +244,7 @@ def test_a_gap_a_step_back_and_a_deactivation_begin_a_new_stream(system, stamps)
     confidence = listener.hear("/fuse_node/semantic/confidence", Image)
     stamps()
     start = stamps()
+    assert all(r.successful for r in listener.set_parameters(temporal=0.5))
 
     def frames_of_stream(after_s):
         return exchange(system, confidence, rgb(PICTURE, start + int(after_s * SECOND))).data[
@@ -260,6 +261,7 @@ def test_a_gap_a_step_back_and_a_deactivation_begin_a_new_stream(system, stamps)
     for transition in (DEACTIVATE, ACTIVATE):
         assert listener.change_state(transition)
     assert frames_of_stream(2.4) == 1
+    assert all(r.successful for r in listener.set_parameters(temporal=0.0))
     for _ in range(3):
         stamps()
     listener.forget(confidence)

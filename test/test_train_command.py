@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
+from support.curves import curve
 from support.training_runs import ROOT, data_folder, run_folder, start, write_recipe
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from magicfuse_ros import cli
 from magicfuse_ros.model.labels import LabelSet
@@ -56,22 +56,6 @@ def steps_saved(path):
 def tensors(path):
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-
-
-def curve(output, stage):
-    """Read the loss at each step; where a run was resumed, what its last process wrote.
-
-    TensorBoard orders a run's files by the second in their names, and two processes of a test can
-    start within one: they are read here in the order in which they were written.
-    """
-    losses = {}
-    files = (output / "logs" / stage).glob("events.out.tfevents.*")
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
-        events = EventAccumulator(str(path))
-        events.Reload()
-        if "loss" in events.Tags()["scalars"]:
-            losses.update((event.step, event.value) for event in events.Scalars("loss"))
-    return sorted(losses.items())
 
 
 def test_all_trains_every_stage_in_order(tmp_path, train):

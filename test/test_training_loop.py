@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.curves import curve
 from support.training_runs import Line, LineStage, Points
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -45,13 +46,6 @@ def same(folder, other):
     return not unequal and metadata == other_metadata
 
 
-def curve(folder):
-    """(step, loss) as TensorBoard shows them."""
-    events = EventAccumulator(str(folder / "logs" / "line"))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("loss")]
-
-
 def terminate(loss):
     os.kill(os.getpid(), signal.SIGTERM)
     return loss
@@ -68,7 +62,7 @@ def test_it_learns_and_leaves_what_is_frozen_alone(tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not any("helper" in key for key in saved(tmp_path)[0])
     assert all(not parameter.requires_grad for parameter in stage.frozen["helper"].parameters())
-    steps, losses = zip(*curve(tmp_path), strict=True)
+    steps, losses = zip(*curve(tmp_path, "line"), strict=True)
     assert steps == (20, 40, 60, 80, 100, 120)
     assert losses[-1] < losses[0] / 3
 
@@ -165,7 +159,7 @@ def test_stopped_and_resumed_is_as_never_stopped(tmp_path, options):
     assert complete
     assert asked + resumed.asked == dataset.asked
     assert same(whole, parts)
-    assert curve(whole) == curve(parts)
+    assert curve(whole, "line") == curve(parts, "line")
     for mine, other in zip(stage.trained.parameters(), reference.trained.parameters(), strict=True):
         assert torch.equal(mine, other)
 

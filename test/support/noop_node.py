@@ -28,8 +28,8 @@ HANG = (255, 0, 4)
 class NoopEngine:
     """magimg is the frame; the mask is class 1 left and 2 right, with confidence 255 and 100.
 
-    The last row of the confidence begins with the number of extras and of the stream's frames and
-    ends with the steps.
+    The last row of the confidence begins with the number of extras and ends with the steps; with
+    `temporal`, the number of the stream's frames is second.
     """
 
     def __init__(self, settings, progress):
@@ -43,7 +43,7 @@ class NoopEngine:
         self.first_frame_s = 0.0
         self.backend_name = "spare" if settings.backend == "spare" else "noop"
         self.steps = settings.steps
-        self.frames_of_stream = 0
+        self.temporal, self.frames_of_stream = settings.temporal, 0
         self.delay_s = float(os.environ.get("NOOP_DELAY_S", "0"))
         for second in range(int(os.environ.get("NOOP_LOAD_S", "0"))):
             if Path(os.environ.get("NOOP_LOADED", "never")).exists():
@@ -69,7 +69,8 @@ class NoopEngine:
         confidence = np.where(mask == 1, np.uint8(255), np.uint8(100))
         self.frames_of_stream += 1
         confidence[-1, 0], confidence[-1, -1] = len(extras), self.steps
-        confidence[-1, 1 % width] = min(self.frames_of_stream, 255)
+        if self.temporal:
+            confidence[-1, 1 % width] = min(self.frames_of_stream, 255)
         return FuseResult(
             magimg=frame,
             mask=mask,
@@ -80,7 +81,7 @@ class NoopEngine:
         )
 
     def update(self, *, steps, tau, seed, temporal):  # noqa: ARG002
-        self.steps = steps
+        self.steps, self.temporal = steps, temporal
 
     def forget(self):
         self.frames_of_stream = 0

@@ -47,7 +47,9 @@ SHUTDOWN_UNCONFIGURED = Transition.TRANSITION_UNCONFIGURED_SHUTDOWN
 
 
 def random_domain():
-    return random.SystemRandom().randint(20, 99)
+    """Return a DDS domain that no other worker of this run uses (pytest-xdist: gw0, gw1 …)."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+    return 20 + 20 * worker + random.SystemRandom().randrange(20)
 
 
 def environment(domain, **extra):
