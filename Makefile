@@ -15,7 +15,9 @@ SOURCES := setup.py package.xml README.md $(shell find magicfuse_ros launch conf
 .DELETE_ON_ERROR:
 .PHONY: demo test lint clean
 
+# Compiled first for the sample video's size: otherwise most of its ten seconds are over before the networks are ready.
 demo: $(VENV)/.demo $(VENV)/.package
+	$(if $(INPUT),,$(BIN)/magicfuse build --camera 640x272)
 	$(BIN)/magicfuse demo $(if $(INPUT),--input "$(INPUT)")
 
 test: lint
