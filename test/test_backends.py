@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.small_models import SMALL_FEW_STEP
+from support.small_models import SMALL_FEW_STEP, save_few_step
 
 from magicfuse_ros.commands.fuse_files import open_source
 from magicfuse_ros.model.magicfuse import MagicFuse
@@ -37,10 +37,7 @@ def frames():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("models") / "small"
-    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(path)
-    return path
+    return save_few_step(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

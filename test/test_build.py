@@ -7,8 +7,7 @@ from pathlib import Path
 
 import openvino
 import pytest
-import torch
-from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
+from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, save_few_step
 
 from magicfuse_ros.cli import main
 from magicfuse_ros.model.magicfuse import MagicFuse
@@ -24,10 +23,7 @@ ALL = "encoder, psi, phi, fusion, decoder"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("models") / "small"
-    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(path)
-    return path
+    return save_few_step(tmp_path_factory.mktemp("models"))
 
 
 def magicfuse(*arguments, program="from magicfuse_ros.cli import main", **variables):

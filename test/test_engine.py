@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
+from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, save_few_step
 
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import PARTS, MagicFuse, upsampled_logits
@@ -35,10 +35,7 @@ def only_eager(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("models") / "small"
-    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(path)
-    return path
+    return save_few_step(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

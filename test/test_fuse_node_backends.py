@@ -10,10 +10,9 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image
-from support.small_models import SMALL_FEW_STEP
+from support.small_models import save_few_step
 from support.system import (
     CameraProcess,
     FuseNodeProcess,
@@ -23,8 +22,6 @@ from support.system import (
     rgb,
     send_until_fused,
 )
-
-from magicfuse_ros.model.magicfuse import MagicFuse
 
 NODE = """
 import sys
@@ -68,10 +65,7 @@ def listener(domain):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("models") / "small"
-    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(path)
-    return path
+    return save_few_step(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

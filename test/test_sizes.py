@@ -4,10 +4,8 @@ import threading
 
 import numpy as np
 import pytest
-import torch
-from support.small_models import SMALL_FEW_STEP
+from support.small_models import save_few_step
 
-from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.runtime import backends
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.engine import EXTRAS, EngineSettings, load_engine
@@ -18,10 +16,7 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("models") / "small"
-    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(path)
-    return path
+    return save_few_step(tmp_path_factory.mktemp("models"))
 
 
 class Slow(EagerBackend):

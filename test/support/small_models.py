@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from magicfuse_ros.model.config import (
     FusionConfig,
     MagicFuseConfig,
 )
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER
 
 SMALL_PAPER = dataclasses.replace(
@@ -98,3 +100,11 @@ def fill(module: nn.Module) -> None:
             else:
                 wave *= 0.1
             parameter.copy_(wave.reshape(parameter.shape))
+
+
+def save_few_step(parent: Path) -> Path:
+    """Save SMALL_FEW_STEP with random weights, the same each time; returns its folder."""
+    torch.manual_seed(0)
+    path = parent / "small"
+    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(path)
+    return path
