@@ -14,10 +14,10 @@ import time
 import torch
 
 from magicfuse_ros.model.autoencoder import Decoder, Encoder
+from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.denoiser import Denoiser
 from magicfuse_ros.model.fusion import Fusion
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.model.magicfuse import PARTS
 from magicfuse_ros.model.sizes import PAPER
 
 MIB = 1024  # ru_maxrss is in KiB on Linux

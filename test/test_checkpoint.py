@@ -11,9 +11,9 @@ from support.small_models import SMALL_FEW_STEP, fill
 from torch import nn
 
 from magicfuse_ros.model import checkpoint
-from magicfuse_ros.model.checkpoint import CheckpointError
+from magicfuse_ros.model.checkpoint import PARTS, CheckpointError
 from magicfuse_ros.model.labels import LabelSetError
-from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.model.magicfuse import MagicFuse
 
 
 @pytest.fixture(scope="module")

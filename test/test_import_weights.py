@@ -16,8 +16,8 @@ from support.small_models import SMALL_PAPER, fill
 
 from magicfuse_ros.commands import import_weights
 from magicfuse_ros.model import release
-from magicfuse_ros.model.checkpoint import CheckpointError
-from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.model.checkpoint import PARTS, CheckpointError
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER
 
 FILES = {"ae": "ae.pth", "ikr": "ikr.pth", "ckg": "ckg.pth", "mkf": "model.pth"}

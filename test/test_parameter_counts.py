@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.model.checkpoint import PARTS
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER, TINY
 
 PUBLISHED = {

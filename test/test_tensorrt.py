@@ -8,9 +8,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
+from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, stored
 
-from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.runtime.backends import (
     BACKENDS,
     Candidate,
@@ -30,15 +29,13 @@ def ignore(text):
     pass
 
 
-def parts(config):
-    torch.manual_seed(0)
-    model = MagicFuse.from_config(config).eval()
-    return parts_of(model, (48, 64), lambda tensor: tensor)
+def parts(config, folder):
+    return parts_of(stored(config, folder), (48, 64), lambda tensor: tensor)
 
 
 @pytest.mark.parametrize("config", [SMALL_FEW_STEP, SMALL_PAPER], ids=lambda each: each.name)
-def test_every_part_is_exported_as_it_is(config):
-    for name, part in parts(config).items():
+def test_every_part_is_exported_as_it_is(config, tmp_path):
+    for name, part in parts(config, tmp_path).items():
         program = export(part.module, part)
         assert parity.difference(program.module()(*part.inputs), part.reference) < 1e-6, name
         # Noise is an input: drawn inside, it would be frozen when the engine is built.
@@ -81,7 +78,7 @@ def library(monkeypatch, tmp_path):
 
 def convolution():
     torch.manual_seed(0)
-    return Part("any", torch.nn.Conv2d(3, 4, 3).eval(), (torch.randn(1, 3, 8, 8),))
+    return Part.of("any", torch.nn.Conv2d(3, 4, 3).eval(), (torch.randn(1, 3, 8, 8),))
 
 
 def test_a_part_is_built_whole_for_its_inputs_and_found_again(library):

@@ -13,8 +13,9 @@ from support.curves import curve
 from support.training_runs import ROOT, data_folder, run_folder, start, write_recipe
 
 from magicfuse_ros import cli
+from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER, SIZES
 from magicfuse_ros.training.recipe import STAGES, read_recipe, recipe_files
 

@@ -10,9 +10,10 @@ from support.training_runs import data_folder, run_folder, write_recipe
 from torch.nn import functional
 
 from magicfuse_ros.model import diffusion
+from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.config import ConfigError, DiffusionConfig
 from magicfuse_ros.model.labels import UNKNOWN, Label, LabelSet
-from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
 from magicfuse_ros.training.losses import sobel, weighted_l1

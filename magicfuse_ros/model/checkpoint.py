@@ -5,18 +5,23 @@ Both are written atomically and read strictly: every tensor is used and none is 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from magicfuse_ros.model.config import ConfigError, MagicFuseConfig
+from magicfuse_ros.model.labels import LabelSet
 
 CONFIG_FILE = "config.json"
+
+PARTS = ("encoder", "decoder", "psi", "phi", "fusion")
+"""The networks of a model: attribute names of `MagicFuse` and file names in a weights folder."""
 
 
 class CheckpointError(ValueError):
@@ -57,6 +62,18 @@ def read_config(folder: Path) -> MagicFuseConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def read_labels(folder: Path, config: MagicFuseConfig) -> LabelSet:
+    """Read the label set that a folder's configuration names: a built-in one, or a file there.
+
+    Raises
+    ------
+    LabelSetError
+        It is unknown, or its file cannot be used.
+    """
+    own = config.labels.endswith((".yaml", ".yml"))
+    return LabelSet.load(folder / config.labels if own else config.labels)
+
+
 def write_config(folder: Path, config: MagicFuseConfig) -> None:
     """Write `config.json`, making the folder where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,15 +92,32 @@ def save_tensors(folder: Path, part: str, tensors: Mapping[str, Tensor]) -> None
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{part}.safetensors.partial"
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial)
-    partial.replace(folder / f"{part}.safetensors")
+    partial.replace(part_path(folder, part))
+
+
+def part_path(folder: Path, part: str) -> Path:
+    """Return where a weights folder keeps a part."""
+    return folder / f"{part}.safetensors"
+
+
+def check_file(path: Path) -> None:
+    """Raise `CheckpointError` when a safetensors file is missing or not as long as it says."""
+    with _told(path), safe_open(path, framework="pt"):
+        pass
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU; `CheckpointError` when it is missing or corrupt."""
+    with _told(path):
+        return load_file(path)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise CheckpointError(f"weights file {path} is missing; copy the model folder again")
     try:
-        return load_file(path)
+        yield
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"weights file {path} is corrupt ({error}); copy the model folder again"
@@ -99,7 +133,7 @@ def load_part(folder: Path, part: str, module: nn.Module) -> None:
         The file is missing or corrupt, or a tensor is missing, unexpected or of another shape; the
         message names the first.
     """
-    path = folder / f"{part}.safetensors"
+    path = part_path(folder, part)
     load_tensors(read_tensors(path), module, str(path))
 
 

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from magicfuse_ros.model import checkpoint
+from magicfuse_ros.model import checkpoint, noise
 from magicfuse_ros.model.autoencoder import Decoder, Encoder
+from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.config import MagicFuseConfig
 from magicfuse_ros.model.denoiser import Denoiser
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import Fusion
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
-
-PARTS = ("encoder", "decoder", "psi", "phi", "fusion")
-"""The networks of a model: attribute names of `MagicFuse` and file names in a weights folder."""
 
 
 class Pictures(NamedTuple):
@@ -78,9 +76,7 @@ class MagicFuse(nn.Module):
         """
         folder = Path(folder)
         config = checkpoint.read_config(folder)
-        labels = LabelSet.load(
-            folder / config.labels if config.labels.endswith((".yaml", ".yml")) else config.labels
-        )
+        labels = checkpoint.read_labels(folder, config)
         with torch.device("meta"):
             model = cls(config, labels)
         for part in PARTS:
@@ -117,21 +113,13 @@ class MagicFuse(nn.Module):
         self, height: int, width: int, generator: torch.Generator, batch: int = 1
     ) -> Noise:
         """Draw the starting noise for images of `height` × `width` pixels, on the CPU."""
-        stride = self.config.autoencoder.stride
-        size = (height // stride, width // stride)
-        channels = self.config.autoencoder.latent_channels
-        latent = torch.randn((batch, channels, *size), generator=generator)
-        return Noise(latent, torch.randn((batch, len(self.labels), *size), generator=generator))
+        return noise.draw_noise(self.config, len(self.labels), (height, width), generator, batch)
 
     def draw_encoder_noise(
         self, height: int, width: int, generator: torch.Generator, batch: int = 1
     ) -> Tensor | None:
         """Draw the noise that E takes, on the CPU; None where this E takes none."""
-        config = self.config.autoencoder
-        if config.noise_channels == 0:
-            return None
-        size = (height // config.stride, width // config.stride)
-        return torch.randn((batch, config.noise_channels, *size), generator=generator)
+        return noise.draw_encoder_noise(self.config, (height, width), generator, batch)
 
     def forward(
         self,

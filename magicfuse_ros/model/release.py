@@ -22,9 +22,9 @@ from diffusers.loaders.single_file_utils import LDM_UNET_KEY, convert_ldm_unet_c
 from torch import Tensor, nn
 
 from magicfuse_ros.model import checkpoint
-from magicfuse_ros.model.checkpoint import CheckpointError
+from magicfuse_ros.model.checkpoint import PARTS, CheckpointError
 from magicfuse_ros.model.config import AutoencoderConfig, FusionConfig, MagicFuseConfig
-from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER
 
 Progress = Callable[[str], None]

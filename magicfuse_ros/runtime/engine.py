@@ -11,8 +11,8 @@ from torch import Tensor
 from magicfuse_ros.model.checkpoint import CheckpointError
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.labels import LabelSet, LabelSetError
-from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import SamplerSettings, sample
+from magicfuse_ros.model.stored import StoredModel
 from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.resources import model_path
 from magicfuse_ros.runtime import frames
@@ -51,7 +51,7 @@ class FuseEngine:
     Parameters
     ----------
     model
-        In evaluation mode; the engine owns it from here on.
+        Where its networks and weights come from.
     settings
         How to run it.
     progress
@@ -76,11 +76,11 @@ class FuseEngine:
         The settings ask for what the model or the machine does not have.
     """
 
-    def __init__(self, model: MagicFuse, settings: EngineSettings, progress: Progress) -> None:
+    def __init__(self, model: StoredModel, settings: EngineSettings, progress: Progress) -> None:
         self.trained = model.config.trained
         self.preparing, self.first_frame_s = False, 0.0
         self.labels = _labels(model, settings.labels)
-        self._model: MagicFuse | None = model
+        self._model: StoredModel | None = model
         self._config = model.config
         self._resolution = settings.resolution or self._config.resolution
         if min(self._resolution) < self._config.multiple_of:
@@ -133,12 +133,14 @@ class FuseEngine:
         Raises
         ------
         EngineError
-            No backend works.
+            No backend works, or the weights cannot be used.
         """
         told = _Told(progress)
         while True:
             try:
                 self._warm_up(camera or self._resolution, told)
+            except CheckpointError as error:  # no backend's fault
+                raise _unusable(self.settings.model, error) from error
             except Exception as error:
                 if told.stopped:
                     raise
@@ -360,8 +362,8 @@ def load_engine(settings: EngineSettings, progress: Progress) -> FuseEngine:
     return FuseEngine(load_model(settings.model), settings, progress)
 
 
-def load_model(name: str) -> MagicFuse:
-    """Load a model in evaluation mode; `name` as in `EngineSettings`.
+def load_model(name: str) -> StoredModel:
+    """Open a model; `name` as in `EngineSettings`.
 
     Raises
     ------
@@ -369,12 +371,16 @@ def load_model(name: str) -> MagicFuse:
         The folder is missing or corrupt.
     """
     try:
-        return MagicFuse.from_pretrained(model_path(name))
+        return StoredModel(model_path(name))
     except (CheckpointError, ConfigError, LabelSetError, OSError) as error:
-        raise EngineError(f"model {name!r} cannot be loaded: {_one_line(error)}") from error
+        raise _unusable(name, error) from error
 
 
-def _labels(model: MagicFuse, override: str | None) -> LabelSet:
+def _unusable(name: str, error: Exception) -> EngineError:
+    return EngineError(f"model {name!r} cannot be loaded: {_one_line(error)}")
+
+
+def _labels(model: StoredModel, override: str | None) -> LabelSet:
     if override is None:
         return model.labels
     try:

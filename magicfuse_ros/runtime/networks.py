@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from magicfuse_ros.model.diffusion import Estimate
-from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.noise import draw_encoder_noise, draw_noise
 from magicfuse_ros.model.sampler import Noise
+from magicfuse_ros.model.stored import StoredModel
 from magicfuse_ros.runtime.backends import Backend, Part
 from magicfuse_ros.runtime.concurrency import StartedNetwork, run_both
 from magicfuse_ros.runtime.contract import Progress, UInt8
@@ -42,7 +43,7 @@ class CompiledNetworks:
 
     def __init__(
         self,
-        model: MagicFuse,
+        model: StoredModel,
         backend: Backend,
         device: torch.device,
         size: tuple[int, int],
@@ -76,6 +77,7 @@ class CompiledNetworks:
             self._phi = backend.compile(part("phi"), progress)
         self._fusion = backend.compile(part("fusion"), progress)
         self._decoder = backend.compile(part("decoder"), progress)
+        model.release()  # a backend that runs the modules themselves holds them
 
     def noise(self, seed: int) -> Noise:
         """Return the sampler's starting noise, drawn anew when the seed changes."""
@@ -136,9 +138,10 @@ class CompiledNetworks:
 
     def _draw(self, seed: int) -> tuple[Noise, tuple[Tensor, ...]]:
         generator = torch.Generator().manual_seed(seed)
-        drawn = self._model.draw_noise(*self._size, generator)
+        config, classes = self._model.config, len(self._model.labels)
+        drawn = draw_noise(config, classes, self._size, generator)
         noise = Noise(self._place(drawn.latent), self._place(drawn.state))
-        encoder_noise = self._model.draw_encoder_noise(*self._size, generator)
+        encoder_noise = draw_encoder_noise(config, self._size, generator)
         return noise, () if encoder_noise is None else (self._place(encoder_noise),)
 
     def _place(self, tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from magicfuse_ros.model.config import (
 )
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER
+from magicfuse_ros.model.stored import StoredModel
 
 SMALL_PAPER = dataclasses.replace(
     PAPER,
@@ -104,7 +105,12 @@ def fill(module: nn.Module) -> None:
 
 def save_few_step(parent: Path) -> Path:
     """Save SMALL_FEW_STEP with random weights, the same each time; returns its folder."""
+    return stored(SMALL_FEW_STEP, parent).folder
+
+
+def stored(config: MagicFuseConfig, parent: Path) -> StoredModel:
+    """Save a model with random weights, the same each time, and open its folder."""
     torch.manual_seed(0)
     path = parent / "small"
-    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(path)
-    return path
+    MagicFuse.from_config(config).save_pretrained(path)
+    return StoredModel(path)

@@ -48,8 +48,7 @@ def survey(*, model: str, device: str, threads: int, resolutions: list[Size]) ->
     import torch
 
     from magicfuse_ros.evaluation.segformer import segformer_b0
-    from magicfuse_ros.model.checkpoint import read_config
-    from magicfuse_ros.model.labels import LabelSet
+    from magicfuse_ros.model.checkpoint import read_config, read_labels
     from magicfuse_ros.model.magicfuse import MagicFuse
     from magicfuse_ros.resources import model_path
     from magicfuse_ros.runtime.backends import candidates
@@ -61,8 +60,7 @@ def survey(*, model: str, device: str, threads: int, resolutions: list[Size]) ->
     where = found[0].device
     folder = model_path(model)
     config = read_config(folder)
-    own_file = config.labels.endswith((".yaml", ".yml"))
-    labels = LabelSet.load(folder / config.labels if own_file else config.labels)
+    labels = read_labels(folder, config)
     with torch.device("meta"):
         network = MagicFuse(config, labels).eval()
         peer = segformer_b0(len(labels))
@@ -174,7 +172,7 @@ def segformer(
     image = torch.rand((1, 3, height, width), generator=torch.Generator().manual_seed(0)).to(where)
     image = image.contiguous(memory_format=torch.channels_last)
     made = chosen.make(threads)
-    network = made.compile(Part("segformer-b0", segformer_b0(classes), (image,)), _tell)
+    network = made.compile(Part.of("segformer-b0", segformer_b0(classes), (image,)), _tell)
 
     def once() -> None:
         network(image)

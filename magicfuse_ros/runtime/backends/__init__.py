@@ -1,7 +1,7 @@
 """Backends: what executes the networks. One file a backend, one contract.
 
-A backend gets the parts of a model (`model.magicfuse.PARTS`) one at a time, each with inputs of the
-one shape it will ever see (batch 1), and returns callables that take and return tensors on its
+A backend gets the parts of a model (`model.checkpoint.PARTS`) one at a time, each with inputs of
+the one shape it will ever see (batch 1), and returns callables that take and return tensors on its
 device. The sampler is composed over those callables, so it is the same code on every backend.
 
 To add one: write `backends/<name>.py` with a class that fulfils `Backend`; list it in `BACKENDS`.
@@ -9,6 +9,7 @@ To add one: write `backends/<name>.py` with a class that fulfils `Backend`; list
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,31 +30,71 @@ Network = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One network to compile for one shape of inputs.
+    """One network to compile for one shape of inputs; what costs time is made when it is asked for.
 
     Attributes
     ----------
     name
         Unique among a model's parts.
-    module
-        In evaluation mode, on the CPU.
-    inputs
-        What the network gets for a picture, so that parity means something; on the device.
+    make_module
+        Gives the network in evaluation mode, on the CPU.
+    make_inputs
+        Gives what the network gets for a picture, so that parity means something; on the device.
+    shapes
+        Tensors without values, of the inputs' shapes and types.
+    weights
+        Gives what names the weights.
     config
         The settings that the module was made from, in words: what neither its weights nor its
         layers tell, such as the number of attention heads.
+    place
+        Puts a tensor on the device, as the inputs are.
     """
 
     name: str
-    module: nn.Module
-    inputs: tuple[Tensor, ...]
+    make_module: Callable[[], nn.Module]
+    make_inputs: Callable[[], tuple[Tensor, ...]]
+    shapes: tuple[Tensor, ...]
+    weights: Callable[[], str]
     config: str = ""
+    place: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, inputs: tuple[Tensor, ...], config: str = "") -> Part:
+        """Make a part of a network that is there, in evaluation mode; its inputs are placed."""
+        return cls(
+            name=name,
+            make_module=lambda: module,
+            make_inputs=lambda: inputs,
+            shapes=tuple(each.to("meta") for each in inputs),
+            weights=lambda: module_hash(module),
+            config=config,
+        )
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The network; see `make_module`."""
+        return self.make_module()
+
+    @cached_property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The example; see `make_inputs`."""
+        return self.make_inputs()
 
     @cached_property
     def reference(self) -> Any:
         """What the module gives for the inputs, on the CPU: parity is measured against this."""
         with torch.inference_mode():
             return self.module(*(each.cpu() for each in self.inputs))
+
+
+def module_hash(module: nn.Module) -> str:
+    """Return a hash of a network's weights and layers."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class Backend(Protocol):

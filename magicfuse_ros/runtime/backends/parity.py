@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from magicfuse_ros.runtime.contract import EngineError
@@ -15,6 +17,40 @@ TOLERANCE = 0.01
 Networks in 32 bits stay below a ten-thousandth, in 16 bits below a hundredth; a network that was
 compiled wrongly is off by more.
 """
+
+
+_FILE = "parity.safetensors"
+
+
+class Example(NamedTuple):
+    """What a network gets, and what PyTorch gives for it."""
+
+    inputs: tuple[Tensor, ...]
+    reference: tuple[Tensor, ...]
+
+
+def write_example(folder: Path, example: Example) -> None:
+    """Keep an example with an artifact."""
+    named = {
+        f"{kind}.{index}": tensor.detach().cpu().contiguous().clone()
+        for kind, several in zip(Example._fields, example, strict=True)
+        for index, tensor in enumerate(several)
+    }
+    save_file(named, folder / _FILE)
+
+
+def read_example(folder: Path) -> Example:
+    """Read what `write_example` kept, on the CPU; nothing stays mapped."""
+    named = load((folder / _FILE).read_bytes())
+    inputs, reference = (
+        tuple(named[key] for key in sorted(named, key=_index) if key.startswith(f"{kind}."))
+        for kind in Example._fields
+    )
+    return Example(inputs, reference)
+
+
+def _index(name: str) -> int:
+    return int(name.rpartition(".")[2])
 
 
 def tensors(result: Any) -> tuple[Tensor, ...]:

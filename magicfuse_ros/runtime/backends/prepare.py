@@ -8,10 +8,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 
 from magicfuse_ros.runtime.artifacts import ArtifactCache, Key
 from magicfuse_ros.runtime.backends import parity
@@ -25,8 +23,6 @@ Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 Write = Callable[[Path], None]
 """Puts an artifact's files into a folder."""
 
-_HASHES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-
 
 def prepare(
     part: Part,
@@ -39,6 +35,9 @@ def prepare(
     doing: str = "compiling",
 ) -> Compiled:
     """Load a part from the artifact cache or else build it; either way parity is checked.
+
+    What the module gave for its inputs is kept with the artifact: the module itself, which takes
+    longer to make than the network to load, is needed to build only.
 
     Parameters
     ----------
@@ -62,16 +61,22 @@ def prepare(
         if folder is not None:
             try:
                 network = load(folder)
-                _check(part, key, network)
+                _check(part, key, network, parity.read_example(folder))
             except Exception as error:  # noqa: BLE001 - a library may raise anything on a bad file
                 progress(f"artifact {folder.name} is made anew: {' '.join(str(error).split())}")
             else:
                 return network
         progress(f"{doing} {part.name}")
         network, write = build()
-        _check(part, key, network)
+        example = parity.Example(part.inputs, parity.tensors(part.reference))
+        _check(part, key, network, example)
         built.append(part.name)
-        cache.store(key, write)
+
+        def write_all(into: Path) -> None:
+            write(into)
+            parity.write_example(into, example)
+
+        cache.store(key, write_all)
     return network
 
 
@@ -86,9 +91,8 @@ def part_key(backend: str, part: Part, **more: str) -> Key:
     return {
         "backend": backend,
         "part": part.name,
-        "inputs": ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in part.inputs),
-        "weights": _weights_hash(part.module),
-        "network": hashlib.sha256(repr(part.module).encode()).hexdigest(),
+        "inputs": ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in part.shapes),
+        "weights": part.weights(),
         "config": part.config,
         "code": _code_hash(),
         **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")},
@@ -96,21 +100,10 @@ def part_key(backend: str, part: Part, **more: str) -> Key:
     }
 
 
-def _check(part: Part, key: Key, network: Callable[..., Any]) -> None:
+def _check(part: Part, key: Key, network: Callable[..., Any], example: parity.Example) -> None:
     with torch.inference_mode():
-        result = network(*part.inputs)
-    parity.check(f"{part.name} in {key['backend']}", result, part.reference)
-
-
-def _weights_hash(module: nn.Module) -> str:
-    """Return a hash of a module's weights, made once: a runtime's weights do not change."""
-    if module not in _HASHES:
-        digest = hashlib.sha256()
-        for name, tensor in module.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
-        _HASHES[module] = digest.hexdigest()
-    return _HASHES[module]
+        result = network(*(part.place(each) for each in example.inputs))
+    parity.check(f"{part.name} in {key['backend']}", result, example.reference)
 
 
 @lru_cache(maxsize=1)

@@ -16,8 +16,8 @@ from support.small_models import SMALL_FEW_STEP
 from torch._weights_only_unpickler import Unpickler
 
 from magicfuse_ros.model import release
-from magicfuse_ros.model.checkpoint import CheckpointError
-from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.model.checkpoint import PARTS, CheckpointError
+from magicfuse_ros.model.magicfuse import MagicFuse
 
 MAX_LEN = 2048
 WATCHED = [(Unpickler, "load")]
