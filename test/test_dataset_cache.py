@@ -2,6 +2,9 @@ import numpy as np
 import pytest
 import torch
 from dataset_trees import TREES, everything, write
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch.utils.data import DataLoader
 
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
@@ -17,6 +20,7 @@ from magicfuse_ros.training.datasets import (
     validation_items,
 )
 from magicfuse_ros.training.datasets.cache import training_size
+from magicfuse_ros.training.datasets.recolour import recolour
 from magicfuse_ros.training.heat import HEAT
 
 SMALL = CacheSettings(width=40, height=30)
@@ -220,6 +224,41 @@ def test_needs_choose_the_items(sources):
     assert any(everything_else[k]["has_clean"] == 0.0 for k in range(100))
 
 
+def test_recolouring_changes_the_visible_image_alone_and_keeps_what_is_brighter(sources):
+    plain, other = (crops(sources, recolour=chance, warp=0.0) for chance in (0.0, 1.0))
+    recoloured = 0
+    for index in range(20):
+        a, b = plain[index], other[index]
+        # The seed is one stream: what is drawn after the colours differs, what is cut does not.
+        for key in ("infrared", "labels", "thermal_weight"):
+            assert torch.equal(a[key], b[key])
+        recoloured += not torch.equal(a["clean"], b["clean"])
+        np.testing.assert_array_equal(b["clean"], other[index]["clean"])
+    assert recoloured == 20
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    arrays(np.uint8, (4, 5), elements=st.integers(0, 255)),
+)
+def test_recoloured_grey_levels_keep_their_order(seed, levels):
+    image = np.repeat(levels[..., None], 3, axis=2)
+    result = recolour(image, np.random.default_rng(seed)).astype(int)
+    assert result.shape == image.shape
+    order = np.argsort(levels, axis=None, kind="stable")
+    for channel in range(3):  # rounding twice, and saturation, may cost a level
+        assert (np.diff(result[..., channel].ravel()[order]) >= -2).all()
+
+
+def test_recolouring_is_seeded_and_leaves_its_input_alone():
+    image = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    before = image.copy()
+    first, second, third = (recolour(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, third)
+
+
 def test_weights_mix_the_sources(sources):
     weights = {source.name: 0.0 for source in sources} | {"camvid/train": 3.0, "msrs/train": 1.0}
     dataset = CropDataset(
@@ -280,6 +319,7 @@ def test_validation_items_are_fixed_and_independent_of_what_else_is_asked(tree, 
         (lambda s: crops(s, size=8), "crop size is 8"),
         (lambda s: crops(s, needs=frozenset({"depth"})), "depth"),
         (lambda s: crops(s, flip=1.5), "flip is 1.5"),
+        (lambda s: crops(s, recolour=-0.1), "recolour is -0.1"),
         (lambda s: crops(s, scale=(2.0, 1.0)), "scale is"),
         (lambda _: CacheSettings(width=4), "4x240"),
         (

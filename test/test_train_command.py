@@ -181,6 +181,8 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
         ("distill", {"distill": TAUGHT | {"steps": 0}}, "steps is 0; accepted: 1 to 1000"),
         ("distill", {"distill": TAUGHT | {"student_steps": -1}}, "steps is -1; accepted: 1 to"),
         ("distill", {"distill": TAUGHT | {"truth": 1.0}}, "distill.truth is 1.0"),
+        ("psi", {"data": {"crop": 32, "unpaired": True}}, "data.unpaired is true of stage 'psi'"),
+        ("phi", {"data": {"crop": 32, "unpaired": True}}, "accepted: only of stage 'phi' with"),
         ("psi", {"distill": TAUGHT}, "for stage 'distill', and for no other"),
     ],
 )

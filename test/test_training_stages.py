@@ -464,3 +464,38 @@ def test_the_ring_around_boxes_has_its_share_of_the_weight():
         return float(stage(wrong_outside, seeded())[0].detach())
 
     assert loss_of(1.0) != loss_of(0.0)
+
+
+def test_images_without_infrared_teach_phi_objects_and_nothing_else():
+    given = batch(2)
+    options = {"latent": 1.0, "pixel": 1.0, "thermal": 2.0, "objects": 0.5}
+
+    def terms(**changed):
+        stage = make_stage("phi", make(), **options)
+        scalars = stage(given | changed, seeded())[1]
+        return {name: float(value) for name, value in scalars.items()}
+
+    known = terms()
+    changed = given["infrared"].clone()
+    changed[0] = 0.7  # of the sample that has none
+    unmoved = terms(infrared=changed)  # it is in z_t, which the head's features come from
+    assert (unmoved["latent"], unmoved["pixel"]) == (known["latent"], known["pixel"])
+    labels = given["labels"].clone()
+    labels[0] = 2
+    with_people = terms(labels=labels)
+    assert with_people["objects"] != known["objects"]
+    assert (with_people["latent"], with_people["pixel"]) == (known["latent"], known["pixel"])
+    nothing = terms(has_infrared=torch.zeros(2))
+    assert (nothing["latent"], nothing["pixel"]) == (0.0, 0.0)
+    assert nothing["objects"] > 0.0
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "z0"])
+def test_a_batch_without_any_infrared_is_no_division_by_zero(kind):
+    config = dataclasses.replace(
+        SMALL_FEW_STEP, phi=dataclasses.replace(SMALL_FEW_STEP.phi, prediction=kind)
+    )
+    stage = make_stage("phi", make(config), objects=1.0)
+    loss, scalars = stage(batch(2) | {"has_infrared": torch.zeros(2)}, seeded())
+    assert float(scalars["latent"]) == 0.0
+    assert torch.isfinite(loss)

@@ -163,11 +163,14 @@ class BranchStage(Stage):
             around = functional.max_pool2d(thermal, 2 * _RING + 1, stride=1, padding=_RING)
             thermal = torch.maximum(thermal, weights.ring * around)
         pixel_weight = 1.0 + weights.thermal * thermal
+        if self._branch == "phi":  # images without infrared are there for the objects alone
+            pixel_weight = pixel_weight * batch["has_infrared"][:, None, None, None]
         latent_weight = functional.avg_pool2d(pixel_weight, stride)
         if self._prediction == "z0":
             latent = weighted_l1(prediction, target, latent_weight)
         else:
-            latent = ((prediction - target) ** 2 * latent_weight).mean() / latent_weight.mean()
+            error = ((prediction - target) ** 2 * latent_weight).mean()
+            latent = error / latent_weight.mean().clamp(min=1e-6)
         loss, scalars = weights.latent * latent, {"latent": latent.detach()}
         if weights.pixel or weights.texture:
             decoded, image = self.frozen["decoder"](estimate), self._target_image(batch)

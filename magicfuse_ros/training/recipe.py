@@ -15,9 +15,10 @@ from accelerate import PartialState
 
 from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.autoencoder import fit_linear_path
+from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.config import ConfigError, MagicFuseConfig, dataclass_from
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.model.magicfuse import PARTS, MagicFuse
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.one_branch import Branch
 from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.resources import model_path
@@ -58,8 +59,11 @@ class DataConfig:
     crop, crop_width
         Height and width of the crops, pixels at the model resolution; without a width they are
         square.
-    around_box, warp, paste
+    around_box, warp, paste, recolour
         Chances, as `CropSettings` has them.
+    unpaired
+        Show Φ images without infrared too: what their labels say of objects teaches its `objects`
+        head, and nothing else.
     scale
         Smallest and largest magnification of a warped crop.
     weights
@@ -73,6 +77,8 @@ class DataConfig:
     around_box: float = 0.5
     warp: float = 0.5
     paste: float = 0.0
+    recolour: float = 0.0
+    unpaired: bool = False
     scale: tuple[float, float] = (0.85, 1.3)
     weights: tuple[tuple[str, float], ...] = ()
     mix: Mix = field(default_factory=Mix)
@@ -114,6 +120,11 @@ class StageRecipe:
             raise ConfigError(
                 f"stage is {self.stage!r} and distill is {self.distill}; accepted: a section "
                 "`distill` with `branch` and `teacher` for stage 'distill', and for no other"
+            )
+        if self.data.unpaired and (self.stage != "phi" or not self.branch.objects):
+            raise ConfigError(
+                f"data.unpaired is true of stage {self.stage!r} with branch.objects "
+                f"{self.branch.objects}; accepted: only of stage 'phi' with branch.objects above 0"
             )
 
 
@@ -246,6 +257,7 @@ def _open_data(
         around_box=recipe.data.around_box,
         warp=recipe.data.warp,
         paste=recipe.data.paste,
+        recolour=recipe.data.recolour,
         scale=recipe.data.scale,
         mix=recipe.data.mix,
     )
@@ -266,6 +278,8 @@ def _open_data(
 
 
 def _needs(recipe: StageRecipe) -> frozenset[str]:
+    if recipe.data.unpaired:
+        return frozenset()
     if recipe.distill is None:
         return _NEEDS[recipe.stage]
     return _NEEDS[recipe.distill.branch] if recipe.distill.truth else frozenset()

@@ -19,6 +19,7 @@ from magicfuse_ros.training.datasets.copy_paste import Donors, Picture
 from magicfuse_ros.training.datasets.frames import U8, Box, DatasetError
 from magicfuse_ros.training.datasets.label_maps import from_canonical
 from magicfuse_ros.training.datasets.night import brighten_night_target
+from magicfuse_ros.training.datasets.recolour import recolour
 from magicfuse_ros.training.heat import HEAT
 from magicfuse_ros.training.recipes import Mix, degrade, sample_recipe
 
@@ -50,6 +51,8 @@ class CropSettings:
         likely as others: they are a percent of the pixels.
     paste
         Chance that people and bikes of other frames are pasted in (see `copy_paste`).
+    recolour
+        Chance that the visible image's tone and colours are drawn anew (see `recolour`).
     brighten_night_target
         Show night frames brightened in `clean` (see `brighten_night_target`), while `degraded`
         comes from the frame as it is: then restoration learns to light up the night.
@@ -66,6 +69,7 @@ class CropSettings:
     scale: tuple[float, float] = (0.85, 1.3)
     around_box: float = 0.5
     paste: float = 0.0
+    recolour: float = 0.0
     brighten_night_target: bool = False
     mix: Mix = field(default_factory=Mix)
 
@@ -74,7 +78,7 @@ class CropSettings:
             raise ValueError(f"crop size is {min(self.shape)}; use at least 16 pixels")
         if not self.needs <= set(NEEDS):
             raise ValueError(f"needs {sorted(self.needs - set(NEEDS))} are unknown; use {NEEDS}")
-        for name in ("flip", "warp", "around_box", "paste"):
+        for name in ("flip", "warp", "around_box", "paste", "recolour"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a chance lies in 0 to 1")
         if not 0.0 < self.scale[0] <= self.scale[1]:
@@ -159,6 +163,8 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         cut = self._cut(item, rng)
 
         clean = cut.smooth(picture.visible)
+        if self.settings.recolour and rng.random() < self.settings.recolour:
+            clean = recolour(clean, rng)
         recipe = sample_recipe(rng, self.settings.mix, night=item.night or not item.clean)
         degraded = degrade(clean, rng, recipe)
         if item.night and self.settings.brighten_night_target:
