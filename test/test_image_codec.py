@@ -16,6 +16,7 @@ from image_reference import decode as reference_decode
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from magicfuse_ros.ros.cdr import deserialize, serialize_image
 from magicfuse_ros.ros.image_codec import (
     ENCODINGS,
     ImageError,
@@ -142,12 +143,15 @@ def test_round_trip_is_exact(width, height, encoding, seed):
     assert message.step * message.height == len(message.data)
     expected = picture if encoding == "rgb8" else np.stack([picture] * 3, axis=2)
     assert np.array_equal(decode_image(message), expected)
+    assert deserialize(serialize_image(picture, encoding, header), Image) == message
 
 
 def test_encodes_pictures_that_are_views():
     picture = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
-    message = encode_image(picture[::2, ::-1], "rgb8", Header())
-    assert np.array_equal(decode_image(message), picture[::2, ::-1])
+    view = picture[::2, ::-1]
+    message = encode_image(view, "rgb8", Header())
+    assert np.array_equal(decode_image(message), view)
+    assert deserialize(serialize_image(view, "rgb8", Header()), Image) == message
 
 
 @pytest.mark.parametrize(
@@ -162,8 +166,9 @@ def test_encodes_pictures_that_are_views():
     ],
 )
 def test_encode_names_what_does_not_fit(picture, encoding, names):
-    with pytest.raises(ValueError, match=names):
-        encode_image(picture, encoding, Header())
+    for encode in (encode_image, serialize_image):
+        with pytest.raises(ValueError, match=names):
+            encode(picture, encoding, Header())
 
 
 def test_unpadded_rgb_is_not_copied():

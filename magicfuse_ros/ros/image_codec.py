@@ -38,6 +38,7 @@ __all__ = [
     "Reason",
     "decode_compressed",
     "decode_image",
+    "describe_image",
     "encode_compressed",
     "encode_image",
 ]
@@ -162,12 +163,17 @@ def encode_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> Imag
     ValueError
         The encoding is another one, or the picture does not fit it.
     """
-    _check_picture(picture, encoding)
-    height, width = picture.shape[:2]
-    message = Image(header=header, height=height, width=width, encoding=encoding)
-    message.step = width * _CHANNELS_OUT[encoding]
+    message = describe_image(picture, encoding, header)
     message.data = _byte_array(picture)
     return message
+
+
+def describe_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> Image:
+    """Return the Image of a picture without its pixels; parameters and errors of `encode_image`."""
+    _check_picture(picture, encoding)
+    height, width = picture.shape[:2]
+    step = width * _CHANNELS_OUT[encoding]
+    return Image(header=header, height=height, width=width, encoding=encoding, step=step)
 
 
 def encode_compressed(picture: NDArray[np.uint8], header: Any, quality: int) -> CompressedImage:

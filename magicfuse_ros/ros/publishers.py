@@ -13,6 +13,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from magicfuse_ros.ros import image_codec, outputs
+from magicfuse_ros.ros.cdr import serialize_image
 from magicfuse_ros.ros.qos import LATCHED_QOS, OUTPUT_QOS
 from magicfuse_ros.ros.run_length import encode_runs
 from magicfuse_ros.runtime.contract import FuseResult
@@ -126,7 +127,7 @@ class FusePublishers:
         publisher: Publisher[Image], picture: NDArray[np.uint8], encoding: str, header: Header
     ) -> None:
         if _heard(publisher):
-            publisher.publish(image_codec.encode_image(picture, encoding, header))
+            publisher.publish(serialize_image(picture, encoding, header))
 
 
 def compressed_topic(node: Node, base: str) -> str:
