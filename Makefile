@@ -1,5 +1,5 @@
 # make demo [INPUT=video, image folder or bag]   the node at work on a real video, in a venv of its own
-# make test                                      ruff, mypy and every test
+# make test                                      ruff, mypy, every test, and the share of lines they run
 # make lint                                      ruff and mypy only
 # PYTHON=python3.12 chooses another interpreter; VENV=dir another place for the environment.
 
@@ -21,7 +21,7 @@ demo: $(VENV)/.demo $(VENV)/.package
 	$(BIN)/magicfuse demo $(if $(INPUT),--input "$(INPUT)")
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov
 
 lint: $(VENV)/.test $(VENV)/.package
 	$(BIN)/ruff check .

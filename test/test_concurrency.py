@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.small_models import save_few_step
 
-from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.stored import StoredModel
 from magicfuse_ros.runtime import backends
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.concurrency import StreamNetwork, run_both
@@ -80,7 +80,7 @@ def test_the_schedule_is_encoder_then_both_branches_then_fusion(monkeypatch, fol
 
 
 def test_a_branch_that_cannot_start_leaves_the_other_finished(folder):
-    model = MagicFuse.from_pretrained(folder).eval()
+    model = StoredModel(folder)
     recorder = Recorder(CPU, 2)
     networks = CompiledNetworks(model, recorder, CPU, (48, 64), ignore, "on")
     psi, phi = networks._pair
@@ -96,7 +96,7 @@ def test_a_branch_that_cannot_start_leaves_the_other_finished(folder):
 
 
 def test_auto_is_side_by_side_where_the_backend_can_and_compiles_nothing_twice(folder):
-    model = MagicFuse.from_pretrained(folder).eval()
+    model = StoredModel(folder)
     for parallel, expected in (("auto", True), ("on", True), ("off", False)):
         told = []
         made = CompiledNetworks(model, Recorder(CPU, 2), CPU, (48, 64), told.append, parallel)
@@ -107,7 +107,7 @@ def test_auto_is_side_by_side_where_the_backend_can_and_compiles_nothing_twice(f
 
 @pytest.mark.parametrize("parallel", ["on", "off"])
 def test_the_restoring_branch_can_run_alone(folder, parallel):
-    model = MagicFuse.from_pretrained(folder).eval()
+    model = StoredModel(folder)
     recorder = Recorder(CPU, 2)
     networks = CompiledNetworks(model, recorder, CPU, (48, 64), ignore, parallel)
     latent = networks.noise(0).latent
@@ -119,7 +119,7 @@ def test_the_restoring_branch_can_run_alone(folder, parallel):
 
 
 def test_a_backend_that_cannot_is_told_about_when_it_was_asked_for(folder):
-    model = MagicFuse.from_pretrained(folder).eval()
+    model = StoredModel(folder)
     for parallel, expected in (("on", 1), ("auto", 0)):
         told = []
         made = CompiledNetworks(model, EagerBackend(CPU, 2), CPU, (48, 64), told.append, parallel)

@@ -104,8 +104,9 @@ class DistillStage(BranchStage):
         step = sample(networks, condition, noise, self._teacher.config, self._settings)
         picture = self._teacher.decoder(step.z0_psi if branch == "psi" else step.z0_phi)
         key = "clean" if branch == "psi" else "infrared"
+        there = torch.ones(len(image), device=image.device)  # every image has a target now
         truth = truth.to(image.device)[:, None, None, None]
-        return batch | {key: torch.where(truth, batch[key], picture)}
+        return batch | {key: torch.where(truth, batch[key], picture), f"has_{key}": there}
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective of the branch with the teacher's pictures as its targets."""
