@@ -226,6 +226,21 @@ def test_branch_objective_is_the_sum_of_its_weighted_terms():
     torch.testing.assert_close(scalars["texture"], edges)
 
 
+def test_what_is_shown_colder_inside_boxes_weighs_more():
+    stage = make_stage("psi", make(), latent=0.0, pixel=1.0, thermal=3.0, colder=2.0)
+    given = batch()
+    pixel = stage(given, seeded())[1]["pixel"]
+    generator = seeded()
+    t = stage._timesteps(2, generator)
+    with torch.no_grad():
+        decoded = stage.frozen["decoder"](stage._estimate(given, t, generator)[2])
+    thermal = given["thermal_weight"][:, None]
+    share = (decoded < given["clean"]).float().mean(dim=1, keepdim=True)  # of the three channels
+    assert 0.0 < float((share * thermal).sum()) < float(thermal.sum())
+    weight = (1.0 + 3.0 * thermal) * (1.0 + 2.0 * thermal * share)
+    torch.testing.assert_close(pixel, weighted_l1(decoded, given["clean"], weight))
+
+
 def test_noise_share_out_of_range_is_named():
     with pytest.raises(ConfigError, match=r"branch\.pure_noise_share is 1\.5"):
         BranchLoss(pure_noise_share=1.5)

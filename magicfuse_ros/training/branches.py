@@ -45,6 +45,10 @@ class BranchLoss:
     ring
         Share of that weight for the 6 pixels around the boxes: without it a network is paid to glow
         wherever somebody might be.
+    colder
+        How much heavier the pixel error weighs inside the boxes where the estimate is darker than
+        the target. An absolute error asks for the median: who is as likely background as hot is
+        shown as background.
     objects
         Weight of telling people, cars and bikes apart by a linear head on the network's last
         features, on what boxes know of them; the head is left out of the weights.
@@ -56,6 +60,7 @@ class BranchLoss:
     texture: float = 0.0
     thermal: float = 0.0
     ring: float = 0.0
+    colder: float = 0.0
     objects: float = 0.0
 
     def __post_init__(self) -> None:
@@ -174,7 +179,9 @@ class BranchStage(Stage):
         loss, scalars = weights.latent * latent, {"latent": latent.detach()}
         if weights.pixel or weights.texture:
             decoded, image = self.frozen["decoder"](estimate), self._target_image(batch)
-            pixel = weighted_l1(decoded, image, pixel_weight)
+            missed = weights.colder * batch["thermal_weight"][:, None] * (decoded < image)
+            asked = pixel_weight * (1.0 + missed.mean(dim=1, keepdim=True))
+            pixel = weighted_l1(decoded, image, asked)
             texture = weighted_l1(sobel(decoded), sobel(image), pixel_weight)
             loss = loss + weights.pixel * pixel + weights.texture * texture
             scalars |= {"pixel": pixel.detach(), "texture": texture.detach()}
