@@ -54,7 +54,12 @@ def load():
         made.close()
 
 
-def test_openvino_gives_what_pytorch_gives_on_real_frames(load, frames):
+@pytest.mark.parametrize("computing", ["f32", "as this CPU does best"])
+def test_openvino_gives_what_pytorch_gives_on_real_frames(load, frames, computing, monkeypatch):
+    if computing == "f32":
+        monkeypatch.setattr(openvino_backend, "precision", lambda _: "f32")
+    capabilities = openvino_backend._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    exact = openvino_backend.precision(capabilities) == "f32"
     compiled = load(model="tiny", backend="openvino")
     assert compiled.backend_name == "openvino on cpu"
     eager = load(model="tiny", backend="eager")
@@ -63,9 +68,9 @@ def test_openvino_gives_what_pytorch_gives_on_real_frames(load, frames):
         for name in ("magimg", "infrared", "enhanced", "confidence"):
             apart = getattr(ours, name).astype(int) - getattr(reference, name)
             # Rounding may fall either way; a class at a border may be the other.
-            assert np.abs(apart).mean() < 0.05, name
-        assert (ours.mask == reference.mask).mean() > 0.999
-        assert np.abs(ours.magimg.astype(int) - reference.magimg).max() <= 2
+            assert np.abs(apart).mean() < (0.05 if exact else 3.0), name
+        assert (ours.mask == reference.mask).mean() > (0.999 if exact else 0.98)
+        assert not exact or np.abs(ours.magimg.astype(int) - reference.magimg).max() <= 2
 
 
 def test_auto_takes_openvino_on_a_cpu_and_two_steps_are_the_same_too(load, folder, frames):
@@ -174,18 +179,22 @@ def test_an_artifact_that_has_lost_parity_is_made_anew(folder, tmp_path, monkeyp
     # What was compiled, and the graph that it came from.
     assert sum("is made anew: any in openvino differs from PyTorch" in text for text in told) == 2
     assert backend.built == ["any"]
-    assert parity.difference(network(*image), part.reference) < 1e-4
-    again = OpenVinoBackend(CPU, 1)
+    assert parity.difference(network(*image), part.reference) < 0.01
+    again, told = OpenVinoBackend(CPU, 1), []
     again.compile(part, told.append)
-    assert again.built == []
-    assert len(told) == 4
+    assert (again.built, told) == ([], [])
 
 
 def test_a_compiled_network_that_does_not_load_is_made_from_its_graph(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     part = backends.Part.of("any", torch.nn.Conv2d(3, 4, 3).eval(), (torch.randn(1, 3, 8, 8),))
-    with monkeypatch.context() as patch:  # whole, and of no use
-        patch.setattr(openvino_backend._Request, "export", lambda _, path: path.write_bytes(b"no"))
+
+    def of_no_use(_, folder):  # though whole
+        (folder / "compiled.blob").write_bytes(b"no")
+        (folder / "precision").write_text("f32")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_backend._Request, "export", of_no_use)
         OpenVinoBackend(CPU, 1).compile(part, ignore)
     told = []
     backend = OpenVinoBackend(CPU, 1)
@@ -193,7 +202,7 @@ def test_a_compiled_network_that_does_not_load_is_made_from_its_graph(tmp_path, 
     assert backend.built == []
     assert "is made anew" in told[0]
     assert told[1:] == ["compiling any"]
-    assert parity.difference(network(*part.inputs), part.reference) < 1e-4
+    assert parity.difference(network(*part.inputs), part.reference) < 0.01
 
 
 def test_the_key_names_whatever_makes_a_network_another_one():
@@ -238,6 +247,33 @@ def test_side_by_side_and_in_turn_give_the_same(load, folder, frames):
     for result in results[1:]:
         assert np.abs(result.magimg.astype(int) - results[0].magimg).max() <= 1
         assert (result.mask == results[0].mask).mean() > 0.999
+
+
+def test_a_network_that_loses_parity_in_16_bits_computes_in_32(tmp_path, monkeypatch):
+    capabilities = openvino_backend._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if openvino_backend.precision(capabilities) == "f32":
+        pytest.skip("this CPU has no instructions for bfloat16")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    # The small difference of large numbers is what 16 bits cannot tell.
+    convolution = torch.nn.Conv2d(2, 1, 1, bias=False).eval()
+    with torch.no_grad():
+        convolution.weight.copy_(torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1))
+    image = 100.0 + torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    part = backends.Part.of("any", convolution, (image,))
+    told = []
+    first = OpenVinoBackend(CPU, 1).compile(part, told.append)
+    assert sum("any computes in 32 bits: in 16 it is" in text for text in told) == 1
+    backend, told = OpenVinoBackend(CPU, 1), []
+    again = backend.compile(part, told.append)
+    assert (backend.built, told) == ([], [])
+    for network in (first, again):
+        assert parity.difference(network(image), part.reference) < 1e-4
+
+
+def test_networks_compute_in_bfloat16_where_the_cpu_has_instructions_for_it():
+    assert openvino_backend.precision(["FP32", "INT8", "BIN", "EXPORT_IMPORT"]) == "f32"
+    assert openvino_backend.precision(["BF16", "FP32", "INT8"]) == "bf16"
+    assert openvino_backend.precision(["FP32", "FP16"]) == "f32"  # on ARM: not measured
 
 
 def test_one_thread_has_nothing_to_share():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save_file
@@ -11,13 +11,16 @@ from torch import Tensor
 
 from magicfuse_ros.runtime.contract import EngineError
 
-TOLERANCE = 0.01
+TOLERANCE = 0.03
 """Most that the root mean square of the difference may be, as a share of the reference's.
 
-Networks in 32 bits stay below a ten-thousandth, in 16 bits below a hundredth; a network that was
-compiled wrongly is off by more.
+Networks in 32 bits stay below a ten-thousandth; in bfloat16, whose numbers are 0.4 % apart, those
+of `tiny` are off by 0.3 to 1.5 %. A network that was compiled wrongly is off by more.
 """
 
+
+if TYPE_CHECKING:
+    from magicfuse_ros.runtime.backends import Part
 
 _FILE = "parity.safetensors"
 
@@ -27,6 +30,11 @@ class Example(NamedTuple):
 
     inputs: tuple[Tensor, ...]
     reference: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, part: Part) -> Example:
+        """Return a part's own."""
+        return cls(part.inputs, tensors(part.reference))
 
 
 def write_example(folder: Path, example: Example) -> None:

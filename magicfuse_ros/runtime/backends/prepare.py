@@ -68,7 +68,7 @@ def prepare(
                 return network
         progress(f"{doing} {part.name}")
         network, write = build()
-        example = parity.Example(part.inputs, parity.tensors(part.reference))
+        example = parity.Example.of(part)
         _check(part, key, network, example)
         built.append(part.name)
 
