@@ -14,7 +14,8 @@ _ENGINE_NOTE = (
     "what frames are fitted into with their aspect kept; network input is what that comes to, "
     "padded. Each row is a process of its own; memory is its resident memory in the end and at its "
     "peak. GFLOP/s: the networks' multiplications and additions over the time of the stages that "
-    "run them, and their share of what an fp32 matrix product reaches here."
+    "run them, and their share of what an fp32 matrix product reaches here. Where the CPU can, "
+    "OpenVINO computes in bfloat16, in the peer too, and may pass that."
 )
 _STAGES_NOTE = "Median milliseconds of each stage. Denoise is Ψ and Φ; fuse is F & S and the steps."
 _START_NOTE = (
