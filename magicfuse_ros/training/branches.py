@@ -46,9 +46,9 @@ class BranchLoss:
         Share of that weight for the 6 pixels around the boxes: without it a network is paid to glow
         wherever somebody might be.
     colder
-        How much heavier the pixel error weighs inside the boxes where the estimate is darker than
-        the target. An absolute error asks for the median: who is as likely background as hot is
-        shown as background.
+        How much heavier the pixel error weighs inside the boxes of people where the estimate is
+        darker than the target. An absolute error asks for the median: who is as likely background
+        as hot is shown as background.
     objects
         Weight of telling people, cars and bikes apart by a linear head on the network's last
         features, on what boxes know of them; the head is left out of the weights.
@@ -179,7 +179,8 @@ class BranchStage(Stage):
         loss, scalars = weights.latent * latent, {"latent": latent.detach()}
         if weights.pixel or weights.texture:
             decoded, image = self.frozen["decoder"](estimate), self._target_image(batch)
-            missed = weights.colder * batch["thermal_weight"][:, None] * (decoded < image)
+            people = batch["thermal_weight"][:, None] == 1.0
+            missed = weights.colder * (people & (decoded < image)).float()
             asked = pixel_weight * (1.0 + missed.mean(dim=1, keepdim=True))
             pixel = weighted_l1(decoded, image, asked)
             texture = weighted_l1(sobel(decoded), sobel(image), pixel_weight)
