@@ -124,11 +124,14 @@ class Journal:
         data = self._file.read(length)
         if check != _checksum((place, described, length), source, [description, data]):
             return None
-        names, reason, text = json.loads(description)
-        outputs, at = {}, 0
-        for name, size in names:
-            outputs[name] = data[at : at + size]
-            at += size
+        try:
+            names, reason, text = json.loads(description)
+            outputs, at = {}, 0
+            for name, size in names:
+                outputs[name] = data[at : at + size]
+                at += size
+        except (ValueError, TypeError, RecursionError):  # the checksum is right: nobody's accident
+            return None
         return source, Record(outputs, reason, text), described + length
 
     def __enter__(self) -> Journal:
