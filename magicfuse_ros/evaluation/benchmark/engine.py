@@ -22,7 +22,7 @@ from magicfuse_ros.evaluation.benchmark.process import Workers
 
 MAGIMG_TOLERANCE = 1.0
 """Parity: mean difference of MagImgs that is accepted, in grey levels of 255."""
-MASK_TOLERANCE = 0.99
+MASK_TOLERANCE = 0.98
 """Parity: share of pixels whose class must be the same."""
 
 
