@@ -298,10 +298,8 @@ def test_the_launch_testing_suite_passes(installation, tmp_path):
 
     assert done.returncode == 0, done.stdout
     # Before the end and after it; the names of tests and what they print come in between.
-    assert (
-        re.findall(r"^Ran (\d+) tests? in .*\n\n(.*)", done.stdout, re.MULTILINE)
-        == [("1", "OK")] * 2
-    )
+    outcomes = re.findall(r"^Ran (\d+) tests? in .*\n\n(.*)", done.stdout, re.MULTILINE)
+    assert outcomes == [("1", "OK")] * 2, done.stdout
 
 
 @pytest.mark.parametrize("argument", ["steps:=many", "rviz:=maybe", "params_file:=lost.yaml"])

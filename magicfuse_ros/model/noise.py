@@ -17,7 +17,7 @@ def draw_noise(
     batch: int = 1,
 ) -> Noise:
     """Draw the starting noise for images of `size` (height, width) pixels, on the CPU."""
-    inner = _latent_size(config, size)
+    inner = latent_size(config, size)
     channels = config.autoencoder.latent_channels
     latent = torch.randn((batch, channels, *inner), generator=generator)
     return Noise(latent, torch.randn((batch, classes, *inner), generator=generator))
@@ -30,9 +30,10 @@ def draw_encoder_noise(
     channels = config.autoencoder.noise_channels
     if channels == 0:
         return None
-    return torch.randn((batch, channels, *_latent_size(config, size)), generator=generator)
+    return torch.randn((batch, channels, *latent_size(config, size)), generator=generator)
 
 
-def _latent_size(config: MagicFuseConfig, size: tuple[int, int]) -> tuple[int, int]:
+def latent_size(config: MagicFuseConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of the latent of images of `size` (height, width) pixels."""
     stride = config.autoencoder.stride
     return size[0] // stride, size[1] // stride

@@ -88,10 +88,8 @@ class StoredModel:
         now = {part: _hash(self._path(part)) for part in self._weights}
         changed = [part for part, known in self._weights.items() if now[part] != known]
         if changed or model.config != self.config or model.labels != self.labels:
-            what = f"{changed[0]}.safetensors" if changed else checkpoint.CONFIG_FILE
-            raise CheckpointError(
-                f"{self.folder / what} has changed since it was opened; load the model again"
-            )
+            path = self._path(changed[0]) if changed else self.folder / checkpoint.CONFIG_FILE
+            raise CheckpointError(f"{path} has changed since it was opened; load the model again")
 
     def _path(self, part: str) -> Path:
         return checkpoint.part_path(self.folder, part)

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from magicfuse_ros.model.noise import draw_encoder_noise, draw_noise
+from magicfuse_ros.model.noise import draw_encoder_noise, draw_noise, latent_size
 from magicfuse_ros.model.stored import StoredModel
 from magicfuse_ros.runtime.backends import Part
 
@@ -71,8 +71,7 @@ class _Examples:
     def shapes(self, name: str) -> tuple[Tensor, ...]:
         """Return tensors without values, of the shapes and types of a part's inputs."""
         config, classes = self._model.config, len(self._model.labels)
-        stride = config.autoencoder.stride
-        inner = (self._size[0] // stride, self._size[1] // stride)
+        inner = latent_size(config, self._size)
         latent = _meta(1, config.autoencoder.latent_channels, *inner)
         state, t = _meta(1, classes, *inner), _meta(1, dtype=torch.int64)
         noise = config.autoencoder.noise_channels
