@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rclpy.serialization import deserialize_message, serialize_message
+from rclpy.serialization import deserialize_message
 
-from magicfuse_ros.ros.image_codec import describe_image
+from magicfuse_ros.ros.image_codec import image_size
 
 _ENCAPSULATION = 4
-_LENGTH = struct.Struct("=I")  # rmw implementations write in the machine's own byte order
+_LITTLE_ENDIAN = b"\x00\x01\x00\x00"  # encapsulation of CDR, no options
 
 
 def deserialize(data: bytes, message_class: type) -> Any:
@@ -36,12 +36,30 @@ def deserialize(data: bytes, message_class: type) -> Any:
 def serialize_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> bytes:
     """Return the bytes of the sensor_msgs/Image that `encode_image` makes of a picture.
 
-    rclpy copies the pixels four times on the way from a message to its bytes, which is most of what
-    publishing a picture costs. They are an Image's last member, so that behind the bytes of an
-    Image without any there are only their number and themselves to write.
+    rclpy copies the pixels four times on the way from a message to its bytes, and takes as long to
+    make a message and to serialise it when it is empty: most of what publishing a picture costs.
+    The bytes are plain CDR, each number aligned to its size from the end of the encapsulation.
 
     Parameters and errors are those of `image_codec.encode_image`.
     """
-    empty = serialize_message(describe_image(picture, encoding, header))
-    pixels = np.ascontiguousarray(picture).reshape(-1)
-    return b"".join((empty[: -_LENGTH.size], _LENGTH.pack(pixels.nbytes), pixels.data))
+    height, width, step = image_size(picture, encoding)
+    frame_id, kind = _string(header.frame_id), _string(encoding)
+    head = bytearray(_LITTLE_ENDIAN)
+    head += struct.pack("<iI", header.stamp.sec, header.stamp.nanosec)
+    head += frame_id + _padding(frame_id)
+    head += struct.pack("<II", height, width)
+    # is_bigendian is the byte behind the encoding.
+    head += kind + b"\0" + _padding(kind + b"\0")
+    head += struct.pack("<II", step, picture.size)
+    return b"".join((head, np.ascontiguousarray(picture).reshape(-1).data))
+
+
+def _string(text: str) -> bytes:
+    """Return a CDR string: its length with the closing zero, and both."""
+    data = text.encode() + b"\0"
+    return struct.pack("<I", len(data)) + data
+
+
+def _padding(field: bytes) -> bytes:
+    """Return what aligns a number of four bytes behind a field that begins aligned."""
+    return bytes(-len(field) % 4)

@@ -38,9 +38,9 @@ __all__ = [
     "Reason",
     "decode_compressed",
     "decode_image",
-    "describe_image",
     "encode_compressed",
     "encode_image",
+    "image_size",
 ]
 
 ENCODINGS: tuple[str, ...] = tuple(LAYOUTS)
@@ -163,17 +163,17 @@ def encode_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> Imag
     ValueError
         The encoding is another one, or the picture does not fit it.
     """
-    message = describe_image(picture, encoding, header)
+    height, width, step = image_size(picture, encoding)
+    message = Image(header=header, height=height, width=width, encoding=encoding, step=step)
     message.data = _byte_array(picture)
     return message
 
 
-def describe_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> Image:
-    """Return the Image of a picture without its pixels; parameters and errors of `encode_image`."""
+def image_size(picture: NDArray[np.uint8], encoding: str) -> tuple[int, int, int]:
+    """Return height, width and step of the Image of a picture, as of `encode_image`."""
     _check_picture(picture, encoding)
     height, width = picture.shape[:2]
-    step = width * _CHANNELS_OUT[encoding]
-    return Image(header=header, height=height, width=width, encoding=encoding, step=step)
+    return height, width, width * _CHANNELS_OUT[encoding]
 
 
 def encode_compressed(picture: NDArray[np.uint8], header: Any, quality: int) -> CompressedImage:
