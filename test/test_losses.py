@@ -56,6 +56,18 @@ def test_visual_loss_wants_the_brighter_of_both_and_the_color_of_the_restored():
     assert float(red["color"]) == pytest.approx(0.49981 + 0.168636, abs=1e-4)
 
 
+def test_contrast_counts_by_weight_and_edges_and_color_do_not():
+    magimg = torch.cat([flat(0.7), flat(0.2)], dim=2)
+    both = torch.cat([flat(0.6), flat(0.6)], dim=2)
+    weight = torch.cat([torch.ones(1, 1, 6, 8), torch.full((1, 1, 6, 8), 3.0)], dim=2)
+    terms = visual_loss(magimg, both, both, weight)
+    assert float(terms["contrast"]) == pytest.approx((0.1 + 3.0 * 0.4) / 4.0, abs=1e-6)
+    alike = visual_loss(magimg, both, both)
+    assert float(alike["contrast"]) == pytest.approx((0.1 + 0.4) / 2.0, abs=1e-6)
+    for name in ("texture", "color"):
+        torch.testing.assert_close(terms[name], alike[name])
+
+
 def test_visual_loss_wants_the_stronger_edge_of_both():
     ramp = 0.1 * torch.arange(8.0).expand(1, 3, 6, 8)
     assert float(visual_loss(ramp, 0.5 * ramp, ramp)["texture"]) == pytest.approx(0.0, abs=1e-6)

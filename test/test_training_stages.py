@@ -16,7 +16,7 @@ from magicfuse_ros.model.labels import UNKNOWN, Label, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.training.autoencoder import AutoencoderLoss, AutoencoderStage
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
-from magicfuse_ros.training.losses import sobel, weighted_l1
+from magicfuse_ros.training.losses import sobel, visual_loss, weighted_l1
 from magicfuse_ros.training.mkf import MkfLoss, MkfStage
 from magicfuse_ros.training.recipe import STAGES, read_recipe, train_stage
 from magicfuse_ros.training.stage import encode
@@ -402,6 +402,21 @@ def test_weights_of_phase_2_are_applied():
     weights = {"contrast": 6.0, "texture": 10.0, "color": 5.0, "segmentation": 2.0, "absence": 3.0}
     expected = sum(weight * scalars[name] for name, weight in weights.items())
     torch.testing.assert_close(loss.detach(), expected)
+
+
+def test_contrast_weighs_more_inside_boxes_of_thermal_objects():
+    stage = make_stage("mkf", make(), thermal=3.0)
+    given = batch()
+    contrast = stage(given, seeded())[1]["contrast"]
+    with torch.no_grad():
+        step = stage._run(given["degraded"], seeded(), to_end=False)
+        latents = (step.z0_fused, step.z0_psi, step.z0_phi)
+        magimg, enhanced, infrared = (stage.frozen["decoder"](z) for z in latents)
+    weight = 1.0 + 3.0 * given["thermal_weight"][:, None]
+    wanted = visual_loss(magimg, enhanced, infrared, weight)["contrast"]
+    torch.testing.assert_close(contrast, wanted)
+    unweighted = visual_loss(magimg, enhanced, infrared)["contrast"]
+    assert float(contrast) != pytest.approx(float(unweighted))
 
 
 def test_w_r_is_logged_inside_and_outside_of_thermal_regions():

@@ -30,16 +30,29 @@ def ycrcb(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return y, (red - y) * 0.713 + 0.5, (blue - y) * 0.564 + 0.5
 
 
-def visual_loss(magimg: Tensor, enhanced: Tensor, infrared: Tensor) -> dict[str, Tensor]:
-    """Return the three terms of Eq. 15, unweighted: `contrast`, `texture` and `color`.
+def visual_loss(
+    magimg: Tensor, enhanced: Tensor, infrared: Tensor, weight: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return the three terms of Eq. 15, not yet multiplied by their factors.
 
-    The images are D(z0_f), D(z0_ψ) and D(z0_φ), each (B, 3, H, W) in [0, 1].
+    Parameters
+    ----------
+    magimg, enhanced, infrared
+        D(z0_f), D(z0_ψ) and D(z0_φ), each (B, 3, H, W) in [0, 1].
+    weight
+        How much each pixel's `contrast` counts, (B, 1, H, W); None weighs all alike, as the paper.
+
+    Returns
+    -------
+    `contrast`, `texture` and `color`, () each.
     """
     y, cr, cb = ycrcb(magimg)
     y_psi, cr_psi, cb_psi = ycrcb(enhanced)
     y_phi = ycrcb(infrared)[0]
     return {
-        "contrast": functional.l1_loss(y, torch.maximum(y_psi, y_phi)),
+        "contrast": weighted_l1(
+            y, torch.maximum(y_psi, y_phi), torch.ones_like(y) if weight is None else weight
+        ),
         "texture": functional.l1_loss(sobel(y), torch.maximum(sobel(y_psi), sobel(y_phi))),
         "color": functional.l1_loss(cr, cr_psi) + functional.l1_loss(cb, cb_psi),
     }

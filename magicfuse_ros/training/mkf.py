@@ -26,6 +26,9 @@ class MkfLoss:
     ----------
     contrast, texture, color
         Weights of Eq. 15's terms.
+    thermal
+        Extra weight of Eq. 15's contrast inside boxes of thermal objects. They are a percent of the
+        pixels, and the only ones where infrared is brighter than the picture.
     segmentation
         Weight of Eq. 16.
     absence
@@ -45,6 +48,7 @@ class MkfLoss:
     contrast: float = 6.0
     texture: float = 10.0
     color: float = 5.0
+    thermal: float = 0.0
     segmentation: float = 1.0
     absence: float = 0.0
     class_weights: tuple[float, ...] = ()
@@ -127,15 +131,16 @@ class MkfStage(Stage):
         decoder, weights = self.frozen["decoder"], self._loss
         with torch.no_grad():
             enhanced, infrared = decoder(step.z0_psi), decoder(step.z0_phi)
-        terms = visual_loss(decoder(step.z0_fused), enhanced, infrared)
+        weight = 1.0 + weights.thermal * batch["thermal_weight"][:, None]
+        terms = visual_loss(decoder(step.z0_fused), enhanced, infrared, weight)
         labels = batch["labels"]
         logits = upsampled_logits(step.state, labels.shape[-2:])
         losses = functional.cross_entropy(
             logits, labels, self._class_weights, ignore_index=UNKNOWN, reduction="none"
         )
         known = labels != UNKNOWN
-        weight = self._class_weights[labels.clamp(max=len(self._class_weights) - 1)] * known
-        terms["segmentation"] = losses.sum() / weight.sum().clamp(min=1.0)
+        class_weight = self._class_weights[labels.clamp(max=len(self._class_weights) - 1)] * known
+        terms["segmentation"] = losses.sum() / class_weight.sum().clamp(min=1.0)
         terms["absence"] = self._absence(logits, outside_boxes(batch))
         loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         scalars = {name: value.detach() for name, value in terms.items()}
