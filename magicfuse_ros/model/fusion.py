@@ -224,10 +224,13 @@ def radiation_category_map(state: Tensor, thermal_ids: tuple[int, ...]) -> Tenso
 
     `state` is (B, classes, h, w); the result is (B, 1, h, w) in the same dtype.
     """
+    # Compared with numbers, not looked up: a table would have to be copied to a GPU, which no CUDA
+    # graph can hold.
     category = state.argmax(dim=1, keepdim=True)
-    thermal = torch.zeros(state.shape[1], dtype=state.dtype, device=state.device)
-    thermal[list(thermal_ids)] = 1.0
-    return thermal[category]
+    thermal = torch.zeros_like(category, dtype=torch.bool)
+    for index in thermal_ids:
+        thermal = thermal | (category == index)
+    return thermal.to(state.dtype)
 
 
 def modulated_weight(w: Tensor, radiation: Tensor, tau: float) -> Tensor:

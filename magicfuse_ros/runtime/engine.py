@@ -11,7 +11,7 @@ from torch import Tensor
 from magicfuse_ros.model.checkpoint import CheckpointError
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.labels import LabelSet, LabelSetError
-from magicfuse_ros.model.sampler import SamplerSettings, sample
+from magicfuse_ros.model.sampler import SamplerSettings
 from magicfuse_ros.model.stored import StoredModel
 from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.resources import model_path
@@ -200,10 +200,9 @@ class FuseEngine:
         watch = networks.watch = Stopwatch(self._candidate.device)
         with watch.stage("preprocess"):
             image = frames.to_input(frame, place)
-            noise = networks.noise(seed)
-        condition = networks.encode(image)
+        condition = networks.encode(image, seed)
         with watch.stage("fuse"):
-            step = sample(networks, condition, noise, self._config, settings)
+            step = networks.sample(condition, seed, settings)
             if place != self._place_before:  # another camera, or other networks
                 self.forget()
                 self._place_before = place

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.noise import draw_encoder_noise, draw_noise
-from magicfuse_ros.model.sampler import Noise
+from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
 from magicfuse_ros.model.stored import StoredModel
 from magicfuse_ros.runtime.backends import Backend, Part
 from magicfuse_ros.runtime.concurrency import StartedNetwork, run_both
 from magicfuse_ros.runtime.contract import Progress, UInt8
+from magicfuse_ros.runtime.graphs import LoopGraph
 from magicfuse_ros.runtime.parts import parts_of
 from magicfuse_ros.runtime.stopwatch import Stopwatch
 
@@ -77,17 +78,43 @@ class CompiledNetworks:
             self._phi = backend.compile(part("phi"), progress)
         self._fusion = backend.compile(part("fusion"), progress)
         self._decoder = backend.compile(part("decoder"), progress)
+        self._graph = LoopGraph(device, progress) if device.type == "cuda" else None
         model.release()  # a backend that runs the modules themselves holds them
 
     def noise(self, seed: int) -> Noise:
         """Return the sampler's starting noise, drawn anew when the seed changes."""
         if seed != self._seed:
-            self._noise, self._encoder_noise = self._draw(seed)
+            noise, encoder_noise = self._draw(seed)
+            # In place: a CUDA graph reads where they were when it was captured.
+            for kept, drawn in zip(
+                (*self._noise, *self._encoder_noise), (*noise, *encoder_noise), strict=True
+            ):
+                kept.copy_(drawn)
             self._seed = seed
         return self._noise
 
-    def encode(self, image: UInt8) -> Tensor:
-        """Return E of a (H, W, 3) uint8 image, with the encoder noise of the last seed."""
+    def sample(self, condition: Tensor, seed: int, settings: SamplerSettings) -> Step:
+        """Run the sampler from a condition latent and return its last step.
+
+        On a GPU it is one CUDA graph, where that works; then its stages are not told apart.
+        """
+        noise, config = self.noise(seed), self._model.config
+
+        def loop(condition: Tensor) -> Step:
+            return sample(self, condition, noise, config, settings)
+
+        if self._graph is None:
+            return loop(condition)
+        # What ends a stage waits for the GPU, which a capture does not allow.
+        watch, self.watch = self.watch, Stopwatch(torch.device("cpu"))
+        try:
+            return self._graph.run(loop, condition, settings)
+        finally:
+            self.watch = watch
+
+    def encode(self, image: UInt8, seed: int) -> Tensor:
+        """Return E of a (H, W, 3) uint8 image, with the encoder noise of a seed."""
+        self.noise(seed)
         with self.watch.stage("preprocess"):
             pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None]
             self._image.copy_(pixels).div_(255.0)

@@ -1,0 +1,114 @@
+"""The sampler's whole loop as one CUDA graph: a GPU is given one thing to do in place of hundreds.
+
+Written from PyTorch's documentation; README.md says what of it has run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from magicfuse_ros.model.sampler import SamplerSettings, Step
+from magicfuse_ros.runtime.backends import parity
+from magicfuse_ros.runtime.contract import Progress
+
+Loop = Callable[[Tensor], Step]
+"""From the condition latent to the last step, with nothing else that differs between frames."""
+
+Replay = Callable[[], None]
+
+Capture = Callable[[Callable[[], Step], torch.device], tuple[Step, Replay]]
+"""Returns where each replay of a function leaves its result, and what replays it."""
+
+_WARM_UPS = 3
+"""Runs before a capture, as PyTorch advises: libraries allocate and choose algorithms in them."""
+
+
+def capture_on_cuda(run: Callable[[], Step], device: torch.device) -> tuple[Step, Replay]:
+    """Capture a function on a GPU; see `Capture`. Streams that it forks and joins are captured."""
+    with torch.cuda.device(device):
+        caller, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(caller)
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                run()
+        caller.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads make networks for other sizes meanwhile, and may.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outcome = run()
+    return outcome, graph.replay
+
+
+class LoopGraph:
+    """Runs a loop as a graph, captured at its first frame and when the way of sampling changes.
+
+    A loop that cannot be captured, or whose graph gives something else than the loop, is run as it
+    is from then on, and `progress` says so.
+
+    Parameters
+    ----------
+    device
+        A CUDA GPU.
+    progress
+        Told of what fails.
+    capture
+        Captures; a test puts a double in its place.
+    """
+
+    def __init__(
+        self, device: torch.device, progress: Progress, capture: Capture = capture_on_cuda
+    ) -> None:
+        self._device, self._progress, self._capture = device, progress, capture
+        self._settings: SamplerSettings | None = None
+        self._condition = torch.empty(0)
+        self._outcome: Step | None = None
+        self._replay: Replay | None = None
+        self._failed = False
+
+    def run(self, loop: Loop, condition: Tensor, settings: SamplerSettings) -> Step:
+        """Return what the loop gives for a condition latent.
+
+        Parameters
+        ----------
+        loop
+            The same for the same `settings`, but for the values in tensors that it holds.
+        condition
+            (1, 8, h, w), of one shape.
+        """
+        if not self._failed and settings != self._settings:
+            self._settings = settings
+            try:
+                self._make(loop, condition)
+            except Exception as error:  # noqa: BLE001 - CUDA and its libraries may raise anything
+                self._failed, self._outcome, self._replay = True, None, None
+                reason = " ".join(str(error).split())
+                self._progress(f"the sampling loop runs without a CUDA graph: {reason}")
+        if self._replay is None or self._outcome is None:
+            return loop(condition)
+        self._condition.copy_(condition)
+        self._replay()
+        # The next replay writes over them, and whoever asked may keep them until after that.
+        return replace(
+            self._outcome,
+            **{name: getattr(self._outcome, name).clone() for name in _tensors(self._outcome)},
+        )
+
+    def _make(self, loop: Loop, condition: Tensor) -> None:
+        self._condition = kept = condition.clone()
+        self._outcome, self._replay = self._capture(lambda: loop(kept), self._device)
+        self._replay()
+        wanted = loop(condition)
+        names = _tensors(wanted)
+        parity.check(
+            "the CUDA graph of the sampling loop",
+            tuple(getattr(self._outcome, name) for name in names),
+            tuple(getattr(wanted, name) for name in names),
+        )
+
+
+def _tensors(step: Step) -> list[str]:
+    return [each.name for each in fields(step) if isinstance(getattr(step, each.name), Tensor)]
