@@ -15,6 +15,7 @@ from magicfuse_ros.model.config import FusionConfig
 from magicfuse_ros.model.fusion import (
     Fusion,
     SelfAttention,
+    _resized,
     fused_noise,
     modulated_weight,
     radiation_category_map,
@@ -38,6 +39,14 @@ def filled(config, classes=3):
     network = Fusion(config, 8, classes).eval()
     fill(network)
     return network
+
+
+@given(st.integers(1, 17), st.integers(1, 17), st.sampled_from([1, 2, 4]))
+def test_a_coarser_scale_holds_the_means_of_what_it_covers(height, width, scale):
+    x = noise(1, 2, height, width)
+    size = (-(-height // scale), -(-width // scale))
+    means = torch.nn.functional.adaptive_avg_pool2d(x, size)
+    torch.testing.assert_close(_resized(x, size), means)
 
 
 # Eq. 11: the radiation category map and the modulated weight

@@ -111,8 +111,12 @@ class FusionLayer(nn.Module):
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     if (x.shape[-2], x.shape[-1]) == size:
         return x
-    mode = "area" if size[0] < x.shape[-2] else "bilinear"
-    return functional.interpolate(x, size=size, mode=mode)
+    if size[0] >= x.shape[-2] and size[1] >= x.shape[-1]:
+        return functional.interpolate(x, size=size, mode="bilinear")
+    ratio = x.shape[-2] // size[0]
+    if (x.shape[-2], x.shape[-1]) == (ratio * size[0], ratio * size[1]):
+        return functional.avg_pool2d(x, ratio)  # the same, and compilers have it fast
+    return functional.interpolate(x, size=size, mode="area")
 
 
 class Fusion(nn.Module):
