@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
 from support.training_runs import data_folder, run_folder, write_recipe
 from torch.nn import functional
@@ -147,20 +148,42 @@ def test_training_a_stage_rewrites_its_files_alone(tmp_path):
         assert MagicFuse.from_pretrained(output / "model").config.trained == (stage == "mkf")
 
 
-def test_the_decoder_can_be_trained_alone(tmp_path):
+def test_an_anchored_autoencoder_goes_on_from_the_model_and_remembers_it(tmp_path):
     linear = dataclasses.replace(SMALL_FEW_STEP.autoencoder, linear_path=True, downsamples=0)
     output = run_folder(tmp_path / "run", dataclasses.replace(SMALL_FEW_STEP, autoencoder=linear))
     before = snapshot(MagicFuse.from_pretrained(output / "model"))
-    recipe = write_recipe(tmp_path, "autoencoder", autoencoder={"freeze_encoder": True})
+    recipe = write_recipe(tmp_path, "autoencoder", autoencoder={"anchor": 0.5})
     data = data_folder(tmp_path / "data")
-    assert train_stage(read_recipe(recipe), data, tmp_path / "cache", output, "decoder")
+    assert train_stage(read_recipe(recipe), data, tmp_path / "cache", output, "anchored")
     after = snapshot(MagicFuse.from_pretrained(output / "model"))
-    changed = {
-        part
-        for part, tensors in before.items()
-        if any(not torch.equal(tensor, after[part][k]) for k, tensor in tensors.items())
-    }
-    assert changed == {"decoder"}
+    names = before["encoder"]
+    moved = max(float((after["encoder"][k] - before["encoder"][k]).abs().max()) for k in names)
+    assert 0.0 < moved < 0.02  # a few small steps, and not PCA
+    state = load_file(output / "anchored.state.safetensors")
+    for name, tensor in before["encoder"].items():
+        assert any(
+            key.endswith(f"anchor.{name}") and torch.equal(kept, tensor)
+            for key, kept in state.items()
+        )
+    assert {path.stem for path in (output / "model").glob("*.safetensors")} == set(PARTS)
+
+
+def test_the_anchor_holds_the_latents_where_they_were():
+    model = make()
+    stage = make_stage("autoencoder", model, anchor=2.0)
+    loss, scalars = stage(batch(), seeded())
+    assert float(scalars["latent/drift"]) == 0.0
+    torch.testing.assert_close(loss, make_stage("autoencoder", model)(batch(), seeded())[0])
+    images = stage._images(batch())
+    with torch.no_grad():
+        latent = model.encoder(images)
+        model.encoder.outputs.bias.add_(0.3)
+        moved = model.encoder(images)
+    loss, scalars = stage(batch(), seeded())
+    apart = functional.mse_loss(moved, latent)
+    torch.testing.assert_close(scalars["latent/drift"], apart.sqrt() / moved.std())
+    free = make_stage("autoencoder", model)(batch(), seeded())[0]
+    torch.testing.assert_close(loss, free + 2.0 * apart)
 
 
 def test_autoencoder_sees_clean_degraded_and_infrared_images():

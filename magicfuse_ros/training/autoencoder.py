@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional
 
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.training.stage import Batch, Stage
+
+_ANCHOR = "anchor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +26,16 @@ class AutoencoderLoss:
     latent_noise
         Standard deviation of Gaussian noise added to the latent before D. It makes E use the whole
         of [-1, 1] and D forgive the small errors that Ψ and Φ make.
-    freeze_encoder
-        Train D alone: what Ψ, Φ, F and S have learnt of E's latents stays true.
+    anchor
+        Weight of mean (z − z′)², with z′ the latent of the E that training began with, which Ψ, Φ,
+        F and S have learnt. Above 0 training goes on from the model's E and D; at 0 it begins anew,
+        from PCA where they have a linear path.
     """
 
     l1: float = 1.0
     squared: float = 5.0
     latent_noise: float = 0.01
-    freeze_encoder: bool = False
+    anchor: float = 0.0
 
 
 class AutoencoderStage(Stage):
@@ -41,8 +46,10 @@ class AutoencoderStage(Stage):
 
     def __init__(self, model: MagicFuse, loss: AutoencoderLoss) -> None:
         trained: dict[str, nn.Module] = {"encoder": model.encoder, "decoder": model.decoder}
-        frozen = {"encoder": trained.pop("encoder")} if loss.freeze_encoder else {}
-        super().__init__(trained, frozen)
+        if loss.anchor:
+            # Among the trained, so that checkpoints hold it: the model's own changes.
+            trained[_ANCHOR] = copy.deepcopy(model.encoder).requires_grad_(requires_grad=False)
+        super().__init__(trained, {})
         self._loss = loss
         self.__dict__["_model"] = model  # not a submodule: only E and D are trained
 
@@ -53,25 +60,41 @@ class AutoencoderStage(Stage):
         images = torch.cat([batch["clean"], batch["degraded"][::2], infrared])
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _reconstruct(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        encoder, decoder = self._model.encoder, self._model.decoder
+    def _noise(self, images: Tensor, generator: torch.Generator) -> Tensor | None:
         height, width = images.shape[-2:]
         noise = self._model.draw_encoder_noise(height, width, generator, len(images))
-        latent = encoder(images, None if noise is None else noise.to(images.device))
+        return None if noise is None else noise.to(images.device)
+
+    def _reconstruct(
+        self, images: Tensor, noise: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        latent = self._model.encoder(images, noise)
         jitter = torch.randn(latent.shape, generator=generator).to(latent.device)
-        return latent, decoder(latent + self._loss.latent_noise * jitter)
+        return latent, self._model.decoder(latent + self._loss.latent_noise * jitter)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """L1 and squared reconstruction error; logs PSNR in dB and the latent's spread."""
+        """L1 and squared reconstruction error, and the anchor's.
+
+        Logs PSNR in dB, the latent's spread, and the anchored one's drift as a share of that.
+        """
         images = self._images(batch)
-        latent, output = self._reconstruct(images, generator)
+        noise = self._noise(images, generator)
+        latent, output = self._reconstruct(images, noise, generator)
         squared = functional.mse_loss(output, images)
         loss = self._loss.l1 * functional.l1_loss(output, images) + self._loss.squared * squared
-        psnr_db = -10.0 * torch.log10(squared.detach())
-        return loss, {"psnr_db": psnr_db, "latent/std": latent.detach().std()}
+        spread = latent.detach().std()
+        scalars = {"psnr_db": -10.0 * torch.log10(squared.detach()), "latent/std": spread}
+        if self._loss.anchor:
+            with torch.no_grad():
+                before = self.trained[_ANCHOR](images, noise)
+            drift = functional.mse_loss(latent, before)
+            loss = loss + self._loss.anchor * drift
+            scalars["latent/drift"] = drift.detach().sqrt() / spread
+        return loss, scalars
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Draw the inputs above, reconstructions below."""
         images = self._images(batch)[::2][:8]
-        rows = torch.cat([images, self._reconstruct(images, generator)[1]], dim=2)
+        noise = self._noise(images, generator)
+        rows = torch.cat([images, self._reconstruct(images, noise, generator)[1]], dim=2)
         return torch.cat(list(rows), dim=2)

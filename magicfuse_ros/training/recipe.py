@@ -185,7 +185,7 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name
         stage, multiple_of = _stage(recipe, model, folder)
         dataset = _open_data(recipe, model, multiple_of, data, cache, processes.num_processes)
     resumes = (output / f"{name}.state.safetensors").is_file()
-    starts = recipe.stage == "autoencoder" and not recipe.autoencoder.freeze_encoder and not resumes
+    starts = recipe.stage == "autoencoder" and not recipe.autoencoder.anchor and not resumes
     if starts and model.config.autoencoder.linear_path:
         samples = [dataset[index] for index in range(_LINEAR_SAMPLES)]
         images = [
