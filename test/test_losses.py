@@ -68,6 +68,22 @@ def test_contrast_counts_by_weight_and_edges_and_color_do_not():
         torch.testing.assert_close(terms[name], alike[name])
 
 
+def test_where_it_is_cold_the_restored_image_is_wanted():
+    ramp = 0.1 * torch.arange(8.0).expand(1, 3, 6, 8)
+    enhanced, infrared = 0.2 + 0.0 * ramp, ramp
+    cold = torch.zeros(1, 1, 6, 8, dtype=torch.bool)
+    cold[..., :3, :] = True
+    wanted = torch.where(cold, enhanced, torch.maximum(enhanced, infrared))
+    terms = visual_loss(wanted, enhanced, infrared, cold=cold)
+    assert float(terms["contrast"]) == pytest.approx(0.0, abs=1e-6)
+    terms = visual_loss(enhanced, enhanced, infrared, cold=cold)
+    missing = (infrared - enhanced).clamp(min=0.0)[:, :1, 3:].sum() / 48
+    assert float(terms["contrast"]) == pytest.approx(float(missing), abs=1e-6)
+    assert float(terms["texture"]) == pytest.approx((6 * 0.8 + 2 * 0.4) / 8 / 2, abs=1e-6)
+    terms = visual_loss(enhanced, enhanced, infrared, cold=torch.ones_like(cold))
+    assert float(terms["contrast"]) == float(terms["texture"]) == 0.0
+
+
 def test_visual_loss_wants_the_stronger_edge_of_both():
     ramp = 0.1 * torch.arange(8.0).expand(1, 3, 6, 8)
     assert float(visual_loss(ramp, 0.5 * ramp, ramp)["texture"]) == pytest.approx(0.0, abs=1e-6)

@@ -442,6 +442,22 @@ def test_contrast_weighs_more_inside_boxes_of_thermal_objects():
     assert float(contrast) != pytest.approx(float(unweighted))
 
 
+def test_it_is_cold_where_labels_and_boxes_know_of_nothing_thermal():
+    stage = make_stage("mkf", make(), cold=True)
+    given = batch()  # people in the labels, cars around them, two unknown columns
+    assert stage._model.labels.thermal_ids() == (2,)
+    unknown = given["labels"] == UNKNOWN
+    assert torch.equal(stage._cold(given)[:, 0], given["labels"] != 2)
+    # An image without boxes says nothing of what it does not label.
+    given["annotated"] = torch.tensor([0.0, 1.0])
+    cold = stage._cold(given)[:, 0]
+    assert not bool(cold[0][unknown[0]].any())
+    assert bool(cold[1][unknown[1]].all())
+    assert float(stage(given, seeded())[1]["contrast"]) != pytest.approx(
+        float(make_stage("mkf", make())(given, seeded())[1]["contrast"])
+    )
+
+
 def test_w_r_is_logged_inside_and_outside_of_thermal_regions():
     model = make()
     stage = make_stage("mkf", model)

@@ -31,7 +31,11 @@ def ycrcb(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def visual_loss(
-    magimg: Tensor, enhanced: Tensor, infrared: Tensor, weight: Tensor | None = None
+    magimg: Tensor,
+    enhanced: Tensor,
+    infrared: Tensor,
+    weight: Tensor | None = None,
+    cold: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the three terms of Eq. 15, not yet multiplied by their factors.
 
@@ -41,6 +45,9 @@ def visual_loss(
         D(z0_f), D(z0_ψ) and D(z0_φ), each (B, 3, H, W) in [0, 1].
     weight
         How much each pixel's `contrast` counts, (B, 1, H, W); None weighs all alike, as the paper.
+    cold
+        Where infrared is not asked for, (B, 1, H, W) boolean: there the restored image's brightness
+        and edges are wanted. None is nowhere, as in the paper.
 
     Returns
     -------
@@ -49,11 +56,14 @@ def visual_loss(
     y, cr, cb = ycrcb(magimg)
     y_psi, cr_psi, cb_psi = ycrcb(enhanced)
     y_phi = ycrcb(infrared)[0]
+    edges_psi = sobel(y_psi)
+    brighter, stronger = torch.maximum(y_psi, y_phi), torch.maximum(edges_psi, sobel(y_phi))
+    if cold is not None:
+        brighter = torch.where(cold, y_psi, brighter)
+        stronger = torch.where(cold, edges_psi, stronger)
     return {
-        "contrast": weighted_l1(
-            y, torch.maximum(y_psi, y_phi), torch.ones_like(y) if weight is None else weight
-        ),
-        "texture": functional.l1_loss(sobel(y), torch.maximum(sobel(y_psi), sobel(y_phi))),
+        "contrast": weighted_l1(y, brighter, torch.ones_like(y) if weight is None else weight),
+        "texture": functional.l1_loss(sobel(y), stronger),
         "color": functional.l1_loss(cr, cr_psi) + functional.l1_loss(cb, cb_psi),
     }
 

@@ -29,6 +29,10 @@ class MkfLoss:
     thermal
         Extra weight of Eq. 15's contrast inside boxes of thermal objects. They are a percent of the
         pixels, and the only ones where infrared is brighter than the picture.
+    cold
+        Ask for infrared, in Eq. 15's contrast and texture, only where labels and boxes leave open
+        that something thermal is there. Φ imagines heat where nobody is; this teaches F which of it
+        to believe.
     segmentation
         Weight of Eq. 16.
     absence
@@ -49,6 +53,7 @@ class MkfLoss:
     texture: float = 10.0
     color: float = 5.0
     thermal: float = 0.0
+    cold: bool = False
     segmentation: float = 1.0
     absence: float = 0.0
     class_weights: tuple[float, ...] = ()
@@ -132,7 +137,8 @@ class MkfStage(Stage):
         with torch.no_grad():
             enhanced, infrared = decoder(step.z0_psi), decoder(step.z0_phi)
         weight = 1.0 + weights.thermal * batch["thermal_weight"][:, None]
-        terms = visual_loss(decoder(step.z0_fused), enhanced, infrared, weight)
+        cold = self._cold(batch) if weights.cold else None
+        terms = visual_loss(decoder(step.z0_fused), enhanced, infrared, weight, cold)
         labels = batch["labels"]
         logits = upsampled_logits(step.state, labels.shape[-2:])
         losses = functional.cross_entropy(
@@ -150,6 +156,14 @@ class MkfStage(Stage):
                 values = step.w_r.detach()[region]
                 scalars |= {f"w_r/{name}": values.mean(), f"w_r/{name}_std": values.std()}
         return loss, scalars
+
+    def _cold(self, batch: Batch) -> Tensor:
+        """Return where nothing thermal is known to be, (B, 1, H, W) boolean."""
+        labels = batch["labels"]
+        cold = outside_boxes(batch) | (labels != UNKNOWN)
+        for index in self._thermal_ids:
+            cold = cold & (labels != index)
+        return cold[:, None]
 
     def _absence(self, logits: Tensor, outside: Tensor) -> Tensor:
         """Mean of -log(1 - p) over `outside` (B, H, W), p being that of the boxed classes."""
