@@ -6,13 +6,13 @@ library behind them, which is most of a start's seconds and a quarter of a node'
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from magicfuse_ros.hashing import file_hash
 from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.checkpoint import PARTS, CheckpointError
 
@@ -96,13 +96,9 @@ class StoredModel:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        return file_hash(path)
     except OSError as error:
         raise CheckpointError(
             f"weights file {path} cannot be read: {error.strerror}; copy the model folder again"
         ) from error
-    return digest.hexdigest()

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from magicfuse_ros.hashing import file_hash
 from magicfuse_ros.resources import user_cache
 from magicfuse_ros.runtime.contract import Progress
 
@@ -181,11 +182,7 @@ def _problem(path: Path, key: Key) -> str:
 
 
 def _facts(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
-        if digest is None:  # Python 3.10
-            digest = hashlib.sha256(file.read())
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def _sync(path: Path) -> None:
