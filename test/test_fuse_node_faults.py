@@ -157,14 +157,17 @@ def test_best_effort_frames_that_the_network_loses_are_not_frames_in(start, list
     fields = rgb(
         PICTURE, "now", width=width, height=height, step=width * 3, data=width * height * 3
     )
-    sent = camera.publish(fields, repeat=60, reliability="best_effort")["sent"]
-    seen = [0]
+    sent, seen = 0, [-1]
 
     def settled(_, values):
         still, seen[0] = seen[0] == int(values["frames_in"]), int(values["frames_in"])
-        return still and seen[0] > 0 and values["frames_pending"] == "0"
+        return still and values["frames_pending"] == "0"
 
-    _, values = listener.next_status(settled)
+    for _ in range(20):  # on a busy machine a whole burst may be lost
+        sent += camera.publish(fields, repeat=60, reliability="best_effort")["sent"]
+        _, values = listener.next_status(settled)
+        if int(values["frames_in"]) > 0:
+            break
     assert 0 < int(values["frames_in"]) <= sent
     assert adds_up(values)
     assert len(magimg) <= int(values["frames_out"])
