@@ -511,7 +511,9 @@ def words(**stages):
 
 
 def test_the_share_of_ros_leaves_the_wait_out():
-    said = words(wait=50.0, decode=2.0, encode=30.0, denoise=60.0, publish=8.0, total=150.0)
+    said = words(
+        wait=50.0, read=2.0, encode=28.0, denoise=60.0, decode=2.0, publish=8.0, total=150.0
+    )
     assert ros_share(said) == pytest.approx(0.1)
     assert ros_share({}) is None
 
@@ -519,7 +521,7 @@ def test_the_share_of_ros_leaves_the_wait_out():
 def test_a_nodes_run_counts_only_what_it_sent_itself():
     before = {"frames_in": "10", "frames_out": "4", "dropped.replaced": "6"}
     after = {"frames_in": "19", "frames_out": "8", "dropped.replaced": "11", "backend": "b"}
-    session = Session(before=before, diagnostics=after | words(decode=1.0, publish=1.0, fuse=8.0))
+    session = Session(before=before, diagnostics=after | words(read=1.0, publish=1.0, fuse=8.0))
     session.sent_ns = [index * 100 * MS for index in range(10)]
     arrived = {stamp: stamp + 40 * MS for stamp in session.sent_ns[::3]}
     session.outputs_ns[MAGIMG] = {-500 * MS: 1} | arrived  # one of the warm-up came late

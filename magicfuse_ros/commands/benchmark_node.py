@@ -314,7 +314,7 @@ def report(
 
 
 def ros_share(said: Mapping[str, str]) -> float | None:
-    """Work out which part of a frame's time is ROS's: decoding the message, encoding, publishing.
+    """Work out which part of a frame's time is ROS's: reading the message, encoding, publishing.
 
     Medians of the node's own stages, without the wait for the worker. What rclpy and DDS do before
     the node sees a message is in the node's CPU time only.
@@ -323,7 +323,7 @@ def ros_share(said: Mapping[str, str]) -> float | None:
     frame_ms = sum(value for name, value in medians.items() if name not in ("wait", "total"))
     if not frame_ms:
         return None
-    return (medians["decode"] + medians["publish"]) / frame_ms
+    return (medians["read"] + medians["publish"]) / frame_ms
 
 
 def _received(session: Session) -> dict[int, int]:

@@ -10,8 +10,8 @@ The keys are part of the interface; consumers read them by name:
   `ages_unknown` (published frames whose age the clocks do not give);
 - `fps_in`, `fps_out` over the last 5 s;
 - `age_ms.{p50,p95,max}`, age at publish by the node's clock, and `stage_ms.<stage>.{p50,p95,max}`
-  over the last 30 s: wait (in the mailbox), decode (of the message), the engine's own stages,
-  publish, and total (receipt to publish);
+  over the last 30 s: wait (in the mailbox), read (the message into a picture), the engine's
+  own stages, publish, and total (receipt to publish);
 - `memory_mb`, the process's resident memory.
 """
 
