@@ -228,13 +228,17 @@ def radiation_category_map(state: Tensor, thermal_ids: tuple[int, ...]) -> Tenso
 
     `state` is (B, classes, h, w); the result is (B, 1, h, w) in the same dtype.
     """
+    return is_one_of(state.argmax(dim=1, keepdim=True), thermal_ids).to(state.dtype)
+
+
+def is_one_of(classes: Tensor, ids: tuple[int, ...]) -> Tensor:
+    """Return where class ids are among `ids`, boolean of the same shape."""
     # Compared with numbers, not looked up: a table would have to be copied to a GPU, which no CUDA
     # graph can hold.
-    category = state.argmax(dim=1, keepdim=True)
-    thermal = torch.zeros_like(category, dtype=torch.bool)
-    for index in thermal_ids:
-        thermal = thermal | (category == index)
-    return thermal.to(state.dtype)
+    found = torch.zeros_like(classes, dtype=torch.bool)
+    for index in ids:
+        found = found | (classes == index)
+    return found
 
 
 def modulated_weight(w: Tensor, radiation: Tensor, tau: float) -> Tensor:

@@ -6,7 +6,8 @@ Written from PyTorch's documentation; README.md says what of it has run on a GPU
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,9 +65,7 @@ class LoopGraph:
     ) -> None:
         self._device, self._progress, self._capture = device, progress, capture
         self._settings: SamplerSettings | None = None
-        self._condition = torch.empty(0)
-        self._outcome: Step | None = None
-        self._replay: Replay | None = None
+        self._captured: tuple[Tensor, Step, Replay] | None = None
         self._failed = False
 
     def run(self, loop: Loop, condition: Tensor, settings: SamplerSettings) -> Step:
@@ -82,33 +81,30 @@ class LoopGraph:
         if not self._failed and settings != self._settings:
             self._settings = settings
             try:
-                self._make(loop, condition)
+                self._captured = self._make(loop, condition)
             except Exception as error:  # noqa: BLE001 - CUDA and its libraries may raise anything
-                self._failed, self._outcome, self._replay = True, None, None
+                self._failed, self._captured = True, None
                 reason = " ".join(str(error).split())
                 self._progress(f"the sampling loop runs without a CUDA graph: {reason}")
-        if self._replay is None or self._outcome is None:
+        if self._captured is None:
             return loop(condition)
-        self._condition.copy_(condition)
-        self._replay()
+        kept, outcome, replay = self._captured
+        kept.copy_(condition)
+        replay()
         # The next replay writes over them, and whoever asked may keep them until after that.
-        return replace(
-            self._outcome,
-            **{name: getattr(self._outcome, name).clone() for name in _tensors(self._outcome)},
-        )
+        return replace(outcome, **{name: each.clone() for name, each in _tensors(outcome).items()})
 
-    def _make(self, loop: Loop, condition: Tensor) -> None:
-        self._condition = kept = condition.clone()
-        self._outcome, self._replay = self._capture(lambda: loop(kept), self._device)
-        self._replay()
-        wanted = loop(condition)
-        names = _tensors(wanted)
+    def _make(self, loop: Loop, condition: Tensor) -> tuple[Tensor, Step, Replay]:
+        kept = condition.clone()
+        outcome, replay = self._capture(lambda: loop(kept), self._device)
+        replay()
         parity.check(
             "the CUDA graph of the sampling loop",
-            tuple(getattr(self._outcome, name) for name in names),
-            tuple(getattr(wanted, name) for name in names),
+            tuple(_tensors(outcome).values()),
+            tuple(_tensors(loop(condition)).values()),
         )
+        return kept, outcome, replay
 
 
-def _tensors(step: Step) -> list[str]:
-    return [each.name for each in fields(step) if isinstance(getattr(step, each.name), Tensor)]
+def _tensors(step: Step) -> dict[str, Any]:
+    return {name: value for name, value in vars(step).items() if isinstance(value, Tensor)}

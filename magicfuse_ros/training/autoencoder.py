@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.training.stage import Batch, Stage
+from magicfuse_ros.training.stage import Batch, Stage, encoder_noise
 
 _ANCHOR = "anchor"
 
@@ -60,11 +60,6 @@ class AutoencoderStage(Stage):
         images = torch.cat([batch["clean"], batch["degraded"][::2], infrared])
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _noise(self, images: Tensor, generator: torch.Generator) -> Tensor | None:
-        height, width = images.shape[-2:]
-        noise = self._model.draw_encoder_noise(height, width, generator, len(images))
-        return None if noise is None else noise.to(images.device)
-
     def _reconstruct(
         self, images: Tensor, noise: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -78,7 +73,7 @@ class AutoencoderStage(Stage):
         Logs PSNR in dB, the latent's spread, and the anchored one's drift as a share of that.
         """
         images = self._images(batch)
-        noise = self._noise(images, generator)
+        noise = encoder_noise(self._model, images, generator)
         latent, output = self._reconstruct(images, noise, generator)
         squared = functional.mse_loss(output, images)
         loss = self._loss.l1 * functional.l1_loss(output, images) + self._loss.squared * squared
@@ -95,6 +90,6 @@ class AutoencoderStage(Stage):
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Draw the inputs above, reconstructions below."""
         images = self._images(batch)[::2][:8]
-        noise = self._noise(images, generator)
+        noise = encoder_noise(self._model, images, generator)
         rows = torch.cat([images, self._reconstruct(images, noise, generator)[1]], dim=2)
         return torch.cat(list(rows), dim=2)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.diffusion import Estimate
+from magicfuse_ros.model.fusion import is_one_of
 from magicfuse_ros.model.labels import UNKNOWN
 from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
 from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, sample
@@ -160,10 +161,8 @@ class MkfStage(Stage):
     def _cold(self, batch: Batch) -> Tensor:
         """Return where nothing thermal is known to be, (B, 1, H, W) boolean."""
         labels = batch["labels"]
-        cold = outside_boxes(batch) | (labels != UNKNOWN)
-        for index in self._thermal_ids:
-            cold = cold & (labels != index)
-        return cold[:, None]
+        known = outside_boxes(batch) | (labels != UNKNOWN)
+        return (known & ~is_one_of(labels, self._thermal_ids))[:, None]
 
     def _absence(self, logits: Tensor, outside: Tensor) -> Tensor:
         """Mean of -log(1 - p) over `outside` (B, H, W), p being that of the boxed classes."""

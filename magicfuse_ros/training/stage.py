@@ -25,15 +25,18 @@ def outside_boxes(batch: Batch) -> Tensor:
     return boxed & (batch["labels"] == UNKNOWN) & (batch["thermal_weight"] == 0.0)
 
 
-def encode(model: MagicFuse, image: Tensor, generator: torch.Generator) -> Tensor:
-    """Return E's latent (B, 8, h, w) of images (B, 3, H, W), without a gradient."""
+def encoder_noise(model: MagicFuse, image: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Draw what E needs beside images (B, 3, H, W), on their device; None where it needs none."""
     height, width = image.shape[-2:]
     noise = model.draw_encoder_noise(height, width, generator, len(image))
+    return None if noise is None else noise.to(image.device)
+
+
+def encode(model: MagicFuse, image: Tensor, generator: torch.Generator) -> Tensor:
+    """Return E's latent (B, 8, h, w) of images (B, 3, H, W), without a gradient."""
+    noise = encoder_noise(model, image, generator)
     with torch.no_grad():
-        latent: Tensor = model.encoder(
-            image.contiguous(memory_format=torch.channels_last),
-            None if noise is None else noise.to(image.device),
-        )
+        latent: Tensor = model.encoder(image.contiguous(memory_format=torch.channels_last), noise)
     return latent
 
 
