@@ -3,6 +3,7 @@
 The double compiles nothing: it runs the exported program. No test here says that TensorRT works.
 """
 
+import copy
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -18,7 +19,7 @@ from magicfuse_ros.runtime.backends import (
     parity,
     tensorrt,
 )
-from magicfuse_ros.runtime.backends.tensorrt import TensorRtBackend, export
+from magicfuse_ros.runtime.backends.tensorrt import InHalf, TensorRtBackend, export
 from magicfuse_ros.runtime.contract import EngineError
 from magicfuse_ros.runtime.parts import parts_of
 
@@ -44,13 +45,27 @@ def test_every_part_is_exported_as_it_is(config, tmp_path):
         assert drawn == [], name
 
 
+@pytest.mark.parametrize("config", [SMALL_FEW_STEP, SMALL_PAPER], ids=lambda each: each.name)
+def test_every_part_is_exported_in_16_bits_too(config, tmp_path):
+    for name, part in parts(config, tmp_path).items():
+        program = export(InHalf(copy.deepcopy(part.module)), part)
+        result = program.module()(*part.inputs)
+        assert {each.dtype for each in parity.tensors(result)} == {torch.float32}, name
+        # Different, or it was never cast; and no more than half precision is worth.
+        assert 0.0 < parity.difference(result, part.reference) < 5e-3, name
+        assert {each.dtype for each in program.state_dict.values()} == {torch.float16}, name
+
+
 @pytest.fixture
 def library(monkeypatch, tmp_path):
-    """A double of torch_tensorrt; `compiled` lists what it was asked, `scale` spoils results."""
+    """A double of torch_tensorrt; `compiled` lists what it was asked, `scale` spoils results.
+
+    With `refuses_half` it cannot build what computes in 16 bits.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     double, runtime = ModuleType("torch_tensorrt"), ModuleType("tensorrt")
     double.__version__, runtime.__version__ = "2.14", "11.1"
-    double.compiled, double.scale = [], 1.0
+    double.compiled, double.scale, double.refuses_half = [], 1.0, False
 
     class Compiled:
         def __init__(self, program):
@@ -61,6 +76,8 @@ def library(monkeypatch, tmp_path):
 
     def compile_(program, *, arg_inputs, **settings):
         double.compiled.append((program, arg_inputs, settings))
+        if double.refuses_half and in_half(program):
+            raise RuntimeError("no tactic for\nGroupNorm")
         return Compiled(program)
 
     def save(compiled, path, *, arg_inputs):
@@ -76,23 +93,30 @@ def library(monkeypatch, tmp_path):
     return double
 
 
-def convolution():
+def convolution(offset=0.0):
     torch.manual_seed(0)
-    return Part.of("any", torch.nn.Conv2d(3, 4, 3).eval(), (torch.randn(1, 3, 8, 8),))
+    network = torch.nn.Conv2d(3, 4, 3).eval()
+    return Part.of("any", network, (offset + torch.randn(1, 3, 8, 8),))
+
+
+def in_half(program):
+    return {each.dtype for each in program.state_dict.values()} == {torch.float16}
 
 
 def test_a_part_is_built_whole_for_its_inputs_and_found_again(library):
     part = convolution()
     backend = TensorRtBackend(CPU, 0)
     network = backend.compile(part, ignore)
-    assert parity.difference(network(*part.inputs), part.reference) < 1e-6
-    ((_, inputs, settings),) = library.compiled
+    assert parity.difference(network(*part.inputs), part.reference) < 1e-3
+    ((program, inputs, settings),) = library.compiled
+    assert in_half(program)
     assert inputs == part.inputs
     assert settings == {
         "min_block_size": 1,
         "require_full_compilation": True,
         "pass_through_build_failures": True,
         "immutable_weights": True,
+        "use_fp32_acc": True,
     }
     assert backend.built == ["any"]
 
@@ -100,7 +124,30 @@ def test_a_part_is_built_whole_for_its_inputs_and_found_again(library):
     loaded = again.compile(part, ignore)
     assert again.built == []
     assert len(library.compiled) == 1
-    assert parity.difference(loaded(*part.inputs), part.reference) < 1e-6
+    assert torch.equal(loaded(*part.inputs), network(*part.inputs))
+
+
+@pytest.mark.parametrize(
+    ("part", "refuses_half", "why"),
+    [
+        (convolution(), True, "no tactic for GroupNorm"),
+        # Past 65504 half precision ends.
+        (convolution(1e5), False, "any in 16 bits differs from PyTorch by inf"),
+    ],
+    ids=["cannot be built", "loses parity"],
+)
+def test_what_16_bits_are_not_enough_for_computes_in_32(library, part, refuses_half, why):
+    library.refuses_half, told = refuses_half, []
+    network = TensorRtBackend(CPU, 0).compile(part, told.append)
+    assert parity.difference(network(*part.inputs), part.reference) < 1e-6
+    assert [in_half(program) for program, _, _ in library.compiled] == [True, False]
+    (line,) = [text for text in told if "32 bits" in text]
+    assert line.startswith(f"any computes in 32 bits: {why}")
+
+    # The outcome is kept: it is not tried again.
+    loaded = TensorRtBackend(CPU, 0).compile(part, told.append)
+    assert len(library.compiled) == 2
+    assert torch.equal(loaded(*part.inputs), network(*part.inputs))
 
 
 @pytest.mark.parametrize("change", ["gpu", "capability", "torch_tensorrt", "tensorrt"])

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.prepare import Write, part_key, prepare
 from magicfuse_ros.runtime.concurrency import StartedNetwork, StreamNetwork
 from magicfuse_ros.runtime.contract import Progress
@@ -27,11 +28,39 @@ _SETTINGS: dict[str, Any] = {
     "require_full_compilation": True,
     "pass_through_build_failures": True,
     "immutable_weights": True,
+    "use_fp32_acc": True,  # of matrix products in 16 bits; those in 32 have it anyway
 }
 
 
+class InHalf(nn.Module):
+    """A network that computes in 16 bits: TensorRT takes the precision from the module itself.
+
+    What it takes and gives stays in 32 bits, so whoever calls it need not know.
+
+    Parameters
+    ----------
+    module
+        The network, whose weights are cast in place.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.half()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Return what the network returns; inputs that are not floating point stay as they are."""
+        result = self.module(
+            *(each.half() if each.is_floating_point() else each for each in inputs)
+        )
+        if isinstance(result, Tensor):
+            return result.float()
+        return tuple(each.float() for each in result)
+
+
 class TensorRtBackend:
-    """Compiles each part for the one shape of its inputs, in 32 bits.
+    """Compiles each part for the one shape of its inputs.
+
+    Networks compute in 16 bits; one that cannot be built so, or loses parity, computes in 32.
 
     An engine belongs to one kind of GPU and one version of TensorRT: both are in its key. Its own
     result is compared with the module's before it is used, each time.
@@ -85,7 +114,7 @@ class TensorRtBackend:
             key,
             progress,
             load=self._load,
-            build=lambda: self._build(part),
+            build=lambda: self._build(part, progress),
             built=self.built,
         )
         self._networks[part.name, part.inputs[0].shape] = network
@@ -100,16 +129,26 @@ class TensorRtBackend:
         """Let go of the engines."""
         self._networks.clear()
 
-    def _build(self, part: Part) -> tuple[Network, Write]:
-        module = copy.deepcopy(part.module).to(self._device)
-        compiled = self._library.dynamo.compile(
-            export(module, part), arg_inputs=part.inputs, **_SETTINGS
-        )
+    def _build(self, part: Part, progress: Progress) -> tuple[Network, Write]:
+        try:
+            compiled = self._compiled(part, InHalf(copy.deepcopy(part.module)))
+            with torch.inference_mode():
+                parity.check(f"{part.name} in 16 bits", compiled(*part.inputs), part.reference)
+        except Exception as error:  # noqa: BLE001 - TensorRT may raise anything
+            progress(f"{part.name} computes in 32 bits: {' '.join(str(error).split())}")
+            compiled = self._compiled(part, copy.deepcopy(part.module))
 
         def write(folder: Path) -> None:
             self._library.save(compiled, str(folder / _ENGINE), arg_inputs=part.inputs)
 
         return compiled, write
+
+    def _compiled(self, part: Part, module: nn.Module) -> Network:
+        program = export(module.to(self._device), part)
+        network: Network = self._library.dynamo.compile(
+            program, arg_inputs=part.inputs, **_SETTINGS
+        )
+        return network
 
     def _load(self, folder: Path) -> Network:
         network: Network = self._library.load(str(folder / _ENGINE)).module()
