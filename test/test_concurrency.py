@@ -9,9 +9,10 @@ import torch
 from support.small_models import save_few_step
 
 from magicfuse_ros.model.stored import StoredModel
-from magicfuse_ros.runtime import backends
+from magicfuse_ros.runtime import backends, frames
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.concurrency import StreamNetwork, run_both
+from magicfuse_ros.runtime.contract import EXTRAS
 from magicfuse_ros.runtime.engine import EngineSettings, load_engine
 from magicfuse_ros.runtime.heartbeat import heartbeat
 from magicfuse_ros.runtime.networks import CompiledNetworks
@@ -66,17 +67,53 @@ class Noted:
         return result
 
 
+def noting(log, name, function):
+    def noted(*arguments):
+        log.append(name)
+        return function(*arguments)
+
+    return noted
+
+
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_schedule_is_encoder_then_both_branches_then_fusion(monkeypatch, folder, steps):
+@pytest.mark.parametrize("parallel", ["on", "off"])
+def test_the_schedule_of_a_frame(monkeypatch, folder, steps, parallel):
     monkeypatch.setattr(Recorder, "made", [])
     monkeypatch.setattr(backends, "BACKENDS", {"eager": Recorder})
-    engine = load_engine(EngineSettings(model=str(folder), steps=steps, parallel="on"), ignore)
+    settings = EngineSettings(model=str(folder), steps=steps, parallel=parallel)
+    engine = load_engine(settings, ignore)
     engine.warm_up(ignore)
     (recorder,) = Recorder.made
     del recorder.log[:]
-    engine.fuse(np.zeros((48, 64, 3), np.uint8))
-    both = ["start shared psi", "start shared phi", "finish shared psi", "finish shared phi"]
-    assert recorder.log == ["encoder", *[*both, "fusion"] * steps, "decoder"]
+    for name in ("classify", "to_picture"):
+        noted = noting(recorder.log, name, getattr(frames, name))
+        monkeypatch.setattr(frames, name, noted)
+    engine.fuse(np.zeros((48, 64, 3), np.uint8), frozenset(EXTRAS))
+    work = ["classify", "to_picture", "to_picture"]  # of what is there while D makes the next
+    if parallel == "off":
+        branches = ["psi", "phi"]
+        decodings = [name for each in work for name in ("decoder", each)]
+    else:
+        branches = [
+            "start shared psi",
+            "start shared phi",
+            "finish shared psi",
+            "finish shared phi",
+        ]
+        decoder = "shared decoder"
+        decodings = [n for each in work for n in (f"start {decoder}", each, f"finish {decoder}")]
+    assert recorder.log == ["encoder", *[*branches, "fusion"] * steps, *decodings, "to_picture"]
+
+
+def test_a_decoding_is_awaited_when_what_is_done_beside_it_fails(folder):
+    networks = CompiledNetworks(StoredModel(folder), Recorder(CPU, 2), CPU, (48, 64), ignore, "on")
+
+    def fail():
+        raise RuntimeError("no")
+
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no"):
+        networks.decode(networks.noise(0).latent, fail)
+    assert networks._beside.started is None
 
 
 def test_a_branch_that_cannot_start_leaves_the_other_finished(folder):

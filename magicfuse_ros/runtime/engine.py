@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -208,18 +211,28 @@ class FuseEngine:
                 self._place_before = place
             fused = self._memory.carry(step.z0_fused, temporal)
 
-        def picture(latent: Tensor, *, grey: bool = False) -> UInt8:
-            image = self._finite(networks.decode(latent))
-            if grey:
-                image = image.mean(dim=1, keepdim=True)
-            return frames.to_camera(frames.to_picture(image), place)
+        def classes() -> tuple[UInt8, UInt8]:
+            with watch.stage("postprocess"):
+                probabilities = frames.quantise(self._finite(step.state)[0].softmax(dim=0))
+                return frames.classify(probabilities.cpu().numpy(), place)
 
-        with watch.stage("postprocess"):
-            probabilities = frames.quantise(self._finite(step.state)[0].softmax(dim=0))
-            mask, confidence = frames.classify(probabilities.cpu().numpy(), place)
-            magimg = picture(fused)
-            infrared = picture(step.z0_phi, grey=True) if "infrared" in extras else None
-            enhanced = picture(step.z0_psi) if "enhanced" in extras else None
+        def picture(image: Tensor, *, grey: bool = False) -> UInt8:
+            with watch.stage("postprocess"):
+                self._finite(image)
+                if grey:
+                    image = image.mean(dim=1, keepdim=True)
+                return frames.to_camera(frames.to_picture(image), place)
+
+        latents = {"magimg": fused, "infrared": step.z0_phi, "enhanced": step.z0_psi}
+        # While a latent is decoded, what is there already is made into what is shown.
+        made: dict[str, Any] = {}
+        last, work = "classes", cast("Callable[[], Any]", classes)
+        for name in ("magimg", *(each for each in EXTRAS if each in extras)):
+            decoded, made[last] = networks.decode(latents[name], work)
+            last, work = name, partial(picture, decoded, grey=name == "infrared")
+        made[last] = work()
+        magimg, (mask, confidence) = made["magimg"], made["classes"]
+        infrared, enhanced = made.get("infrared"), made.get("enhanced")
         return FuseResult(magimg, mask, confidence, infrared, enhanced, watch.stage_ms())
 
     def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,8 @@ from magicfuse_ros.runtime.contract import Progress, UInt8
 from magicfuse_ros.runtime.graphs import LoopGraph
 from magicfuse_ros.runtime.parts import parts_of
 from magicfuse_ros.runtime.stopwatch import Stopwatch
+
+_Outcome = TypeVar("_Outcome")
 
 
 class CompiledNetworks:
@@ -77,7 +82,12 @@ class CompiledNetworks:
             self._psi = backend.compile(part("psi"), progress)
             self._phi = backend.compile(part("phi"), progress)
         self._fusion = backend.compile(part("fusion"), progress)
-        self._decoder = backend.compile(part("decoder"), progress)
+        # D on half of the cores leaves the other half to what makes the masks meanwhile.
+        self._beside: StartedNetwork | None = None
+        if self._pair is not None:
+            self._beside = backend.share(part("decoder"), progress)
+        else:
+            self._decoder = backend.compile(part("decoder"), progress)
         self._graph = LoopGraph(device, progress) if device.type == "cuda" else None
         model.release()  # a backend that runs the modules themselves holds them
 
@@ -152,11 +162,23 @@ class CompiledNetworks:
             w, state = self._fusion(psi.z0, phi.z0, z_f, psi.eps, phi.eps, state, self._timestep(t))
         return w, state
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Return D of a latent, (1, 3, H, W) in [0, 1]."""
+    def decode(self, latent: Tensor, meanwhile: Callable[[], _Outcome]) -> tuple[Tensor, _Outcome]:
+        """Return D of a latent, (1, 3, H, W) in [0, 1], and what `meanwhile` returns.
+
+        That is called while D runs, where networks run side by side, else after it. Time that it
+        charges to a stage of its own is not charged to the stage decode, which keeps the rest.
+        """
+        image: Tensor
         with self.watch.stage("decode"):
-            image: Tensor = self._decoder(latent)
-        return image
+            if self._beside is None:
+                image = self._decoder(latent)
+                return image, meanwhile()
+            self._beside.start(latent)
+            try:
+                outcome = meanwhile()
+            finally:  # D reads the latent until it has finished
+                image = self._beside.finish()
+        return image, outcome
 
     @property
     def side_by_side(self) -> bool:
