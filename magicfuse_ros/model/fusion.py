@@ -250,4 +250,4 @@ def modulated_weight(w: Tensor, radiation: Tensor, tau: float) -> Tensor:
 
 def fused_noise(w_r: Tensor, eps_psi: Tensor, eps_phi: Tensor) -> Tensor:
     """ε_f of Eq. 8: w_r·ε_ψ + (1 − w_r)·ε_φ."""
-    return torch.lerp(eps_phi, eps_psi, w_r)
+    return w_r * eps_psi + (1.0 - w_r) * eps_phi
