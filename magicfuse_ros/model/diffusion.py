@@ -84,12 +84,12 @@ def estimates(
 
 def noise_from(z0: Tensor, z_t: Tensor, a: float, s: float) -> Tensor:
     """ε = (z_t − a·z0) / s."""
-    return torch.sub(z_t, z0, alpha=a) / s
+    return (z_t - a * z0) / s
 
 
 def clean_from(eps: Tensor, z_t: Tensor, a: float, s: float, *, clip: bool) -> Tensor:
     """z0 = (z_t − s·ε) / a (Eq. 13), limited to [-1, 1] with `clip`."""
-    z0 = torch.sub(z_t, eps, alpha=s) / a
+    z0 = (z_t - s * eps) / a
     return z0.clamp(-1.0, 1.0) if clip else z0
 
 

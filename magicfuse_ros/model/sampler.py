@@ -196,9 +196,9 @@ def fuse_step(
     gain = diffusion.input_gain(a, config.diffusion)
     clip = config.diffusion.clip_z0
     variant = settings.variant
-    seen_psi, seen_phi = (diffusion.Estimate(z0, gain * eps) for z0, eps in (psi, phi))
-    if variant == "no_estimates":  # Model I does not show them to F
-        seen_psi, seen_phi = (seen._replace(z0=0.0 * seen.z0) for seen in (seen_psi, seen_phi))
+    # Model I does not show the estimates to F.
+    shown = 0.0 if variant == "no_estimates" else 1.0
+    seen_psi, seen_phi = (diffusion.Estimate(shown * z0, gain * eps) for z0, eps in (psi, phi))
     w, state = networks.fuse(seen_psi, seen_phi, gain * z_f, gain * state, t)
     radiation = radiation_category_map(state, settings.thermal_ids)
     if variant == "no_segmentation":

@@ -15,9 +15,13 @@ _ENGINE_NOTE = (
     "padded. Each row is a process of its own; memory is its resident memory in the end and at its "
     "peak. GFLOP/s: the networks' multiplications and additions over the time of the stages that "
     "run them, and their share of what an fp32 matrix product reaches here. Where the CPU can, "
-    "OpenVINO computes in bfloat16, in the peer too, and may pass that."
+    "OpenVINO computes in bfloat16, in the peer too, and may pass that. Side by side, D runs while "
+    "the masks are made, which is charged to postprocess: there GFLOP/s is too high by that time."
 )
-_STAGES_NOTE = "Median milliseconds of each stage. Denoise is Ψ and Φ; fuse is F & S and the steps."
+_STAGES_NOTE = (
+    "Median milliseconds of each stage. Denoise is Ψ and Φ; fuse is F & S and the steps. Side by "
+    "side, decode is what is left of D when the masks are made."
+)
 _START_NOTE = (
     "From starting the process to the first fused frame; cold: no compiled artifacts, warm: with "
     "those of the run before. Of the total: Python and PyTorch, the weights, compiling or loading "
