@@ -14,7 +14,7 @@ from launch_ros.actions import Node
 
 from magicfuse_ros.resources import share_dir
 from magicfuse_ros.ros.launching import ManagedNodeLaunch, process_prefix, truth
-from magicfuse_ros.ros.parameters import PARAMETERS
+from magicfuse_ros.ros.node.parameters import PARAMETERS
 
 
 def generate_launch_description() -> LaunchDescription:

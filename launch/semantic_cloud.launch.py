@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from launch import LaunchDescription
 
+from magicfuse_ros.ros.cloud.cloud_parameters import CLOUD_PARAMETERS
 from magicfuse_ros.ros.launching import ManagedNodeLaunch
-from magicfuse_ros.ros.semantic_cloud_parameters import CLOUD_PARAMETERS
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -14,14 +14,14 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from support.timing import median_ms
 
-from magicfuse_ros.ros.image_codec import (
+from magicfuse_ros.ros.images.codec import (
     ENCODINGS,
     decode_compressed,
     decode_image,
     encode_compressed,
     encode_image,
 )
-from magicfuse_ros.ros.pixel_layouts import LAYOUTS
+from magicfuse_ros.ros.images.pixel_layouts import LAYOUTS
 
 WIDTH, HEIGHT = 640, 480
 PADDING = 64

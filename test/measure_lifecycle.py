@@ -40,9 +40,9 @@ ROUNDS = (
 )
 """Transitions; None is where it works."""
 COMMANDS = {
-    "fuse_node": [sys.executable, "-m", "magicfuse_ros.ros.fuse_node"],
+    "fuse_node": [sys.executable, "-m", "magicfuse_ros.ros.node.fuse_node"],
     "noop": None,
-    "semantic_cloud": [sys.executable, "-m", "magicfuse_ros.ros.semantic_cloud"],
+    "semantic_cloud": [sys.executable, "-m", "magicfuse_ros.ros.cloud.semantic_cloud"],
 }
 SECOND = 10**9
 MASK = np.full((12, 16), 4, np.uint8)

@@ -20,10 +20,10 @@ from support import scene
 from support.timing import median_ms
 
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.ros.camera_model import CameraModel
-from magicfuse_ros.ros.cloud_codec import painted_cloud, read_points
-from magicfuse_ros.ros.extrinsics import RigidTransform
-from magicfuse_ros.ros.painting import Occlusion, Pictures, paint
+from magicfuse_ros.ros.cloud.camera_model import CameraModel
+from magicfuse_ros.ros.cloud.cloud_codec import painted_cloud, read_points
+from magicfuse_ros.ros.cloud.extrinsics import RigidTransform
+from magicfuse_ros.ros.cloud.painting import Occlusion, Pictures, paint
 
 SIZE = (640, 480)
 K = [420.0, 0.0, 319.5, 0.0, 420.0, 239.5, 0.0, 0.0, 1.0]

@@ -16,10 +16,26 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "model": {"model"},
     "runtime": {"runtime", "model"},
-    "ros": {"ros", "runtime", "model"},
-    "training": {"training", "runtime", "model"},
-    "evaluation": {"evaluation", "training", "runtime", "model"},  # on training's degradations
-    "commands": {"commands", "evaluation", "training", "ros", "runtime", "model"},
+    "ros": {"ros", "sources", "runtime", "model"},
+    "bags": {"bags", "ros", "sources", "runtime", "model"},
+    "training": {"training", "sources", "runtime", "model"},
+    "evaluation": {
+        "evaluation",
+        "training",
+        "sources",
+        "runtime",
+        "model",
+    },  # on training's degradations
+    "commands": {
+        "commands",
+        "evaluation",
+        "bags",
+        "training",
+        "ros",
+        "sources",
+        "runtime",
+        "model",
+    },
 }
 MODEL_LIBRARIES = {"torch", "diffusers", "safetensors", "yaml", "numpy", "magicfuse_ros"}
 HEAVY = ("torch", "rclpy", "cv2", "diffusers", "rosbags")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from image_reference import ALL, RawImage
 from sensor_msgs.msg import Image
 
-from magicfuse_ros.ros.image_codec import MAX_PIXELS, REASONS, ImageError, decode_image
+from magicfuse_ros.ros.images.codec import MAX_PIXELS, REASONS, ImageError, decode_image
 
 
 def message(**changes):

@@ -15,12 +15,13 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 
+from magicfuse_ros.bags import pictures
+from magicfuse_ros.bags.from_video import FrameSource, SourceError, image_files, write_bag
+from magicfuse_ros.bags.reader import BagError, BagReader, Topic
+from magicfuse_ros.bags.writer import STORAGES, BagWriter
 from magicfuse_ros.resources import sample_video
-from magicfuse_ros.ros import images, stamps
-from magicfuse_ros.ros.bag import BagError, BagReader, Topic
-from magicfuse_ros.ros.bag_writer import STORAGES, BagWriter
-from magicfuse_ros.ros.image_codec import decode_compressed, decode_image, encode_image
-from magicfuse_ros.ros.sources import FrameSource, SourceError, image_files, write_bag
+from magicfuse_ros.ros import stamps
+from magicfuse_ros.ros.images.codec import decode_compressed, decode_image, encode_image
 
 START_NS = 1_700_000_000_123_456_789
 
@@ -150,13 +151,13 @@ def test_raw_frames_come_back_exactly(tmp_path, storage):
     )
     with BagReader(tmp_path / "bag") as bag:
         assert (count, bag.message_count, bag.topics[0].name) == (12, 12, "/cam/image")
-        read = list(images.frames(bag, "/cam/image"))
+        read = list(pictures.frames(bag, "/cam/image"))
         for index, frame in enumerate(read):
             np.testing.assert_array_equal(frame.frame, picture(index))
             assert frame.stamp_ns == frame.received_ns == START_NS + index * 50_000_000
         first = deserialize_message(next(bag.messages()).data, Image)
         assert (first.header.frame_id, first.encoding, first.step) == ("eye", "rgb8", 192)
-        assert images.describe_images(bag) == {"/cam/image": "64x48 rgb8"}
+        assert pictures.describe_images(bag) == {"/cam/image": "64x48 rgb8"}
 
 
 def test_compressed_frames_come_back_close(tmp_path):
@@ -166,11 +167,11 @@ def test_compressed_frames_come_back_close(tmp_path):
     )
     with BagReader(tmp_path / "bag") as bag:
         assert bag.topics[0].type == "sensor_msgs/msg/CompressedImage"
-        assert [topic.name for topic in images.image_topics(bag)] == ["/image/compressed"]
-        for index, frame in enumerate(images.frames(bag, "/image/compressed")):
+        assert [topic.name for topic in pictures.image_topics(bag)] == ["/image/compressed"]
+        for index, frame in enumerate(pictures.frames(bag, "/image/compressed")):
             error = np.abs(frame.frame.astype(int) - picture(index)).mean()
             assert error < 8
-        assert "jpeg" in images.describe_images(bag)["/image/compressed"]
+        assert "jpeg" in pictures.describe_images(bag)["/image/compressed"]
 
 
 def test_a_video_keeps_its_rate_and_another_rate_keeps_its_speed():
@@ -284,11 +285,11 @@ def test_a_message_that_is_no_bytes_is_refused(tmp_path, value):
         list(bag.messages())
 
 
-@pytest.mark.parametrize("kind", [images.IMAGE_TYPE, images.COMPRESSED_TYPE])
+@pytest.mark.parametrize("kind", [pictures.IMAGE_TYPE, pictures.COMPRESSED_TYPE])
 def test_a_message_that_is_shorter_than_its_padding_is_refused(kind):
     """Fast CDR takes the padding off what is not there, and would read on to the process's end."""
     with pytest.raises(BagError, match="4 bytes that are no"):
-        images.decode(Topic("/image", kind), b"\0\1\0\3")
+        pictures.decode(Topic("/image", kind), b"\0\1\0\3")
 
 
 def test_other_paths_are_named_for_what_they_are(tmp_path):
@@ -349,7 +350,7 @@ def test_from_video_degrades_the_same_way_every_time(tmp_path):
         )
         assert made.returncode == 0, made.stderr
     with BagReader(tmp_path / "a") as a, BagReader(tmp_path / "b") as b:
-        frames = [[each.frame for each in images.frames(bag, "/image")] for bag in (a, b)]
+        frames = [[each.frame for each in pictures.frames(bag, "/image")] for bag in (a, b)]
     np.testing.assert_array_equal(frames[0], frames[1])
     assert np.mean(frames[0][0]) < 0.5 * np.mean(picture(0))
 

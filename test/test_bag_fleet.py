@@ -22,17 +22,17 @@ from support.fuse_bags import (
 )
 from support.small_models import SMALL_FEW_STEP
 
+from magicfuse_ros.bags import fleet
+from magicfuse_ros.bags.fuse_plan import FuseOptions
+from magicfuse_ros.bags.fuse_workspace import partial_of
+from magicfuse_ros.bags.reader import BagError, Topic
+from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.ros import bag_fleet
-from magicfuse_ros.ros.bag import BagError, Topic
-from magicfuse_ros.ros.bag_fuse_plan import FuseOptions
-from magicfuse_ros.ros.bag_fuse_workspace import partial_of
-from magicfuse_ros.ros.bag_writer import BagWriter
 from magicfuse_ros.runtime.contract import EngineSettings
 from magicfuse_ros.runtime.engine import load_engine
 
 
-def fleet(folder):
+def three_bags(folder):
     """Three bags, of which one holds a damaged frame and one nothing that can be fused."""
     folder.mkdir()
     drive(folder / "monday", frames=3)
@@ -44,7 +44,7 @@ def fleet(folder):
 
 
 def test_a_pattern_is_done_one_bag_after_another(tmp_path):
-    fleet(tmp_path / "in")
+    three_bags(tmp_path / "in")
     result = command(f"{tmp_path}/in/*", tmp_path / "out")
     assert result.returncode == 2, result.stderr
     lines = result.stdout.splitlines()
@@ -69,7 +69,7 @@ def test_a_pattern_is_done_one_bag_after_another(tmp_path):
 
 def test_two_bags_of_one_name_are_refused(tmp_path):
     with pytest.raises(BagError, match="would all go to"):
-        bag_fleet.jobs([tmp_path / "a" / "x.mcap", tmp_path / "b" / "x.mcap"], tmp_path / "out")
+        fleet.jobs([tmp_path / "a" / "x.mcap", tmp_path / "b" / "x.mcap"], tmp_path / "out")
 
 
 RAY = "Ray is not installed; it is in the extra `fleet`"
@@ -99,7 +99,7 @@ def alone(folder, source, target):
 
 def test_a_fleet_on_ray_makes_what_one_machine_makes(tmp_path):
     pytest.importorskip("ray", reason=RAY)
-    fleet(tmp_path / "in")
+    three_bags(tmp_path / "in")
     process = on_ray(tmp_path, f"{tmp_path}/in/*", tmp_path / "out")
     output, errors = process.communicate(timeout=900)
     assert process.returncode == 2, output + errors

@@ -27,11 +27,11 @@ from support.fuse_bags import (
 from support.noop_node import FAIL, NoopEngine
 from support.system import FuseNodeProcess, Listener, random_domain
 
-from magicfuse_ros.ros.bag import BagReader, Topic
-from magicfuse_ros.ros.bag_fuse_plan import OUTPUTS, node_names
-from magicfuse_ros.ros.bag_fuse_workspace import partial_of
-from magicfuse_ros.ros.bag_writer import STORAGES, BagWriter
-from magicfuse_ros.ros.image_codec import encode_compressed, encode_image
+from magicfuse_ros.bags.fuse_plan import OUTPUTS, node_names
+from magicfuse_ros.bags.fuse_workspace import partial_of
+from magicfuse_ros.bags.reader import BagReader, Topic
+from magicfuse_ros.bags.writer import STORAGES, BagWriter
+from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
 from magicfuse_ros.runtime.contract import EngineError
 
 

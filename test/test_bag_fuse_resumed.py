@@ -22,11 +22,11 @@ from support.fuse_bags import (
 )
 from support.noop_node import NoopEngine
 
-from magicfuse_ros.ros.bag import BagError
-from magicfuse_ros.ros.bag_fuse_engine import Interrupted
-from magicfuse_ros.ros.bag_fuse_journal import Journal, Record
-from magicfuse_ros.ros.bag_fuse_workspace import BusyError, partial_of
-from magicfuse_ros.ros.bag_writer import STORAGES
+from magicfuse_ros.bags.fuse_engine import Interrupted
+from magicfuse_ros.bags.fuse_journal import Journal, Record
+from magicfuse_ros.bags.fuse_workspace import BusyError, partial_of
+from magicfuse_ros.bags.reader import BagError
+from magicfuse_ros.bags.writer import STORAGES
 
 
 @pytest.mark.parametrize("storage", sorted(STORAGES))

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sensor_msgs.msg import PointCloud2, PointField
 
-from magicfuse_ros.ros.cloud_codec import CloudError, painted_cloud, read_points
-from magicfuse_ros.ros.painting import Painted
+from magicfuse_ros.ros.cloud.cloud_codec import CloudError, painted_cloud, read_points
+from magicfuse_ros.ros.cloud.painting import Painted
 
 F32, F64, U8, U16, U32 = (
     PointField.FLOAT32,

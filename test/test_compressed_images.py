@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
-from magicfuse_ros.ros.compressed_header import MAX_SCANS, CompressedHeader, read_header
-from magicfuse_ros.ros.image_codec import (
+from magicfuse_ros.ros.images.codec import (
     MAX_PIXELS,
     REASONS,
     ImageError,
     decode_compressed,
     encode_compressed,
 )
+from magicfuse_ros.ros.images.compressed_header import MAX_SCANS, CompressedHeader, read_header
 
 WIDTH, HEIGHT = 80, 48
 

@@ -9,7 +9,7 @@ import torch
 from support.small_models import save_few_step
 
 from magicfuse_ros.model.stored import StoredModel
-from magicfuse_ros.runtime import backends, frames
+from magicfuse_ros.runtime import backends, letterbox
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.concurrency import StreamNetwork, run_both
 from magicfuse_ros.runtime.contract import EXTRAS
@@ -86,8 +86,8 @@ def test_the_schedule_of_a_frame(monkeypatch, folder, steps, parallel):
     (recorder,) = Recorder.made
     del recorder.log[:]
     for name in ("classify", "to_picture"):
-        noted = noting(recorder.log, name, getattr(frames, name))
-        monkeypatch.setattr(frames, name, noted)
+        noted = noting(recorder.log, name, getattr(letterbox, name))
+        monkeypatch.setattr(letterbox, name, noted)
     engine.fuse(np.zeros((48, 64, 3), np.uint8), frozenset(EXTRAS))
     work = ["classify", "to_picture", "to_picture"]  # of what is there while D makes the next
     if parallel == "off":

@@ -16,9 +16,9 @@ import magicfuse_ros
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import SIZES
-from magicfuse_ros.ros.id_map import IdMap
-from magicfuse_ros.ros.parameters import PARAMETERS
-from magicfuse_ros.ros.semantic_cloud_parameters import CLOUD_PARAMETERS
+from magicfuse_ros.ros.cloud.cloud_parameters import CLOUD_PARAMETERS
+from magicfuse_ros.ros.node.id_map import IdMap
+from magicfuse_ros.ros.node.parameters import PARAMETERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -299,7 +299,7 @@ def test_topics_and_services_of_semantic_cloud_in_the_readme_are_the_nodes(tmp_p
     if importlib.util.find_spec("tf2_ros") is None:
         del expected["sub"]["/tf"], expected["sub"]["/tf_static"]
     domain = random_domain()
-    command = [sys.executable, "-m", "magicfuse_ros.ros.semantic_cloud"]
+    command = [sys.executable, "-m", "magicfuse_ros.ros.cloud.semantic_cloud"]
 
     with FuseNodeProcess(domain, tmp_path / "node.log", command=command) as node:
         node.wait_for_log("Active")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from magicfuse_ros.training import sheets
 from magicfuse_ros.training.degradation import EFFECTS
-from magicfuse_ros.training.recipes import (
+from magicfuse_ros.training.degradation_mixes import (
     RECIPES,
     Degradation,
     Mix,

@@ -17,6 +17,9 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from magicfuse_ros.bags.pictures import frames
+from magicfuse_ros.bags.reader import BagError, BagReader, Topic
+from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.commands import demo, demo_pictures, demo_report
 from magicfuse_ros.commands.degrade import degradation
 from magicfuse_ros.commands.demo_session import OUTPUTS
@@ -31,10 +34,7 @@ from magicfuse_ros.commands.node_session import (
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import TINY
-from magicfuse_ros.ros.bag import BagError, BagReader, Topic
-from magicfuse_ros.ros.bag_writer import BagWriter
-from magicfuse_ros.ros.image_codec import encode_compressed, encode_image
-from magicfuse_ros.ros.images import frames
+from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
 from magicfuse_ros.ros.stamps import read_stamp
 
 ROOT = Path(__file__).parents[1]

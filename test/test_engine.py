@@ -14,7 +14,7 @@ from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
 from magicfuse_ros.model.sampler import SamplerSettings
-from magicfuse_ros.runtime import backends, sizes
+from magicfuse_ros.runtime import backends, networks_by_size
 from magicfuse_ros.runtime.backends import candidates
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.engine import EXTRAS, EngineError, EngineSettings, load_engine
@@ -192,7 +192,7 @@ def test_a_camera_that_changes_its_size_is_followed_and_memory_bounded(load):
     frames = [(48, 64), (40, 64), (32, 64), (24, 64), (16, 64), (64, 48), (48, 64)]
     results = [made.fuse(street(*size), ALL) for size in frames]
     assert same(results[0], results[-1])
-    assert len(made._networks._ready) == sizes.MAX_SIZES
+    assert len(made._networks._ready) == networks_by_size.MAX_SIZES
 
 
 def test_a_closed_engine_says_so(load):

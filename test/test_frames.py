@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magicfuse_ros.runtime.frames import (
+from magicfuse_ros.runtime.letterbox import (
     Fit,
     classify,
     fit,

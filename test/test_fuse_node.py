@@ -26,8 +26,8 @@ from support.system import (
 )
 
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.ros.image_codec import decode_compressed, decode_image
-from magicfuse_ros.ros.parameters import PARAMETERS
+from magicfuse_ros.ros.images.codec import decode_compressed, decode_image
+from magicfuse_ros.ros.node.parameters import PARAMETERS
 
 PICTURE = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
 SECOND = 10**9

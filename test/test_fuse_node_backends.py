@@ -25,7 +25,7 @@ from support.system import (
 
 NODE = """
 import sys
-from magicfuse_ros.ros.fuse_node import main
+from magicfuse_ros.ros.node.fuse_node import main
 {}
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,7 +20,7 @@ from support.system import (
     stamp_ns,
 )
 
-from magicfuse_ros.ros.image_codec import decode_image
+from magicfuse_ros.ros.images.codec import decode_image
 
 SECOND = 10**9
 PICTURE = np.full((6, 8, 3), 77, np.uint8)

@@ -30,7 +30,7 @@ from magicfuse_ros.runtime.stopwatch import STAGES
 
 SECOND = 10**9
 PICTURE = np.full((6, 8, 3), 77, np.uint8)
-REAL_NODE = [sys.executable, "-m", "magicfuse_ros.ros.fuse_node"]
+REAL_NODE = [sys.executable, "-m", "magicfuse_ros.ros.node.fuse_node"]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from magicfuse_ros.ros.cdr import deserialize, serialize_image
-from magicfuse_ros.ros.image_codec import (
+from magicfuse_ros.ros.images.codec import (
     ENCODINGS,
     ImageError,
     decode_image,

@@ -18,8 +18,8 @@ from support.small_models import SMALL_FEW_STEP
 from support.system import Listener, environment, random_domain
 
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.ros.parameters import PARAMETERS
-from magicfuse_ros.ros.semantic_cloud_parameters import CLOUD_PARAMETERS
+from magicfuse_ros.ros.cloud.cloud_parameters import CLOUD_PARAMETERS
+from magicfuse_ros.ros.node.parameters import PARAMETERS
 
 launch_ros = pytest.importorskip(
     "launch_ros",

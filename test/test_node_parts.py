@@ -15,13 +15,14 @@ from rclpy.qos import ReliabilityPolicy
 
 from magicfuse_ros.ros import ledger
 from magicfuse_ros.ros.diagnostics import Health, judge, key_values, resident_memory_mb
-from magicfuse_ros.ros.id_map import IdMap, remap
 from magicfuse_ros.ros.ledger import Account, Ledger, Throttle
-from magicfuse_ros.ros.mailbox import Mailbox
-from magicfuse_ros.ros.parameters import PARAMETERS, SPECS, ParameterError, ParameterSpec, Settings
+from magicfuse_ros.ros.node.id_map import IdMap, remap
+from magicfuse_ros.ros.node.mailbox import Mailbox
+from magicfuse_ros.ros.node.parameters import PARAMETERS, SPECS, Settings
+from magicfuse_ros.ros.node.worker import EngineWorker
+from magicfuse_ros.ros.parameter_spec import ParameterError, ParameterSpec
 from magicfuse_ros.ros.qos import choose_reliability, large_message_warning
 from magicfuse_ros.ros.statistics import Recent, Summary, Timings, age_ms
-from magicfuse_ros.ros.worker import EngineWorker
 
 DEFAULTS = {spec.name: spec.default for spec in PARAMETERS}
 NAMES = ["sky", "car", "person", "road"]
@@ -29,7 +30,7 @@ RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFOR
 
 
 def test_the_node_starts_without_pytorch():
-    code = "import sys, magicfuse_ros.ros.fuse_node; sys.exit('torch' in sys.modules)"
+    code = "import sys, magicfuse_ros.ros.node.fuse_node; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.ros.id_map import IdMap
+from magicfuse_ros.ros.node.id_map import IdMap
 from magicfuse_ros.ros.outputs import class_map, colorize, label_info, scale_camera_info
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 
-from magicfuse_ros.ros.camera_model import CameraError, CameraModel
-from magicfuse_ros.ros.painting import Occlusion, Pictures, in_front, paint
+from magicfuse_ros.ros.cloud.camera_model import CameraError, CameraModel
+from magicfuse_ros.ros.cloud.painting import Occlusion, Pictures, in_front, paint
 
 SIZE = (64, 48)
 K = [50.0, 0.0, 31.5, 0.0, 52.0, 23.5, 0.0, 0.0, 1.0]

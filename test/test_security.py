@@ -12,8 +12,8 @@ import torch
 from std_msgs.msg import String
 from support.small_models import SMALL_FEW_STEP
 
+from magicfuse_ros.bags.player import find_message_class
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.ros.player import find_message_class
 
 ROOT = Path(__file__).parents[1]
 BACKENDS = ["eager", *(["openvino"] if importlib.util.find_spec("openvino") else [])]

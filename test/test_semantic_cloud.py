@@ -24,10 +24,10 @@ from support.system import (
 )
 
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.ros.cloud_codec import read_points
-from magicfuse_ros.ros.semantic_cloud_parameters import CLOUD_PARAMETERS
+from magicfuse_ros.ros.cloud.cloud_codec import read_points
+from magicfuse_ros.ros.cloud.cloud_parameters import CLOUD_PARAMETERS
 
-COMMAND = [sys.executable, "-m", "magicfuse_ros.ros.semantic_cloud"]
+COMMAND = [sys.executable, "-m", "magicfuse_ros.ros.cloud.semantic_cloud"]
 SECOND = 10**9
 SIZE = (320, 240)
 K = [210.0, 0.0, 159.5, 0.0, 210.0, 119.5, 0.0, 0.0, 1.0]

@@ -14,11 +14,14 @@ from rclpy.context import Context
 from rclpy.lifecycle import TransitionCallbackReturn
 from support.system import random_domain
 
-from magicfuse_ros.ros import extrinsics
-from magicfuse_ros.ros.extrinsics import Extrinsics, RigidTransform, TransformError
-from magicfuse_ros.ros.parameters import ParameterError
-from magicfuse_ros.ros.semantic_cloud import SemanticCloudNode
-from magicfuse_ros.ros.semantic_cloud_matching import (
+from magicfuse_ros.ros.cloud import extrinsics
+from magicfuse_ros.ros.cloud.cloud_parameters import (
+    CLOUD_PARAMETERS,
+    CLOUD_SPECS,
+    CloudSettings,
+)
+from magicfuse_ros.ros.cloud.extrinsics import Extrinsics, RigidTransform, TransformError
+from magicfuse_ros.ros.cloud.matching import (
     EXPIRED,
     INCOMPLETE,
     NO_CLOUD,
@@ -27,11 +30,8 @@ from magicfuse_ros.ros.semantic_cloud_matching import (
     TIME_JUMP,
     Matcher,
 )
-from magicfuse_ros.ros.semantic_cloud_parameters import (
-    CLOUD_PARAMETERS,
-    CLOUD_SPECS,
-    CloudSettings,
-)
+from magicfuse_ros.ros.cloud.semantic_cloud import SemanticCloudNode
+from magicfuse_ros.ros.parameter_spec import ParameterError
 
 MS = 1_000_000
 DEFAULTS = {spec.name: spec.default for spec in CLOUD_PARAMETERS}

@@ -15,7 +15,7 @@ from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.config import ConfigError, DiffusionConfig
 from magicfuse_ros.model.labels import UNKNOWN, Label, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.training.autoencoder import AutoencoderLoss, AutoencoderStage
+from magicfuse_ros.training.autoencoder_stage import AutoencoderLoss, AutoencoderStage
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
 from magicfuse_ros.training.losses import sobel, visual_loss, weighted_l1
 from magicfuse_ros.training.mkf import MkfLoss, MkfStage

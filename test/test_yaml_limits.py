@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from magicfuse_ros.ros.bag import BagError, BagReader
+from magicfuse_ros.bags.reader import BagError, BagReader
 from magicfuse_ros.yaml_limits import (
     MAX_BYTES,
     MAX_DEPTH,

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one action: 0 when it succeeded, 1 with one line on stderr otherwise."""
-    from magicfuse_ros.ros.bag import BagError
+    from magicfuse_ros.bags.reader import BagError
 
     actions = {
         "from-video": _from_video,
@@ -110,7 +110,7 @@ def stop_on_signals() -> threading.Event:
 
 
 def _from_video(args: argparse.Namespace) -> int:
-    from magicfuse_ros.ros.sources import FrameSource, write_bag
+    from magicfuse_ros.bags.from_video import FrameSource, write_bag
 
     source = FrameSource(args.input, fps=args.fps, size=args.size)
     options = _given(storage=args.storage, frame_id=args.frame_id)
@@ -131,8 +131,8 @@ def _from_video(args: argparse.Namespace) -> int:
 
 
 def _play(args: argparse.Namespace) -> int:
-    from magicfuse_ros.ros.bag import BagReader
-    from magicfuse_ros.ros.player import Player, PlayerSettings
+    from magicfuse_ros.bags.player import Player, PlayerSettings
+    from magicfuse_ros.bags.reader import BagReader
 
     settings = PlayerSettings(
         loop=args.loop,
@@ -168,8 +168,8 @@ def _play(args: argparse.Namespace) -> int:
 def _record(args: argparse.Namespace) -> int:
     from rclpy.executors import SingleThreadedExecutor
 
-    from magicfuse_ros.ros.bag_writer import BagWriter
-    from magicfuse_ros.ros.recorder import Recorder
+    from magicfuse_ros.bags.recorder import Recorder
+    from magicfuse_ros.bags.writer import BagWriter
 
     stop = stop_on_signals()
     context, node = _start_node("magicfuse_bag_record")
@@ -197,8 +197,8 @@ def _record(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from magicfuse_ros.ros.bag import BagReader
-    from magicfuse_ros.ros.images import describe_images
+    from magicfuse_ros.bags.pictures import describe_images
+    from magicfuse_ros.bags.reader import BagReader
 
     with BagReader(args.bag) as bag:
         print(f"bag       {args.bag} ({bag.storage})")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from magicfuse_ros.ros.bag_fleet import Row
-    from magicfuse_ros.ros.bag_fuse_plan import FuseOptions
+    from magicfuse_ros.bags.fleet import Row
+    from magicfuse_ros.bags.fuse_plan import FuseOptions
 
 HELP = "fuse every image of a bag into another bag; goes on after a kill"
 
@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fuse one bag or many; returns the exit status that the help describes."""
-    from magicfuse_ros.ros.bag import BagError
-    from magicfuse_ros.ros.bag_fuse_engine import Interrupted
+    from magicfuse_ros.bags.fuse_engine import Interrupted
+    from magicfuse_ros.bags.reader import BagError
     from magicfuse_ros.runtime.contract import EngineError
 
     try:
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> FuseOptions:
-    from magicfuse_ros.ros.bag_fuse_plan import FuseOptions
+    from magicfuse_ros.bags.fuse_plan import FuseOptions
     from magicfuse_ros.runtime.contract import EngineSettings
 
     def given(*names: str) -> dict[str, object]:
@@ -113,10 +113,10 @@ def _options(args: argparse.Namespace) -> FuseOptions:
 def _fuse_one(source: Path, target: Path, options: FuseOptions) -> int:
     from contextlib import closing
 
+    from magicfuse_ros.bags.fuse_bag import fuse_bag
+    from magicfuse_ros.bags.fuse_engine import LazyEngine
     from magicfuse_ros.commands.bag import stop_on_signals
     from magicfuse_ros.commands.demo import ProgressLine
-    from magicfuse_ros.ros.bag_fuse import fuse_bag
-    from magicfuse_ros.ros.bag_fuse_engine import LazyEngine
 
     stop = stop_on_signals()
     show = ProgressLine(sys.stderr)
@@ -135,25 +135,25 @@ def _fuse_one(source: Path, target: Path, options: FuseOptions) -> int:
 
 
 def _fuse_many(args: argparse.Namespace, options: FuseOptions) -> int:
+    from magicfuse_ros.bags import fleet
     from magicfuse_ros.commands.bag import stop_on_signals
     from magicfuse_ros.commands.demo import ProgressLine
-    from magicfuse_ros.ros import bag_fleet
 
-    jobs = bag_fleet.jobs(_expanded(args.input), args.output)
+    jobs = fleet.jobs(_expanded(args.input), args.output)
     stop = stop_on_signals()
     show = ProgressLine(sys.stderr)
     rows: list[Row] = []
     try:
         if args.ray is None:
-            found = bag_fleet.one_by_one(jobs, options, stop=stop, say=show.end, progress=show)
+            found = fleet.one_by_one(jobs, options, stop=stop, say=show.end, progress=show)
         else:
-            found = bag_fleet.on_ray(jobs, options, args.ray, stop=stop, progress=show)
+            found = fleet.on_ray(jobs, options, args.ray, stop=stop, progress=show)
         for row in found:
             rows.append(row)
             show.end(f"{len(rows)} of {len(jobs)}: {row.job.source.name}: {row.text}")
     finally:
         show.end()
-        print(bag_fleet.table(rows, len(jobs)))
+        print(fleet.table(rows, len(jobs)))
     if any(row.error for row in rows):
         return 2
     return 1 if any(row.summary.left_out for row in rows) else 0
@@ -161,7 +161,7 @@ def _fuse_many(args: argparse.Namespace, options: FuseOptions) -> int:
 
 def _expanded(inputs: Sequence[str]) -> list[Path]:
     """Return the bags that are named and those that patterns find."""
-    from magicfuse_ros.ros.bag import BagError, is_bag
+    from magicfuse_ros.bags.reader import BagError, is_bag
 
     bags: list[Path] = []
     for text in inputs:

@@ -107,8 +107,8 @@ def main(argv: list[str]) -> int:
     from rclpy.node import Node
     from rclpy.signals import SignalHandlerOptions
 
-    from magicfuse_ros.ros.bag import BagReader
-    from magicfuse_ros.ros.player import Player, PlayerSettings
+    from magicfuse_ros.bags.player import Player, PlayerSettings
+    from magicfuse_ros.bags.reader import BagReader
 
     bag, topic, rate = Path(argv[0]), argv[1], float(argv[2])
     context = Context()

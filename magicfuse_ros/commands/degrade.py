@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicfuse_ros.training.degradation import EFFECTS
-from magicfuse_ros.training.recipes import Degradation
+from magicfuse_ros.training.degradation_mixes import Degradation
 
 DEFAULT_STRENGTH = 0.7
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from magicfuse_ros.bags.reader import Topic
     from magicfuse_ros.commands.node_session import Session
     from magicfuse_ros.model.labels import LabelSet
-    from magicfuse_ros.ros.bag import Topic
 
 HELP = "play a street video to the node in another process, record and show what comes out"
 
@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo: 0 when frames came out, 1 with the reason on stderr, 130 after Ctrl-C."""
+    from magicfuse_ros.bags.reader import BagError
     from magicfuse_ros.commands.bag import stop_on_signals
     from magicfuse_ros.commands.node_session import SessionError, Stopped
-    from magicfuse_ros.ros.bag import BagError
 
     stop = stop_on_signals()
     show = ProgressLine(sys.stdout)
@@ -138,9 +138,9 @@ class Demo:
     # --- input -----------------------------------------------------------------------------------
 
     def _prepare_input(self) -> Input:
+        from magicfuse_ros.bags.pictures import describe_images
+        from magicfuse_ros.bags.reader import BagReader, is_bag
         from magicfuse_ros.resources import sample_video
-        from magicfuse_ros.ros.bag import BagReader, is_bag
-        from magicfuse_ros.ros.images import describe_images
 
         given: Path | None = self._args.input
         degrade: str | None = self._args.degrade
@@ -169,9 +169,9 @@ class Demo:
         )
 
     def _convert(self, path: Path, degrade: str | None) -> Path:
+        from magicfuse_ros.bags.from_video import FrameSource, write_bag
         from magicfuse_ros.commands.degrade import degradation
         from magicfuse_ros.commands.node_session import Stopped
-        from magicfuse_ros.ros.sources import FrameSource, write_bag
 
         source = FrameSource(path)
         bag = self._folder / "input.bag"
@@ -193,13 +193,13 @@ class Demo:
     # --- the node --------------------------------------------------------------------------------
 
     def _fuse(self, source: Input, out: Path) -> Session:
+        from magicfuse_ros.bags.pictures import COMPRESSED_TYPE
+        from magicfuse_ros.bags.reader import BagReader
+        from magicfuse_ros.bags.writer import BagWriter
         from magicfuse_ros.commands.demo_session import DemoSession
         from magicfuse_ros.commands.node_session import SessionError
-        from magicfuse_ros.ros.bag import BagReader
-        from magicfuse_ros.ros.bag_writer import BagWriter
         from magicfuse_ros.ros.dds import isolate, use_shipped_profile
-        from magicfuse_ros.ros.images import COMPRESSED_TYPE
-        from magicfuse_ros.ros.node_process import NodeProcess, fuse_node_command
+        from magicfuse_ros.ros.node.node_process import NodeProcess, fuse_node_command
 
         # In this process too: it plays and records.
         use_shipped_profile(os.environ)
@@ -229,10 +229,10 @@ class Demo:
         return session.session
 
     def _make_pictures(self, source: Input, session: Session, out: Path) -> list[Path]:
+        from magicfuse_ros.bags.reader import BagReader
         from magicfuse_ros.commands.demo_pictures import write_pictures
         from magicfuse_ros.commands.demo_report import ages_ms, is_trained, model_name
         from magicfuse_ros.commands.node_session import SessionError, Stopped
-        from magicfuse_ros.ros.bag import BagReader
 
         def progress(count: int) -> None:
             self._show(f"making the video: {count} of {session.recorded} frames")
@@ -272,9 +272,9 @@ def choose_topic(topics: tuple[Topic, ...], wanted: str | None, bag: Path) -> To
     BagError
         There is none; the text lists those there are.
     """
+    from magicfuse_ros.bags.pictures import COMPRESSED_TYPE, IMAGE_TYPE
+    from magicfuse_ros.bags.reader import BagError
     from magicfuse_ros.commands.node_session import NODE
-    from magicfuse_ros.ros.bag import BagError
-    from magicfuse_ros.ros.images import COMPRESSED_TYPE, IMAGE_TYPE
 
     fitting = [
         topic

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from magicfuse_ros.bags.pictures import decode, frames
+from magicfuse_ros.bags.reader import BagReader, Topic
 from magicfuse_ros.commands.node_session import COLOR, ENHANCED, INFRARED, MAGIMG, MASK
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
-from magicfuse_ros.ros.bag import BagReader, Topic
-from magicfuse_ros.ros.image_codec import ImageError
-from magicfuse_ros.ros.images import decode, frames
+from magicfuse_ros.ros.images.codec import ImageError
 from magicfuse_ros.ros.stamps import read_stamp
 
 Picture = NDArray[np.uint8]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import threading
 
+from magicfuse_ros.bags.player import Player, PlayerSettings
+from magicfuse_ros.bags.reader import BagReader, Topic
+from magicfuse_ros.bags.recorder import Recorder
+from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.commands.node_session import (
     COLOR,
     CONFIDENCE,
@@ -16,10 +20,6 @@ from magicfuse_ros.commands.node_session import (
     NodeSession,
     SessionError,
 )
-from magicfuse_ros.ros.bag import BagReader, Topic
-from magicfuse_ros.ros.bag_writer import BagWriter
-from magicfuse_ros.ros.player import Player, PlayerSettings
-from magicfuse_ros.ros.recorder import Recorder
 
 OUTPUTS = (MAGIMG, MASK, COLOR, INFRARED, ENHANCED, CONFIDENCE, DIAGNOSTICS)
 OPTIONAL_OUTPUTS = (f"{NODE}/camera_info", f"{NODE}/semantic/label_info")

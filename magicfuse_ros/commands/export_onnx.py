@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Export; returns 0 when complete, 1 with a message on error."""
     from magicfuse_ros.runtime.contract import EngineError, EngineSettings
     from magicfuse_ros.runtime.engine import load_model
-    from magicfuse_ros.runtime.frames import fit
+    from magicfuse_ros.runtime.letterbox import fit
     from magicfuse_ros.runtime.onnx_export import export_onnx
 
     try:

@@ -27,7 +27,7 @@ from magicfuse_ros.evaluation.scenes import (
 from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import Variant
-from magicfuse_ros.training.recipes import RECIPES
+from magicfuse_ros.training.degradation_mixes import RECIPES
 
 DEGRADED = "mixed"
 """The condition of a table that has only one: training's own mix of coupled degradations."""

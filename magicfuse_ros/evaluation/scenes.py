@@ -24,7 +24,7 @@ from magicfuse_ros.training.datasets import (
     validation_items,
 )
 from magicfuse_ros.training.datasets.label_maps import from_canonical
-from magicfuse_ros.training.recipes import RECIPES
+from magicfuse_ros.training.degradation_mixes import RECIPES
 
 # Frames of a video, named `<video>:<frame>`, show one scene; more than this would drown the rest.
 _FRAMES_OF_A_VIDEO = 8

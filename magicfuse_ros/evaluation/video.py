@@ -16,7 +16,7 @@ from magicfuse_ros.evaluation.report import Evaluation
 from magicfuse_ros.evaluation.scenes import Video
 from magicfuse_ros.evaluation.tables import Column, Row, Table
 from magicfuse_ros.model.temporal import Memory
-from magicfuse_ros.training.recipes import degrade, named_recipe
+from magicfuse_ros.training.degradation_mixes import degrade, named_recipe
 
 CONDITIONS = ("none", "noise", "night")
 """Recipes whose randomness over time is that of the sensor; rain would need falling drops."""

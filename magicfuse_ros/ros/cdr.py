@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rclpy.serialization import deserialize_message
 
-from magicfuse_ros.ros.image_codec import image_size
+from magicfuse_ros.ros.images.codec import image_size
 
 _ENCAPSULATION = 4
 _LITTLE_ENDIAN = b"\x00\x01\x00\x00"  # encapsulation of CDR, no options
@@ -40,7 +40,7 @@ def serialize_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> b
     make a message and to serialise it when it is empty: most of what publishing a picture costs.
     The bytes are plain CDR, each number aligned to its size from the end of the encapsulation.
 
-    Parameters and errors are those of `image_codec.encode_image`.
+    Parameters and errors are those of `codec.encode_image`.
     """
     height, width, step = image_size(picture, encoding)
     frame_id, kind = _string(header.frame_id), _string(encoding)

@@ -9,7 +9,7 @@ from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from magicfuse_ros.ros.parameters import ParameterError, ParameterSpec
+from magicfuse_ros.ros.parameter_spec import ParameterError, ParameterSpec
 
 T = TypeVar("T")
 

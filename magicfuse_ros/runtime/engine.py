@@ -18,7 +18,7 @@ from magicfuse_ros.model.sampler import SamplerSettings
 from magicfuse_ros.model.stored import StoredModel
 from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.resources import model_path
-from magicfuse_ros.runtime import frames
+from magicfuse_ros.runtime import letterbox
 from magicfuse_ros.runtime.backends import Backend, Candidate, candidates, missing
 from magicfuse_ros.runtime.contract import (
     EXTRAS,
@@ -32,7 +32,7 @@ from magicfuse_ros.runtime.contract import (
 from magicfuse_ros.runtime.heartbeat import heartbeat
 from magicfuse_ros.runtime.memory import keep_freed_memory
 from magicfuse_ros.runtime.networks import CompiledNetworks
-from magicfuse_ros.runtime.sizes import NetworksBySize
+from magicfuse_ros.runtime.networks_by_size import NetworksBySize
 from magicfuse_ros.runtime.stopwatch import Stopwatch
 from magicfuse_ros.runtime.threads import pytorch_threads
 
@@ -100,7 +100,7 @@ class FuseEngine:
         self._backend: Backend | None = None
         self._networks = NetworksBySize(progress)
         self._memory = Memory()
-        self._place_before: frames.Fit | None = None
+        self._place_before: letterbox.Fit | None = None
 
     @property
     def backend_name(self) -> str:
@@ -189,7 +189,7 @@ class FuseEngine:
         """
         _check(frame, extras)
         size = (frame.shape[0], frame.shape[1])
-        place = frames.fit(size, self._resolution, self._config.multiple_of)
+        place = letterbox.fit(size, self._resolution, self._config.multiple_of)
         networks, place = self._networks_for(place, self._progress, wait=wait)
         with torch.inference_mode(), pytorch_threads(networks.backend.pytorch_threads):
             return self._fuse(frame, extras, networks, place)
@@ -199,12 +199,12 @@ class FuseEngine:
         frame: UInt8,
         extras: frozenset[str],
         networks: CompiledNetworks,
-        place: frames.Fit,
+        place: letterbox.Fit,
     ) -> FuseResult:
         settings, seed, temporal = self._sampling
         watch = networks.watch = Stopwatch(self._candidate.device)
         with watch.stage("preprocess"):
-            image = frames.to_input(frame, place)
+            image = letterbox.to_input(frame, place)
         condition = networks.encode(image, seed)
         with watch.stage("fuse"):
             step = networks.sample(condition, seed, settings)
@@ -215,15 +215,15 @@ class FuseEngine:
 
         def classes() -> tuple[UInt8, UInt8]:
             with watch.stage("postprocess"):
-                probabilities = frames.quantise(self._finite(step.state)[0].softmax(dim=0))
-                return frames.classify(probabilities.cpu().numpy(), place)
+                probabilities = letterbox.quantise(self._finite(step.state)[0].softmax(dim=0))
+                return letterbox.classify(probabilities.cpu().numpy(), place)
 
         def picture(image: Tensor, *, grey: bool = False) -> UInt8:
             with watch.stage("postprocess"):
                 self._finite(image)
                 if grey:
                     image = image.mean(dim=1, keepdim=True)
-                return frames.to_camera(frames.to_picture(image), place)
+                return letterbox.to_camera(letterbox.to_picture(image), place)
 
         latents = {"magimg": fused, "infrared": step.z0_phi, "enhanced": step.z0_psi}
         # While a latent is decoded, what is there already is made into what is shown.
@@ -292,7 +292,7 @@ class FuseEngine:
     def _warm_up(self, camera: tuple[int, int], progress: Progress) -> None:
         width, height = camera
         progress(f"preparing model {self._config.name!r} at {width}x{height}, {self.backend_name}")
-        place = frames.fit((height, width), self._resolution, self._config.multiple_of)
+        place = letterbox.fit((height, width), self._resolution, self._config.multiple_of)
         self._networks_for(place, progress, wait=True)
         result = self.fuse(np.full((height, width, 3), 127, np.uint8), frozenset(EXTRAS))
         self.forget()  # that frame
@@ -302,8 +302,8 @@ class FuseEngine:
         )
 
     def _networks_for(
-        self, place: frames.Fit, progress: Progress, *, wait: bool
-    ) -> tuple[CompiledNetworks, frames.Fit]:
+        self, place: letterbox.Fit, progress: Progress, *, wait: bool
+    ) -> tuple[CompiledNetworks, letterbox.Fit]:
         """Return networks for a frame, and where it lies in their input."""
         if self._model is None:
             raise EngineError("the engine is closed; load another one")

@@ -7,7 +7,7 @@ still meets. An effect draws the same random numbers whatever its strength, so t
 under one seed differ in nothing but the strength.
 
 Lengths in pixels and noise levels are meant for images of the model's resolution, about 320x240.
-The effects are composed into recipes in `magicfuse_ros.training.recipes`.
+The effects are composed into recipes in `magicfuse_ros.training.degradation_mixes`.
 
 Models: low light and noise are shot + read noise on linear light (Foi et al., "Practical
 Poissonian-Gaussian noise modeling", 2008); haze is Koschmieder's law I = J t + A (1 - t),

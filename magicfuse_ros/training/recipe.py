@@ -22,15 +22,15 @@ from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.one_branch import Branch
 from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.resources import model_path
-from magicfuse_ros.training.autoencoder import AutoencoderLoss, AutoencoderStage
+from magicfuse_ros.training.autoencoder_stage import AutoencoderLoss, AutoencoderStage
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
 from magicfuse_ros.training.datasets import CropDataset, CropSettings, find_sources, open_cache
 from magicfuse_ros.training.datasets.cache import CacheSettings
+from magicfuse_ros.training.degradation_mixes import Mix
 from magicfuse_ros.training.distill import Distillation, DistillStage
 from magicfuse_ros.training.loop import run
 from magicfuse_ros.training.mkf import MkfLoss, MkfStage
 from magicfuse_ros.training.optimization import LoopConfig
-from magicfuse_ros.training.recipes import Mix
 from magicfuse_ros.training.stage import Stage
 from magicfuse_ros.yaml_limits import load_yaml
 

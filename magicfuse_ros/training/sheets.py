@@ -11,7 +11,7 @@ import numpy as np
 
 from magicfuse_ros.training.datasets.cache import CacheSettings, training_size
 from magicfuse_ros.training.degradation import EFFECTS, Rgb
-from magicfuse_ros.training.recipes import Degradation, Recipe, degrade, sample_recipe
+from magicfuse_ros.training.degradation_mixes import Degradation, Recipe, degrade, sample_recipe
 
 STRENGTHS = (0.3, 0.6, 1.0)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from magicfuse_ros.ros import images
-from magicfuse_ros.ros.bag import BagError, BagReader
+from magicfuse_ros.bags import pictures
+from magicfuse_ros.bags.reader import BagError, BagReader
 
 
 def check_bag(path: Path) -> None:
@@ -35,5 +35,5 @@ def _check(bag: BagReader) -> None:
         assert before is None or before <= message.received_ns
         count, before = count + 1, message.received_ns
     assert count >= sum(topic.count for topic in bag.topics)
-    described = images.describe_images(bag)
+    described = pictures.describe_images(bag)
     assert all(isinstance(text, str) for text in described.values())

@@ -12,12 +12,12 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 from support.noop_node import REFUSE, NoopEngine
 
-from magicfuse_ros.ros.bag import BagReader, Topic
-from magicfuse_ros.ros.bag_fuse import fuse_bag
-from magicfuse_ros.ros.bag_fuse_engine import LazyEngine
-from magicfuse_ros.ros.bag_fuse_plan import DEFAULT_OUTPUTS, FuseOptions
-from magicfuse_ros.ros.bag_writer import BagWriter, canonical
-from magicfuse_ros.ros.image_codec import encode_compressed, encode_image
+from magicfuse_ros.bags.fuse_bag import fuse_bag
+from magicfuse_ros.bags.fuse_engine import LazyEngine
+from magicfuse_ros.bags.fuse_plan import DEFAULT_OUTPUTS, FuseOptions
+from magicfuse_ros.bags.reader import BagReader, Topic
+from magicfuse_ros.bags.writer import BagWriter, canonical
+from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
 from magicfuse_ros.runtime.contract import EngineSettings
 
 ROOT = Path(__file__).parents[2]

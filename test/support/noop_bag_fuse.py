@@ -15,7 +15,7 @@ import sys
 from support.noop_node import NoopEngine
 
 from magicfuse_ros import cli
-from magicfuse_ros.ros import bag_fuse_engine, bag_fuse_journal, bag_fuse_workspace, bag_writer
+from magicfuse_ros.bags import fuse_engine, fuse_journal, fuse_workspace, writer
 
 SEED_ROW = 3
 
@@ -68,13 +68,13 @@ def torn_append(journal, *args):
     reached("append")
 
 
-append = bag_fuse_journal.Journal.append
-bag_fuse_journal.Journal.append = torn_append
-before(bag_writer.BagWriter, "_write", "join")
-before(bag_fuse_workspace.Workspace, "finish", "finish")
-before(bag_fuse_workspace, "clear", "cleanup")
-make = bag_fuse_engine.LazyEngine.__init__
-bag_fuse_engine.LazyEngine.__init__ = lambda self, settings, stop, say: make(
+append = fuse_journal.Journal.append
+fuse_journal.Journal.append = torn_append
+before(writer.BagWriter, "_write", "join")
+before(fuse_workspace.Workspace, "finish", "finish")
+before(fuse_workspace, "clear", "cleanup")
+make = fuse_engine.LazyEngine.__init__
+fuse_engine.LazyEngine.__init__ = lambda self, settings, stop, say: make(
     self, settings, stop, say, Engine
 )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.ros.fuse_node import main
+from magicfuse_ros.ros.node.fuse_node import main
 from magicfuse_ros.runtime.contract import EngineError, FuseResult
 
 FAIL = (255, 0, 1)

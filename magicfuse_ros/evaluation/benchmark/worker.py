@@ -52,7 +52,7 @@ def survey(*, model: str, device: str, threads: int, resolutions: list[Size]) ->
     from magicfuse_ros.model.magicfuse import MagicFuse
     from magicfuse_ros.resources import model_path
     from magicfuse_ros.runtime.backends import candidates
-    from magicfuse_ros.runtime.frames import fit
+    from magicfuse_ros.runtime.letterbox import fit
 
     if threads:
         torch.set_num_threads(threads)

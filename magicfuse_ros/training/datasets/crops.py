@@ -20,8 +20,8 @@ from magicfuse_ros.training.datasets.frames import U8, Box, DatasetError
 from magicfuse_ros.training.datasets.label_maps import from_canonical
 from magicfuse_ros.training.datasets.night import brighten_night_target
 from magicfuse_ros.training.datasets.recolour import recolour
+from magicfuse_ros.training.degradation_mixes import Mix, degrade, sample_recipe
 from magicfuse_ros.training.heat import HEAT
-from magicfuse_ros.training.recipes import Mix, degrade, sample_recipe
 
 # How much more often a crop goes around a box of this kind.
 _BOX_WEIGHT = {"person": 4.0, HEAT: 2.0}

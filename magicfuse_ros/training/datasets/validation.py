@@ -17,7 +17,7 @@ from magicfuse_ros.training.datasets.cache import (
 )
 from magicfuse_ros.training.datasets.frames import U8, Rgb
 from magicfuse_ros.training.datasets.layouts import find_sources
-from magicfuse_ros.training.recipes import RECIPES, Recipe, degrade, named_recipe
+from magicfuse_ros.training.degradation_mixes import RECIPES, Recipe, degrade, named_recipe
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 from fuzz.fields import Fields
 from sensor_msgs.msg import CameraInfo
 
-from magicfuse_ros.ros.camera_model import MODELS, CameraError, CameraModel
+from magicfuse_ros.ros.cloud.camera_model import MODELS, CameraError, CameraModel
 
 MAX_LEN = 512
 

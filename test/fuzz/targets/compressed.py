@@ -11,14 +11,14 @@ import numpy as np
 from fuzz.fields import Fields
 from std_msgs.msg import Header
 
-from magicfuse_ros.ros.compressed_header import read_header
-from magicfuse_ros.ros.image_codec import (
+from magicfuse_ros.ros.images.codec import (
     MAX_PIXELS,
     REASONS,
     ImageError,
     decode_compressed,
     encode_compressed,
 )
+from magicfuse_ros.ros.images.compressed_header import read_header
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FORMATS = ("jpeg", "png", "", "rgb8; jpeg compressed bgr8", "16UC1; compressedDepth")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from magicfuse_ros.ros.compressed_header import read_header
-from magicfuse_ros.ros.image_errors import ImageError
+from magicfuse_ros.ros.images.compressed_header import read_header
+from magicfuse_ros.ros.images.errors import ImageError
 
 REASONS = {"short_data", "unknown_format", "corrupt_png", "corrupt_jpeg"}
 

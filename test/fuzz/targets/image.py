@@ -7,7 +7,7 @@ from fuzz.fields import Fields
 from image_reference import BAYER, GREY_BYTES, RawImage, row_bytes, row_count
 from std_msgs.msg import Header
 
-from magicfuse_ros.ros.image_codec import (
+from magicfuse_ros.ros.images.codec import (
     ENCODINGS,
     MAX_PIXELS,
     REASONS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fuzz.fields import Fields
 from fuzz.files import folder, written
 
-from magicfuse_ros.ros.bag_fuse_journal import Journal, Record
+from magicfuse_ros.bags.fuse_journal import Journal, Record
 
 ADDED = (b"s" * 16, Record({"semantic/mask": b"12345"}, "", ""))
 

@@ -11,8 +11,8 @@ from fuzz.bag_oracle import check_bag
 from fuzz.fields import Fields
 from fuzz.files import folder
 
-from magicfuse_ros.ros.bag import Topic
-from magicfuse_ros.ros.bag_writer import STORAGES, BagWriter
+from magicfuse_ros.bags.reader import Topic
+from magicfuse_ros.bags.writer import STORAGES, BagWriter
 
 MAX_LEN = 4096
 

@@ -1,0 +1,1 @@
+"""rosbag2 bags without a ROS installation: read, write, play, record and fuse."""

@@ -1,0 +1,71 @@
+"""The engine of `bag fuse`: loaded when a frame needs it, and never changed for another."""
+
+from __future__ import annotations
+
+import threading
+
+from magicfuse_ros.ros.node.session import EngineFactory
+from magicfuse_ros.runtime.contract import Engine, EngineSettings, Progress
+
+
+class Interrupted(Exception):  # noqa: N818 - nothing is wrong
+    """Asked to stop; what is done is kept."""
+
+
+class LazyEngine:
+    """An engine that is loaded for the first frame that needs it, and kept for the next bags.
+
+    Parameters
+    ----------
+    settings
+        How to run the model.
+    stop
+        Ends the loading, with `Interrupted`.
+    say
+        Told in words how the loading goes.
+    factory
+        Makes the engine; None takes `runtime.engine.load_engine`.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        stop: threading.Event,
+        say: Progress,
+        factory: EngineFactory | None = None,
+    ) -> None:
+        self.settings = settings
+        self._stop, self._say, self._factory = stop, say, factory
+        self._engine: Engine | None = None
+
+    def get(self) -> Engine:
+        """Return the engine, warmed up: from here on it does not change its backend."""
+        if self._engine is None:
+            factory = self._factory
+            if factory is None:
+                from magicfuse_ros.runtime.engine import load_engine
+
+                factory = load_engine
+            engine = factory(self.settings, self._progress)
+            try:
+                engine.warm_up(self._progress)
+            except BaseException:
+                engine.close()
+                raise
+            if not engine.trained:
+                self._say(
+                    "WARNING: the weights of this model are untrained, its results mean nothing"
+                )
+            self._engine = engine
+        return self._engine
+
+    def close(self) -> None:
+        """Give the engine back."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _progress(self, text: str) -> None:
+        if self._stop.is_set():
+            raise Interrupted
+        self._say(text)

@@ -1,0 +1,146 @@
+"""One image message of a bag through the engine, into the messages that the node would publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from magicfuse_ros.bags.fuse_journal import Record
+from magicfuse_ros.bags.fuse_plan import OUTPUTS, Camera, FuseOptions
+from magicfuse_ros.bags.pictures import COMPRESSED_TYPE
+from magicfuse_ros.bags.reader import BagMessage, BagReader
+from magicfuse_ros.bags.writer import canonical
+from magicfuse_ros.ros import ledger, outputs
+from magicfuse_ros.ros.cdr import deserialize
+from magicfuse_ros.ros.images.codec import (
+    ImageError,
+    decode_compressed,
+    decode_image,
+    encode_compressed,
+    encode_image,
+)
+from magicfuse_ros.ros.node.id_map import IdMap, remap
+from magicfuse_ros.runtime.contract import EXTRAS, Engine, FuseResult
+
+
+class CameraInfos:
+    """The CameraInfo of each camera: the newest one so far, and before any the bag's first.
+
+    Parameters
+    ----------
+    bag
+        Where the first ones are looked up.
+    cameras
+        By topic name.
+    """
+
+    def __init__(self, bag: BagReader, cameras: Mapping[str, Camera]) -> None:
+        names = {camera.info_topic for camera in cameras.values()} - {None}
+        firsts = ((name, next(bag.messages([name]), None)) for name in names if name is not None)
+        self._newest = {name: first.data for name, first in firsts if first is not None}
+
+    def hear(self, message: BagMessage) -> None:
+        """Take notice of any message of the bag."""
+        if message.topic.name in self._newest:
+            self._newest[message.topic.name] = message.data
+
+    def of(self, camera: Camera) -> CameraInfo | None:
+        """Return a camera's CameraInfo; None where it has none, or one that cannot be read."""
+        data = self._newest.get(camera.info_topic or "")
+        try:
+            return None if data is None else deserialize(data, CameraInfo)
+        except ValueError:
+            return None
+
+
+class FrameFuser:
+    """Makes records; the same message, CameraInfo, engine and options give the same record.
+
+    Parameters
+    ----------
+    engine
+        Ready to fuse. Its sampling noise is the same for every frame, as in the node, so that
+        a frame's result depends neither on its place in the bag nor on other frames.
+    options
+        What to make.
+
+    Raises
+    ------
+    ValueError
+        The id map names a class that the model does not know.
+    """
+
+    def __init__(self, engine: Engine, options: FuseOptions) -> None:
+        self._engine, self._options = engine, options
+        self._table = IdMap.parse(options.id_map).table(engine.labels.names())
+        self._extras = frozenset(EXTRAS) & frozenset(options.outputs)
+
+    def fuse(self, message: BagMessage, info: CameraInfo | None) -> Record:
+        """Fuse one image message; a frame that cannot be fused gives a record that says why.
+
+        Whatever else the engine raises goes through.
+        """
+        is_compressed = message.topic.type == COMPRESSED_TYPE
+        try:
+            image = deserialize(message.data, CompressedImage if is_compressed else Image)
+            frame = decode_compressed(image) if is_compressed else decode_image(image)
+        except ImageError as error:
+            return Record(reason=error.reason, text=str(error))
+        except Exception as error:  # noqa: BLE001 - a bag can hold what nobody thought of
+            return Record(reason=ledger.UNDECODABLE, text=f"{type(error).__name__}: {error}")
+        try:
+            result = self._engine.fuse(frame, self._extras)
+        except ValueError as error:
+            return Record(reason=ledger.UNSUPPORTED, text=str(error))
+        try:
+            messages = self._messages(result, image.header, info)
+        except ValueError as error:  # such as a side too long for JPEG
+            return Record(reason=ledger.PUBLISH_ERROR, text=str(error))
+        return Record(
+            {
+                name: canonical(OUTPUTS[name], serialize_message(made))
+                for name, made in messages.items()
+            }
+        )
+
+    def _messages(self, result: FuseResult, header: Any, info: CameraInfo | None) -> dict[str, Any]:
+        """Return the wanted messages by output name; each carries the image's own header."""
+        options, height_width = self._options, result.mask.shape
+
+        def image(picture: NDArray[np.uint8] | None, encoding: str) -> Image | None:
+            return None if picture is None else encode_image(picture, encoding, header)
+
+        def mask() -> Image | None:
+            table, least = self._table, options.min_confidence
+            return image(remap(result.mask, result.confidence, table, least), "mono8")
+
+        def color() -> Image | None:
+            palette = self._engine.labels.palette()
+            return image(outputs.colorize(result.mask, result.magimg, palette), "rgb8")
+
+        def camera_info() -> CameraInfo | None:
+            if info is None:
+                return None
+            scaled = outputs.scale_camera_info(info, (height_width[1], height_width[0]))
+            scaled.header = header
+            return scaled
+
+        makers: dict[str, Callable[[], Any]] = {
+            "magimg": lambda: image(result.magimg, "rgb8"),
+            "magimg/compressed": lambda: encode_compressed(
+                result.magimg, header, options.jpeg_quality
+            ),
+            "semantic/mask": mask,
+            "semantic/confidence": lambda: image(result.confidence, "mono8"),
+            "semantic/color": color,
+            "infrared": lambda: image(result.infrared, "mono8"),
+            "enhanced": lambda: image(result.enhanced, "rgb8"),
+            "camera_info": camera_info,
+        }
+        made = {name: makers[name]() for name in OUTPUTS if name in options.outputs}
+        return {name: message for name, message in made.items() if message is not None}

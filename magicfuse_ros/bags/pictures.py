@@ -1,0 +1,95 @@
+"""Images inside bags: which topics hold them, and their frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import CompressedImage, Image
+
+from magicfuse_ros.bags.reader import BagError, BagReader, Topic
+from magicfuse_ros.ros.cdr import deserialize
+from magicfuse_ros.ros.images.codec import ImageError, decode_compressed, decode_image
+from magicfuse_ros.ros.stamps import read_stamp
+
+IMAGE_TYPE = "sensor_msgs/msg/Image"
+COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
+
+
+@dataclass(frozen=True)
+class StampedFrame:
+    """One picture of a bag: its header stamp, when it was received (both ns), (H, W, 3) RGB."""
+
+    stamp_ns: int
+    received_ns: int
+    frame: NDArray[np.uint8]
+
+
+def image_topics(bag: BagReader) -> tuple[Topic, ...]:
+    """Return the topics that hold pictures, raw ones first."""
+    topics = [topic for topic in bag.topics if topic.type in (IMAGE_TYPE, COMPRESSED_TYPE)]
+    return tuple(sorted(topics, key=lambda topic: topic.type != IMAGE_TYPE))
+
+
+def decode(topic: Topic, data: bytes) -> NDArray[np.uint8]:
+    """Decode one serialised image message into (H, W, 3) RGB.
+
+    Raises
+    ------
+    ImageError
+        The message holds no readable picture.
+    BagError
+        The bytes are no such message.
+    """
+    message = _message(topic, data)
+    return decode_compressed(message) if topic.type == COMPRESSED_TYPE else decode_image(message)
+
+
+def frames(bag: BagReader, topic_name: str) -> Iterator[StampedFrame]:
+    """Yield the pictures of a topic in order of time; unreadable ones are left out.
+
+    Raises
+    ------
+    BagError
+        The topic is not in the bag or holds no images.
+    """
+    topic = bag.topic(topic_name)
+    if topic.type not in (IMAGE_TYPE, COMPRESSED_TYPE):
+        raise BagError(f"topic {topic_name} of bag {bag.path} holds {topic.type}, not images")
+    for message in bag.messages([topic_name]):
+        try:
+            frame = decode(topic, message.data)
+        except ImageError:
+            continue
+        yield StampedFrame(read_stamp(message.data), message.received_ns, frame)
+
+
+def describe_images(bag: BagReader) -> dict[str, str]:
+    """Return, by topic name, size and encoding of the first picture: ``640x480 rgb8``."""
+    described = {}
+    for topic in image_topics(bag):
+        first = next(bag.messages([topic.name]), None)
+        if first is not None:
+            described[topic.name] = describe(topic, first.data)
+    return described
+
+
+def describe(topic: Topic, data: bytes) -> str:
+    """Return size and encoding of one serialised image message; `BagError` as in `decode`."""
+    message = _message(topic, data)
+    if topic.type == IMAGE_TYPE:
+        return f"{message.width}x{message.height} {message.encoding}"
+    return str(message.format)
+
+
+def _message(topic: Topic, data: bytes) -> Any:
+    try:
+        return deserialize(data, CompressedImage if topic.type == COMPRESSED_TYPE else Image)
+    except ValueError as error:
+        raise BagError(
+            f"topic {topic.name} holds {len(data)} bytes that are no {topic.type}: "
+            "the bag is damaged; record it again"
+        ) from error

@@ -1,0 +1,303 @@
+"""rosbag2 bags, read without a ROS installation; `magicfuse_ros.bags.writer` makes them.
+
+A bag is the folder rosbag2 makes (``metadata.yaml`` beside one sqlite3 or mcap file); a bare
+``.mcap`` or ``.db3`` file can be read too. Messages stay serialised (CDR) on their way in and out:
+only what looks into them needs their types. What a bag calls the time of a message is when it was
+received; the camera's own stamp is in the message's header (`magicfuse_ros.ros.stamps`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import final
+
+from rosbags.interfaces import (
+    Connection,
+    ConnectionExtRosbag2,
+    Qos,
+    QosDurability,
+    QosReliability,
+)
+from rosbags.rosbag2 import Reader, ReaderError
+
+from magicfuse_ros.yaml_limits import read_yaml_text
+
+RELIABILITIES = ("reliable", "best_effort")
+DURABILITIES = ("volatile", "transient_local")
+
+
+class BagError(RuntimeError):
+    """A bag cannot be written or read; the text says which one, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic of a bag.
+
+    Attributes
+    ----------
+    name
+        Full name, ``/image``.
+    type
+        ``sensor_msgs/msg/Image``.
+    count
+        Messages in the bag; 0 in a topic that is about to be written.
+    reliability
+        What its publisher offered: ``reliable`` or ``best_effort``.
+    durability
+        ``volatile`` or ``transient_local``.
+    """
+
+    name: str
+    type: str
+    count: int = 0
+    reliability: str = "reliable"
+    durability: str = "volatile"
+
+    def __post_init__(self) -> None:
+        if not self.name.startswith("/") or self.name.endswith("/"):
+            raise ValueError(f"topic name {self.name!r}: give a full name, such as /image")
+        if self.reliability not in RELIABILITIES:
+            raise ValueError(f"reliability {self.reliability!r}: accepted are {RELIABILITIES}")
+        if self.durability not in DURABILITIES:
+            raise ValueError(f"durability {self.durability!r}: accepted are {DURABILITIES}")
+
+
+@dataclass(frozen=True)
+class BagMessage:
+    """One message as it lies in the bag: serialised, with the time it was received (ns)."""
+
+    topic: Topic
+    received_ns: int
+    data: bytes
+
+
+def is_bag(path: Path) -> bool:
+    """Whether `path` looks like a bag (its content is not checked)."""
+    return (path / "metadata.yaml").is_file() or path.suffix in {".mcap", ".db3"}
+
+
+@final
+class BagReader:
+    """Reads a bag; a context manager.
+
+    Attributes
+    ----------
+    topics : tuple[Topic, ...]
+        Sorted by name.
+    start_ns, end_ns : int
+        Time of the first and the last message; 0 in an empty bag.
+    message_count : int
+    storage : str
+        ``mcap`` or ``sqlite3``.
+    notes : Mapping[str, str]
+        Texts that the bag's writer left in ``metadata.yaml`` (rosbag2's custom_data).
+
+    Raises
+    ------
+    BagError
+        The bag is missing, damaged, or of another format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_file() and path.suffix == ".bag":
+            raise BagError(f"{path} is a ROS 1 bag: convert it with `rosbags-convert --src {path}`")
+        with _reading(path):
+            if (metadata := path / "metadata.yaml").is_file():
+                read_yaml_text(metadata)  # rosbags would load whatever it stands for
+            self._reader = Reader(path)
+            self._reader.open()
+            try:
+                self._describe()
+            except BaseException:
+                with suppress(Exception):  # it is what it took from the files that it closes
+                    self._reader.close()
+                raise
+
+    def _describe(self) -> None:
+        """Take over what the bag says of itself, which may be of any kind."""
+        reader = self._reader
+        for connection in reader.connections:
+            _check_connection(connection)
+        if not isinstance(getattr(reader.storage, "files", []), list):
+            raise ReaderError("its files are no list")
+        self._topics = {
+            connection.id: Topic(
+                connection.topic, connection.msgtype, connection.msgcount, *_qos_of(connection)
+            )
+            for connection in reader.connections
+        }
+        self.topics = tuple(sorted(self._topics.values(), key=lambda topic: topic.name))
+        self.message_count = _number(reader.message_count, "message count")
+        # rosbags counts the end one nanosecond past the last message
+        self.start_ns = _number(reader.start_time, "start") if self.message_count else 0
+        self.end_ns = _number(reader.end_time, "end") - 1 if self.message_count else 0
+        if self.end_ns < self.start_ns:
+            raise ReaderError(f"it ends at {self.end_ns} ns, before it starts at {self.start_ns}")
+        self.notes = _notes(reader.storage.metadata.custom)
+        files = [self.path] if self.path.is_file() else sorted(self.path.iterdir())
+        self.storage = "mcap" if any(file.suffix == ".mcap" for file in files) else "sqlite3"
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """What a topic's messages came through; a topic of several publishers may have several."""
+        return tuple(self._reader.connections)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first message to the last."""
+        return (self.end_ns - self.start_ns) / 1e9
+
+    def topic(self, name: str) -> Topic:
+        """Return the topic of this name.
+
+        Raises
+        ------
+        BagError
+            There is none; the text lists those there are.
+        """
+        for topic in self.topics:
+            if topic.name == name:
+                return topic
+        names = ", ".join(topic.name for topic in self.topics) or "none"
+        raise BagError(f"bag {self.path} has no topic {name}; it has: {names}")
+
+    def messages(self, topics: Collection[str] | None = None) -> Iterator[BagMessage]:
+        """Yield the messages in order of time; `topics` restricts them to these names.
+
+        Raises
+        ------
+        BagError
+            A name is not in the bag, or the bag is damaged further on.
+        """
+        wanted = {self.topic(name).name for name in topics} if topics is not None else None
+        connections = [
+            connection
+            for connection in self._reader.connections
+            if wanted is None or connection.topic in wanted
+        ]
+        if not connections:
+            return
+        missing = sum(connection.msgcount for connection in connections)
+        with _reading(self.path):
+            for connection, received_ns, data in self._reader.messages(connections):
+                missing -= 1
+                if not isinstance(data, bytes):  # SQLite keeps any kind of value in any column
+                    raise ReaderError(f"a message is a {type(data).__name__}, not bytes")
+                time_ns = _number(received_ns, "time of a message")
+                yield BagMessage(self._topics[connection.id], time_ns, data)
+            if missing > 0:  # mcap has no checksums where its writer left them out
+                raise ReaderError(f"{missing} of its messages cannot be found")
+
+    def close(self) -> None:
+        """Release the files."""
+        self._reader.close()
+
+    def __enter__(self) -> BagReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a third-party parser raises on damaged bytes into one `BagError`."""
+    try:
+        yield
+    except BagError:
+        raise
+    except FileNotFoundError as error:
+        if not path.exists():
+            raise BagError(f"bag {path} does not exist") from error
+        raise BagError(
+            f"{path} is not a bag: a bag is a folder with metadata.yaml, or an .mcap or .db3 file"
+        ) from error
+    except PermissionError as error:
+        raise BagError(f"bag {path} cannot be read: {error.strerror}") from error
+    except ReaderError as error:
+        if "Unrecognized storage format" in str(error):
+            raise BagError(
+                f"{path} is not a bag: a bag is a folder with metadata.yaml, "
+                "or an .mcap or .db3 file"
+            ) from error
+        raise _damaged(path, error) from error
+    except Exception as error:  # struct.error, apsw.Error, zlib, KeyError ... any parser error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> BagError:
+    detail = str(error).strip().splitlines()
+    return BagError(
+        f"bag {path} is damaged or was not closed properly "
+        f"({type(error).__name__}: {detail[0] if detail else 'no detail'}); "
+        "record it again, or repair it (`ros2 bag reindex`, `mcap recover`)"
+    )
+
+
+def _number(value: object, what: str) -> int:
+    """Return a count or a time (ns), which the storages keep in 64 bits with a sign."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ReaderError(f"its {what} is {value!r:.60}; accepted: 0 to 2^63 - 1")
+    return value
+
+
+def _check_connection(connection: Connection) -> None:
+    """Refuse what rosbags took from the files without a look at its kind."""
+    _number(connection.msgcount, "message count")
+    texts = (connection.topic, connection.msgtype, connection.digest, connection.msgdef.data)
+    for text in (*texts, serialization_of(connection)):
+        if not isinstance(text, str):
+            raise ReaderError(f"a topic has {text!r:.60} for a text")
+    for qos in profiles_of(connection):
+        if not all(isinstance(number, int) for number in (qos.depth, *_times(qos))):
+            raise ReaderError(f"topic {connection.topic!r:.60} has a QoS that is none")
+
+
+def _times(qos: Qos) -> Iterator[int]:
+    for time in (qos.deadline, qos.lifespan, qos.liveliness_lease_duration):
+        yield from time
+
+
+def _notes(custom: object) -> Mapping[str, str]:
+    notes = custom or {}
+    if not isinstance(notes, dict) or not all(
+        isinstance(text, str) for note in notes.items() for text in note
+    ):
+        raise ReaderError(f"its custom_data is {type(custom).__name__}; accepted: texts by name")
+    return dict(notes)
+
+
+def serialization_of(connection: Connection) -> str:
+    """Return how a connection's messages are serialised: ``cdr`` in almost every bag."""
+    extension = connection.ext
+    return extension.serialization_format if isinstance(extension, ConnectionExtRosbag2) else "cdr"
+
+
+def profiles_of(connection: Connection) -> list[Qos]:
+    """Return what the publishers behind a connection offered; empty where the bag is silent."""
+    extension = connection.ext
+    return extension.offered_qos_profiles if isinstance(extension, ConnectionExtRosbag2) else []
+
+
+def _qos_of(connection: Connection) -> tuple[str, str]:
+    """Return reliability and durability to offer: the strongest that every publisher offered."""
+    profiles = profiles_of(connection)
+    best_effort = any(qos.reliability is QosReliability.BEST_EFFORT for qos in profiles)
+    latched = bool(profiles) and all(
+        qos.durability is QosDurability.TRANSIENT_LOCAL for qos in profiles
+    )
+    return (
+        "best_effort" if best_effort else "reliable",
+        "transient_local" if latched else "volatile",
+    )

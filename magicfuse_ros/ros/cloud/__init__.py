@@ -1,0 +1,1 @@
+"""`semantic_cloud`: point clouds painted with what `fuse_node` saw."""

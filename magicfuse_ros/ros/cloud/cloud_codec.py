@@ -1,0 +1,211 @@
+"""PointCloud2 in and out: the points of any layout, and the same cloud with paint added.
+
+Strided NumPy views: fields at any offset, padded points and rows, both byte orders, FLOAT32 and
+FLOAT64 coordinates; what sensor_msgs_py does too, which is not installed everywhere. Nothing is
+allocated before the message's own size is checked.
+"""
+
+from __future__ import annotations
+
+import array
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import PointCloud2, PointField
+
+from magicfuse_ros.ros.cloud.painting import Painted
+
+Floats = NDArray[np.floating[Any]]
+
+_FLOATS = {PointField.FLOAT32: "f4", PointField.FLOAT64: "f8"}
+_SIZES = {
+    PointField.INT8: 1,
+    PointField.UINT8: 1,
+    PointField.INT16: 2,
+    PointField.UINT16: 2,
+    PointField.INT32: 4,
+    PointField.UINT32: 4,
+    PointField.FLOAT32: 4,
+    PointField.FLOAT64: 8,
+}
+_PAINT = (
+    ("confidence", PointField.FLOAT32, "f4"),
+    # As PCL and RViz have it: the bytes of 0x00RRGGBB under the name of a float.
+    ("rgb", PointField.FLOAT32, "u4"),
+    ("class_id", PointField.UINT8, "u1"),
+)
+_PAINT_BYTES = 12  # with padding, so that the points stay aligned
+_REPLACED = {"class_id", "confidence", "rgb", "rgba"}
+MAX_POINTS = 1 << 24
+"""Largest cloud taken."""
+MAX_STEP = 1 << 12
+"""Largest point taken, in bytes."""
+MAX_FIELDS = 256
+"""Most fields of a point."""
+
+
+class CloudError(ValueError):
+    """A cloud that cannot be read; the message names the bad value and what is accepted.
+
+    Attributes
+    ----------
+    reason
+        "no_coordinates", "bad_layout", "short_data" or "too_large": stable and machine-readable,
+        for counting.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def read_points(cloud: Any) -> Floats:
+    """Read the coordinates.
+
+    Parameters
+    ----------
+    cloud
+        sensor_msgs/PointCloud2 with the fields x, y and z.
+
+    Returns
+    -------
+    (3, height x width), row by row; float64 if any coordinate is, else float32.
+
+    Raises
+    ------
+    CloudError
+        The message is not what it says, or has no coordinates.
+    """
+    bytes_ = _points_as_bytes(cloud)
+    height, width, _ = bytes_.shape
+    columns = [_coordinate(cloud, name, bytes_) for name in ("x", "y", "z")]
+    kind = np.result_type(*columns).newbyteorder("=")
+    points = np.empty((3, height, width), kind)
+    for row, column in zip(points, columns, strict=True):
+        row[...] = column
+    return points.reshape(3, -1)
+
+
+def painted_cloud(cloud: Any, painted: Painted, *, keep_unseen: bool) -> PointCloud2:
+    """Add class_id, confidence and rgb to a cloud; its own fields and header stay.
+
+    Parameters
+    ----------
+    cloud
+        sensor_msgs/PointCloud2 that `read_points` took; left as it is. Fields of the same names are
+        replaced, and so is rgba.
+    painted
+        One entry for each of its points.
+    keep_unseen
+        Whether points that the camera does not see stay, with class 255. Otherwise they are left
+        out; in an organised cloud (height over 1), whose shape must stay, their x, y and z become
+        NaN.
+
+    Returns
+    -------
+    sensor_msgs/PointCloud2 with class_id UINT8, confidence FLOAT32 from 0 to 1, and rgb as PCL
+    packs it. Its byte order is the input's; rows are not padded.
+    """
+    height, width, step = (bytes_ := _points_as_bytes(cloud)).shape
+    order = ">" if cloud.is_bigendian else "<"
+    start = -(-step // 4) * 4
+    out = np.zeros((height, width, start + _PAINT_BYTES), np.uint8)
+    out[..., :step] = bytes_
+    out = out.reshape(height * width, start + _PAINT_BYTES)
+    fields = [field for field in cloud.fields if field.name not in _REPLACED]
+    offset = start
+    values: tuple[NDArray[Any], ...] = (painted.confidence, painted.rgb, painted.class_id)
+    for (name, datatype, kind), column in zip(_PAINT, values, strict=True):
+        size = _SIZES[datatype]
+        out[:, offset : offset + size] = (
+            column.astype(f"{order}{kind}").view(np.uint8).reshape(-1, size)
+        )
+        fields.append(PointField(name=name, offset=offset, datatype=datatype, count=1))
+        offset += size
+    dense = bool(cloud.is_dense)
+    if not keep_unseen and height == 1:
+        out = out[painted.seen]
+        width = len(out)
+    elif not keep_unseen and out.size:  # the fields of an empty cloud may lie anywhere
+        dense = dense and bool(painted.seen.all())
+        _forget_coordinates(cloud, out, ~painted.seen)
+    result = PointCloud2(header=cloud.header, height=height, width=width, fields=fields)
+    result.is_bigendian, result.is_dense = bool(cloud.is_bigendian), dense
+    result.point_step = start + _PAINT_BYTES
+    result.row_step = result.point_step * width
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(out).data.cast("B") if out.size else b"")
+    result.data = data
+    return result
+
+
+def _points_as_bytes(cloud: Any) -> NDArray[np.uint8]:
+    """Return a (height, width, point_step) view of the data."""
+    height, width, step, row = cloud.height, cloud.width, cloud.point_step, cloud.row_step
+    if height * width > MAX_POINTS:
+        raise CloudError(
+            "too_large", f"{width} x {height} points; accepted: up to {MAX_POINTS}; thin the cloud"
+        )
+    if step > MAX_STEP:
+        raise CloudError(
+            "bad_layout", f"points of {step} bytes; accepted: up to {MAX_STEP}; drop some fields"
+        )
+    if len(cloud.fields) > MAX_FIELDS:
+        raise CloudError(
+            "bad_layout",
+            f"points of {len(cloud.fields)} fields; accepted: up to {MAX_FIELDS}; drop some",
+        )
+    if height * width == 0:
+        return np.zeros((height, width, step), np.uint8)
+    if height == 1:
+        row = width * step  # several drivers leave row_step at 0
+    for field in cloud.fields:
+        size = _SIZES.get(field.datatype, 0) * max(field.count, 1)
+        if size == 0 or field.offset + size > step:
+            raise CloudError(
+                "bad_layout",
+                f"field {field.name[:60]!r}: datatype {field.datatype}, offset {field.offset}, in "
+                f"points of {step} bytes; accepted: a PointField datatype, inside the point",
+            )
+    if row < width * step:
+        raise CloudError(
+            "bad_layout",
+            f"rows of {row} bytes for {width} points of {step} bytes; accepted: {width * step} and "
+            "more",
+        )
+    needed = row * (height - 1) + width * step
+    if len(cloud.data) < needed:
+        raise CloudError(
+            "short_data",
+            f"{len(cloud.data)} bytes for {width} x {height} points; accepted: {needed} and more",
+        )
+    view: NDArray[np.uint8] = np.ndarray(
+        (height, width, step), np.uint8, cloud.data, 0, (row, step, 1)
+    )
+    return view
+
+
+def _coordinate(cloud: Any, name: str, bytes_: NDArray[np.uint8]) -> Floats:
+    named = [field for field in cloud.fields if field.name == name]
+    field = named[0] if len(named) == 1 else None
+    if field is None or field.datatype not in _FLOATS or field.count > 1:
+        names = ", ".join(given.name[:60] for given in cloud.fields[:20]) or "none"
+        raise CloudError(
+            "no_coordinates",
+            f"no single FLOAT32 or FLOAT64 field {name!r}; the fields are: {names}; accepted: "
+            "x, y and z",
+        )
+    kind = np.dtype(_FLOATS[field.datatype]).newbyteorder(">" if cloud.is_bigendian else "<")
+    if bytes_.size == 0:
+        return np.zeros(bytes_.shape[:2], kind)
+    view: Floats = np.ndarray(bytes_.shape[:2], kind, cloud.data, field.offset, bytes_.strides[:2])
+    return view
+
+
+def _forget_coordinates(cloud: Any, out: NDArray[np.uint8], which: NDArray[np.bool_]) -> None:
+    order = ">" if cloud.is_bigendian else "<"
+    for field in cloud.fields:
+        if field.name in ("x", "y", "z"):
+            nan = np.array([np.nan], f"{order}{_FLOATS[field.datatype]}").view(np.uint8)
+            out[which, field.offset : field.offset + nan.size] = nan

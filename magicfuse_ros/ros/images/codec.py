@@ -1,0 +1,305 @@
+"""Camera messages to RGB arrays and back.
+
+Strided NumPy views and OpenCV's colour conversions: rows may be padded (`step` larger than a row)
+and 16- and 32-bit numbers may come in either byte order, which cv_bridge and rosbags-image
+mis-decode.
+
+How numbers become 8 bits depends on the encoding alone, never on the frame, so that a video does
+not flicker:
+
+- `mono16`, `16UC1`, `bayer_*16`: 0 to 65535 is black to white, rounded (v / 257).
+- `32FC1`: 0.0 to 1.0 is black to white; what lies outside is clipped. A frame with NaN or infinity,
+  or whose mean lies outside [0, 1] (its scale is another one: 0 to 255, metres), is refused.
+- `yuv422`, `yuyv`, `nv12` and their kin: ITU-R BT.601, limited range (luma 16 to 235).
+
+Bad input raises `ImageError`, whose `reason` is machine-readable; nothing of the size that a header
+claims is allocated before it is checked.
+"""
+
+from __future__ import annotations
+
+import array
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import CompressedImage, Image
+
+from magicfuse_ros.ros.images.compressed_header import read_header
+from magicfuse_ros.ros.images.errors import MAX_PIXELS, REASONS, ImageError, Reason, check_size
+from magicfuse_ros.ros.images.pixel_layouts import LAYOUTS, PixelLayout
+
+__all__ = [
+    "ENCODINGS",
+    "MAX_PIXELS",
+    "REASONS",
+    "ImageError",
+    "Reason",
+    "decode_compressed",
+    "decode_image",
+    "encode_compressed",
+    "encode_image",
+    "image_size",
+]
+
+ENCODINGS: tuple[str, ...] = tuple(LAYOUTS)
+"""Values of `Image.encoding` that `decode_image` takes."""
+
+_CHANNELS_OUT = {"rgb8": 3, "mono8": 1}
+
+
+class ImageLike(Protocol):
+    """What `decode_image` reads: sensor_msgs/Image of rclpy, or of rosbags."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def encoding(self) -> str: ...
+    @property
+    def is_bigendian(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def data(self) -> Any: ...
+
+
+class CompressedLike(Protocol):
+    """What `decode_compressed` reads: sensor_msgs/CompressedImage of rclpy, or of rosbags."""
+
+    @property
+    def format(self) -> str: ...
+    @property
+    def data(self) -> Any: ...
+
+
+def decode_image(msg: ImageLike) -> NDArray[np.uint8]:
+    """Decode a raw camera picture of any encoding in `ENCODINGS`.
+
+    Parameters
+    ----------
+    msg
+        sensor_msgs/Image; `data` is any buffer of bytes. Bytes after the last row are ignored.
+
+    Returns
+    -------
+    (H, W, 3) uint8 RGB, C-contiguous. For `rgb8` without padding it is a view of `msg.data`
+    (nothing is copied): do not write to it.
+
+    Raises
+    ------
+    ImageError
+        `zero_size`, `unknown_encoding`, `too_large`, `too_small`, `odd_size`, `bad_step`,
+        `short_data`, `non_finite` or `out_of_range`.
+    """
+    layout = _checked_layout(msg)
+    pixels = _pixels(msg, layout)
+    if layout.scalar != "u1":
+        if not (pixels.dtype.isnative and pixels.flags.aligned):
+            pixels = pixels.astype(layout.scalar)
+        pixels = _from_float(pixels) if layout.scalar == "f4" else _from_16_bits(pixels)
+    if layout.to_rgb is None:
+        return np.ascontiguousarray(pixels)
+    return _uint8(cv2.cvtColor(pixels, layout.to_rgb))
+
+
+def decode_compressed(msg: CompressedLike) -> NDArray[np.uint8]:
+    """Decode a JPEG or PNG, of 8 or 16 bits, in colour or grey.
+
+    The bytes decide what the picture is. `msg.format` is not trusted: publishers write "jpeg",
+    nothing, or "rgb8; jpeg compressed rgb8" for the same ordinary file. An orientation tag is not
+    applied: the pixels stay where camera_info says they are. Alpha is dropped.
+
+    Returns
+    -------
+    (H, W, 3) uint8 RGB, C-contiguous.
+
+    Raises
+    ------
+    ImageError
+        `short_data`, `unknown_format`, `zero_size`, `too_large`, `corrupt_jpeg` or `corrupt_png`.
+    """
+    data = bytes(msg.data)
+    if "compresseddepth" in msg.format.lower():
+        raise ImageError(
+            "unknown_format",
+            f"the format is {msg.format[:60]!r}, a depth picture; accepted: a JPEG or PNG of a "
+            "camera; subscribe to its image/compressed",
+        )
+    header = read_header(data)
+    check_size(header.width, header.height)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        bgr = None
+    if bgr is None or bgr.shape != (header.height, header.width, 3):
+        raise ImageError(
+            "corrupt_jpeg" if header.kind == "jpeg" else "corrupt_png",
+            f"a {header.kind.upper()} of {header.width} x {header.height} and {len(data)} bytes "
+            "cannot be decoded; check the camera and the link",
+        )
+    if bgr.dtype == np.uint16:
+        bgr = _from_16_bits(bgr)
+    return _uint8(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+
+
+def encode_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> Image:
+    """Put a picture into a sensor_msgs/Image.
+
+    Parameters
+    ----------
+    picture
+        (H, W, 3) uint8 RGB for "rgb8", (H, W) uint8 for "mono8".
+    encoding
+        "rgb8" or "mono8".
+    header
+        std_msgs/Header, used as it is.
+
+    Raises
+    ------
+    ValueError
+        The encoding is another one, or the picture does not fit it.
+    """
+    height, width, step = image_size(picture, encoding)
+    message = Image(header=header, height=height, width=width, encoding=encoding, step=step)
+    message.data = _byte_array(picture)
+    return message
+
+
+def image_size(picture: NDArray[np.uint8], encoding: str) -> tuple[int, int, int]:
+    """Return height, width and step of the Image of a picture, as of `encode_image`."""
+    _check_picture(picture, encoding)
+    height, width = picture.shape[:2]
+    return height, width, width * _CHANNELS_OUT[encoding]
+
+
+def encode_compressed(picture: NDArray[np.uint8], header: Any, quality: int) -> CompressedImage:
+    """Put a picture into a sensor_msgs/CompressedImage as JPEG.
+
+    Parameters
+    ----------
+    picture
+        (H, W, 3) uint8 RGB, or (H, W) uint8 grey.
+    header
+        std_msgs/Header, used as it is.
+    quality
+        JPEG quality, 1 to 100.
+
+    Raises
+    ------
+    ValueError
+        The picture or the quality does not fit.
+    """
+    encoding = "mono8" if picture.ndim == 2 else "rgb8"
+    _check_picture(picture, encoding)
+    if not 1 <= quality <= 100:
+        raise ValueError(f"the JPEG quality is {quality}; accepted: 1 to 100")
+    if max(picture.shape) > 65500:  # libjpeg's limit
+        raise ValueError(f"the picture is {picture.shape}; accepted: up to 65500 a side")
+    stored = picture if encoding == "mono8" else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    _, jpeg = cv2.imencode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    # compressed_image_transport's subscriber looks for "compressed bgr" to get the colours right.
+    stored_as = "mono8" if encoding == "mono8" else "bgr8"
+    message = CompressedImage(header=header, format=f"{encoding}; jpeg compressed {stored_as}")
+    message.data = _byte_array(_uint8(jpeg))
+    return message
+
+
+def _checked_layout(msg: ImageLike) -> PixelLayout:
+    """Check everything that the header says against the encoding and the data's length."""
+    width, height, step = msg.width, msg.height, msg.step
+    encoding = msg.encoding
+    layout = LAYOUTS.get(encoding)
+    if layout is None:
+        raise ImageError(
+            "unknown_encoding",
+            f"the encoding is {encoding[:60]!r}; accepted: {', '.join(ENCODINGS)}",
+        )
+    check_size(width, height)
+    if min(width, height) < layout.least:
+        raise ImageError(
+            "too_small",
+            f"{encoding} of {width} x {height}; accepted: at least {layout.least} x {layout.least}",
+        )
+    if width % layout.multiple_of[0] or height % layout.multiple_of[1]:
+        raise ImageError(
+            "odd_size",
+            f"{encoding} of {width} x {height}; accepted: a multiple of "
+            f"{layout.multiple_of[0]} x {layout.multiple_of[1]}; change the camera's resolution",
+        )
+    if step < layout.row_bytes(width):
+        raise ImageError(
+            "bad_step",
+            f"the step is {step} bytes; accepted: at least {layout.row_bytes(width)} for "
+            f"{encoding} with a width of {width}",
+        )
+    length, needed = memoryview(msg.data).nbytes, layout.rows(height) * step
+    if length < needed:
+        raise ImageError(
+            "short_data",
+            f"the data has {length} bytes; accepted: at least {needed} for {layout.rows(height)} "
+            f"rows of {step} bytes",
+        )
+    return layout
+
+
+def _pixels(msg: ImageLike, layout: PixelLayout) -> NDArray[Any]:
+    """View `msg.data` as (rows, W) or (rows, W, channels), in the message's byte order."""
+    scalar = np.dtype(layout.scalar).newbyteorder(">" if msg.is_bigendian else "<")
+    rows, pixel_bytes = layout.rows(msg.height), layout.row_bytes(1)
+    shape, strides = [rows, msg.width], [msg.step, pixel_bytes]
+    if layout.channels > 1:
+        shape, strides = [*shape, layout.channels], [*strides, scalar.itemsize]
+    pixels: NDArray[Any] = np.ndarray(shape, scalar, msg.data, 0, strides)
+    return pixels
+
+
+def _from_16_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Round v / 257: 65535 becomes 255."""
+    return _uint8(cv2.convertScaleAbs(pixels, alpha=255.0 / 65535.0))
+
+
+def _from_float(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Round 255 v, where v is clipped to [0, 1]."""
+    finite = np.isfinite(pixels)
+    if not finite.all():
+        count = pixels.size - int(np.count_nonzero(finite))
+        raise ImageError(
+            "non_finite",
+            f"{count} of {pixels.size} float pixels are NaN or infinite; accepted: 0.0 to 1.0",
+        )
+    mean = cv2.mean(pixels)[0]
+    if not 0.0 <= mean <= 1.0:
+        raise ImageError(
+            "out_of_range",
+            f"the float pixels have a mean of {mean:g}; accepted: 0.0 (black) to 1.0 (white); "
+            "divide by the camera's full scale",
+        )
+    return _uint8(cv2.convertScaleAbs(np.clip(pixels, 0.0, 1.0), alpha=255.0))
+
+
+def _check_picture(picture: NDArray[np.uint8], encoding: str) -> None:
+    if encoding not in _CHANNELS_OUT:
+        raise ValueError(f"the encoding is {encoding!r}; accepted: {', '.join(_CHANNELS_OUT)}")
+    tail, accepted = ((3,), "(H, W, 3)") if encoding == "rgb8" else ((), "(H, W)")
+    fits = picture.ndim >= 2 and picture.shape[2:] == tail and picture.size > 0
+    if picture.dtype != np.uint8 or not fits:
+        raise ValueError(
+            f"{encoding} got {picture.dtype} of shape {picture.shape}; accepted: uint8, {accepted}"
+        )
+
+
+def _byte_array(values: NDArray[np.uint8]) -> array.array[int]:
+    """Copy into what a message's setter takes without looking at every byte."""
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(values).data.cast("B"))
+    return data
+
+
+def _uint8(values: Any) -> NDArray[np.uint8]:
+    """Narrow OpenCV's loose return type."""
+    result: NDArray[np.uint8] = values
+    return result

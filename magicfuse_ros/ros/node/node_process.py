@@ -1,0 +1,109 @@
+"""`fuse_node` in a process of its own: started, watched, and stopped without leaving anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import final
+
+_SIGNALS = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+_LOG_PREFIX = re.compile(r"^\[(?P<level>[A-Z]+)\] \[[\d.]+\] \[[^\]]*\]: ")
+
+
+def fuse_node_command(
+    remappings: Mapping[str, str], parameters: Mapping[str, str | float | bool]
+) -> list[str]:
+    """Return the command that runs `fuse_node` under this Python.
+
+    Parameters
+    ----------
+    remappings
+        The node's name of a topic → the name to use: ``{"image": "/camera/image"}``.
+    parameters
+        Parameter → value.
+    """
+    command = [sys.executable, "-m", "magicfuse_ros.ros.node.fuse_node", "--ros-args"]
+    for name, value in remappings.items():
+        command += ["-r", f"{name}:={value}"]
+    for name, setting in parameters.items():
+        spelled = str(setting).lower() if isinstance(setting, bool) else str(setting)
+        command += ["-p", f"{name}:={spelled}"]
+    return command
+
+
+@final
+class NodeProcess:
+    """A child process with its output in a file; a context manager that ends it.
+
+    The child leads a session of its own, so that Ctrl-C at a terminal reaches it once, from here.
+
+    Parameters
+    ----------
+    command, environment
+        What to run, and its whole environment.
+    log
+        File that takes stdout and stderr; replaced.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell
+                list(command),
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id, as in /proc."""
+        return self._process.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs; negative for the signal that ended it."""
+        return self._process.poll()
+
+    def last_lines(self, count: int = 12) -> list[str]:
+        """Return the end of its output, without ROS's time stamps."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        return [_LOG_PREFIX.sub(_level, line) for line in text.splitlines() if line.strip()][
+            -count:
+        ]
+
+    def stop(self) -> None:
+        """End it: asked with SIGINT, then told with SIGTERM, then killed with its children."""
+        for number, patience_s in _SIGNALS:
+            if self.exit_status is None or number == signal.SIGKILL:
+                # An empty group, as it should be by now, does not exist.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._process.pid, number)
+            try:
+                self._process.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                continue
+
+    def __enter__(self) -> NodeProcess:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _level(match: re.Match[str]) -> str:
+    return "" if match["level"] == "INFO" else f"{match['level']}: "

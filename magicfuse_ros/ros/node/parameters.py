@@ -1,0 +1,242 @@
+"""Every parameter of `fuse_node`, in one table: the one place where their defaults are written.
+
+The table turns into rclpy descriptors (`descriptor`), and a mapping of values into one frozen,
+checked `Settings`. The parameter file, the launch file and the README's table are compared with it
+by a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from magicfuse_ros.ros.node.id_map import IdMap
+from magicfuse_ros.ros.parameter_spec import ParameterError, ParameterSpec
+from magicfuse_ros.runtime.contract import MOST_TEMPORAL, PARALLEL
+
+PARAMETERS: tuple[ParameterSpec, ...] = (
+    ParameterSpec(
+        name="model",
+        default="tiny",
+        live=False,
+        description="Name of a folder in models/, or the path of a weights folder.",
+    ),
+    ParameterSpec(
+        name="device",
+        default="auto",
+        live=False,
+        description="Where the model runs: auto (CUDA where it works), cpu, cuda or cuda:N.",
+    ),
+    ParameterSpec(
+        name="backend",
+        default="auto",
+        live=False,
+        description="What executes the networks; auto takes the fastest that works on the device.",
+    ),
+    ParameterSpec(
+        name="steps",
+        default=0,
+        low=0,
+        high=1000,
+        live=True,
+        description="DDIM steps a frame; 0 takes the model's own number.",
+    ),
+    ParameterSpec(
+        name="tau",
+        default=-1.0,
+        low=-1.0,
+        high=1.0,
+        live=True,
+        description="Most that the visible branch may weigh inside thermal classes (tau of "
+        "Eq. 11); a negative value takes the model's own.",
+    ),
+    ParameterSpec(
+        name="seed",
+        default=-1,
+        low=-1,
+        high=2**31 - 1,
+        live=True,
+        description="Seed of the starting noise; -1 takes the model's own.",
+    ),
+    ParameterSpec(
+        name="temporal",
+        default=0.0,
+        low=0.0,
+        high=MOST_TEMPORAL,
+        live=True,
+        description="Weight of the MagImg before in the new one where nothing moves: less flicker, "
+        "some ghosting (docs/video.md). 0 fuses each frame by itself.",
+    ),
+    ParameterSpec(
+        name="model_width",
+        default=0,
+        low=0,
+        high=4096,
+        live=False,
+        description="Width in pixels that frames are fitted into; 0 takes the model's own.",
+    ),
+    ParameterSpec(
+        name="model_height",
+        default=0,
+        low=0,
+        high=4096,
+        live=False,
+        description="Height in pixels that frames are fitted into; 0 takes the model's own.",
+    ),
+    ParameterSpec(
+        name="labels",
+        default="",
+        live=False,
+        description="Label set: a built-in name or a YAML file; empty takes the model's own.",
+    ),
+    ParameterSpec(
+        name="threads",
+        default=0,
+        low=0,
+        high=256,
+        live=False,
+        description="CPU threads for the networks; 0 takes all cores.",
+    ),
+    ParameterSpec(
+        name="parallel",
+        default="auto",
+        choices=PARALLEL,
+        live=False,
+        description="Ψ and Φ side by side, each on half of the cores or a CUDA stream of its own "
+        "(on), or in turn (off); auto: side by side where the backend can.",
+    ),
+    ParameterSpec(
+        name="watchdog_s",
+        default=10.0,
+        low=0.0,
+        high=3600.0,
+        live=True,
+        description="Seconds after which an engine that does not come back from a frame is given "
+        "up for the next backend, and never less than three times what its first frame took; 0 "
+        "waits for ever.",
+    ),
+    ParameterSpec(
+        name="autostart",
+        default=True,
+        live=False,
+        description="Configure and activate at start; false waits for a lifecycle manager.",
+    ),
+    ParameterSpec(
+        name="input_transport",
+        default="raw",
+        choices=("raw", "compressed"),
+        live=False,
+        description="Subscribe to `image` (raw) or to `image/compressed` (JPEG or PNG).",
+    ),
+    ParameterSpec(
+        name="input_reliability",
+        default="auto",
+        choices=("auto", "reliable", "best_effort"),
+        live=True,
+        description="Reliability of the image subscription; auto matches the camera's publisher.",
+    ),
+    ParameterSpec(
+        name="jpeg_quality",
+        default=85,
+        low=1,
+        high=100,
+        live=True,
+        description="JPEG quality of ~/magimg/compressed.",
+    ),
+    ParameterSpec(
+        name="semantic.id_map",
+        default="",
+        live=True,
+        description="Ids to publish in the mask, such as 'person:6, car:7, *:0': 'unknown' is "
+        "pixels without a class, '*' is everything not named; what no entry covers becomes 255. "
+        "Empty keeps the label set's ids.",
+    ),
+    ParameterSpec(
+        name="semantic.min_confidence",
+        default=0.0,
+        low=0.0,
+        high=1.0,
+        live=True,
+        description="Pixels with a confidence below this become unknown in the mask.",
+    ),
+)
+
+SPECS: Mapping[str, ParameterSpec] = {spec.name: spec for spec in PARAMETERS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One consistent set of parameter values; the worker takes a snapshot of it for each frame.
+
+    None stands for "the model's own value".
+    """
+
+    model: str
+    device: str
+    backend: str
+    steps: int
+    tau: float | None
+    seed: int | None
+    temporal: float
+    resolution: tuple[int, int] | None
+    labels: str | None
+    threads: int
+    parallel: str
+    watchdog_s: float
+    autostart: bool
+    input_transport: str
+    input_reliability: str
+    jpeg_quality: int
+    id_map: IdMap
+    min_confidence: float
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> Settings:
+        """Check every value, and the rules between them.
+
+        Raises
+        ------
+        ParameterError
+            On the first value of wrong type or range, a half-set resolution, or an unreadable
+            id map.
+        """
+        for spec in PARAMETERS:
+            spec.check(values[spec.name])
+
+        checked: dict[str, Any] = dict(values)
+        width, height = checked["model_width"], checked["model_height"]
+        if (width == 0) != (height == 0):
+            raise ParameterError(
+                f"model_width is {width} and model_height is {height}; "
+                "accepted: both 0 (the model's own), or both set"
+            )
+        try:
+            id_map = IdMap.parse(checked["semantic.id_map"])
+        except ValueError as error:
+            raise ParameterError(f"semantic.id_map: {error}") from error
+        return cls(
+            model=checked["model"],
+            device=checked["device"],
+            backend=checked["backend"],
+            steps=checked["steps"],
+            tau=None if checked["tau"] < 0.0 else float(checked["tau"]),
+            seed=None if checked["seed"] < 0 else checked["seed"],
+            temporal=float(checked["temporal"]),
+            resolution=None if width == 0 else (width, height),
+            labels=checked["labels"] or None,
+            threads=checked["threads"],
+            parallel=checked["parallel"],
+            watchdog_s=float(checked["watchdog_s"]),
+            autostart=checked["autostart"],
+            input_transport=checked["input_transport"],
+            input_reliability=checked["input_reliability"],
+            jpeg_quality=checked["jpeg_quality"],
+            id_map=id_map,
+            min_confidence=float(checked["semantic.min_confidence"]),
+        )
+
+    def needing_reconfigure(self, loaded: Settings) -> list[str]:
+        """Name what differs from the settings that an engine was loaded with."""
+        names = ("model", "device", "backend", "resolution", "labels", "threads", "parallel")
+        return [name for name in names if getattr(self, name) != getattr(loaded, name)]

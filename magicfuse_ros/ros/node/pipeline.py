@@ -1,0 +1,252 @@
+"""What happens to one frame, in the worker thread: decode, fuse, publish, account."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.clock import Clock
+from rclpy.impl.rcutils_logger import RcutilsLogger
+from sensor_msgs.msg import CameraInfo, CompressedImage
+
+from magicfuse_ros.ros import ledger
+from magicfuse_ros.ros.images.codec import ImageError, decode_compressed, decode_image
+from magicfuse_ros.ros.ledger import Ledger, Throttle
+from magicfuse_ros.ros.node.id_map import remap
+from magicfuse_ros.ros.node.parameters import Settings
+from magicfuse_ros.ros.node.publishers import FusePublishers
+from magicfuse_ros.ros.node.worker import Frame, LoadCancelled
+from magicfuse_ros.ros.statistics import Timings, age_ms
+from magicfuse_ros.runtime.contract import Engine, EngineError, FuseResult, Progress
+
+_FALL_BACK_AFTER = 2
+"""Failures in a row, so that a passing fault does not cost the fast backend."""
+
+_LONGEST_GAP_NS = 1_000_000_000
+"""Between the stamps of two frames of one stream; after more, nothing is carried over."""
+
+
+class Pipeline:
+    """Turns frames into published results; whatever goes wrong is counted and the next frame comes.
+
+    Parameters
+    ----------
+    settings
+        Values in force; replaced (`self.settings = ...`) between two frames by the executor thread.
+    camera_info
+        Returns the camera's newest CameraInfo, or None.
+    log, clock
+        The node's.
+
+    Attributes
+    ----------
+    active
+        While False, frames are dropped unpublished.
+    degraded
+        What is worse than configured; empty while all is well.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        publishers: FusePublishers,
+        account: Ledger,
+        timings: Timings,
+        camera_info: Callable[[], CameraInfo | None],
+        clock: Clock,
+        log: RcutilsLogger,
+    ) -> None:
+        self.settings = settings
+        self.active = False
+        self.degraded = ""
+        self._publishers, self._account, self._timings = publishers, account, timings
+        self._camera_info, self._clock, self._log = camera_info, clock, log
+        self._applied = _sampling(settings)
+        self._failures = 0
+        self._stamp_before_ns: int | None = None
+        self._throttle = Throttle()
+
+    def process(self, engine: Engine, frame: Frame, progress: Progress) -> None:
+        """Handle one frame; never raises."""
+        if self._inactive(frame):
+            return
+        settings = self.settings
+        times = {"wait": _since_ms(frame.received_at)}
+        try:
+            started = time.monotonic()
+            picture = _decode(frame.message)
+            times["read"] = _since_ms(started)  # the engine has a stage `decode` of its own
+        except ImageError as error:
+            self._drop(frame, error.reason, str(error))
+            return
+        except Exception as error:  # noqa: BLE001 - a camera can send what nobody thought of
+            self._drop(frame, ledger.UNDECODABLE, f"{type(error).__name__}: {error}")
+            return
+        result = self._fuse(engine, frame, picture, settings, progress)
+        if result is None or self._inactive(frame) or not frame.claim():
+            return
+        self._failures = 0
+        try:
+            times.update(result.stage_ms)
+            started = time.monotonic()
+            table = settings.id_map.table(engine.labels.names())
+            self._publishers.publish(
+                result,
+                frame.message.header,
+                mask=remap(result.mask, result.confidence, table, settings.min_confidence),
+                palette=engine.labels.palette(),
+                jpeg_quality=settings.jpeg_quality,
+                camera_info=self._camera_info(),
+            )
+        except Exception as error:  # noqa: BLE001 - one result that cannot be sent must not stop the node
+            self._count(ledger.PUBLISH_ERROR, f"{type(error).__name__}: {error}")
+            return
+        self._account.published()
+        times["publish"] = _since_ms(started)
+        times["total"] = _since_ms(frame.received_at)
+        self._measure_age(frame, times)
+        self._timings.add(times)
+
+    def begin(self) -> None:
+        """Take the next frame for the first of a stream."""
+        self._stamp_before_ns = None
+
+    def hung(self, text: str) -> None:
+        """Count the frame of an engine that was given up."""
+        self._count(ledger.ENGINE_HUNG, text)
+
+    def loaded(self, settings: Settings) -> None:
+        """Take note of what an engine was loaded with, which is what is in force in it."""
+        self._applied = _sampling(settings)
+        self._failures = 0
+
+    def degrade(self, text: str) -> None:
+        """Say that the node runs worse than configured, and why."""
+        self.degraded = text
+        self._log.error(f"Degraded: {text}")
+
+    def _fuse(
+        self,
+        engine: Engine,
+        frame: Frame,
+        picture: NDArray[np.uint8],
+        settings: Settings,
+        progress: Progress,
+    ) -> FuseResult | None:
+        try:
+            self._apply(engine, settings)
+            self._follow(engine, _stamp_ns(frame))
+            return engine.fuse(picture, self._publishers.wanted_extras(), wait=False)
+        except ValueError as error:
+            self._drop(frame, ledger.UNSUPPORTED, str(error))
+        except LoadCancelled:  # the node stops while networks for another size are made
+            if frame.claim():
+                self._account.drop(ledger.INACTIVE)
+        except Exception as error:  # noqa: BLE001 - any backend may raise anything
+            if frame.claim():
+                self._engine_failed(engine, error, progress)
+        return None
+
+    def _inactive(self, frame: Frame) -> bool:
+        if self.active:
+            return False
+        if frame.claim():
+            self._account.drop(ledger.INACTIVE)
+        return True
+
+    def _follow(self, engine: Engine, stamp_ns: int) -> None:
+        """Begin a new stream where a frame does not follow the one fused before it."""
+        before_ns, self._stamp_before_ns = self._stamp_before_ns, stamp_ns
+        if before_ns is None or not 0 < stamp_ns - before_ns <= _LONGEST_GAP_NS:
+            engine.forget()
+
+    def _apply(self, engine: Engine, settings: Settings) -> None:
+        wanted = _sampling(settings)
+        if wanted != self._applied:
+            self._applied = wanted
+            steps, tau, seed, temporal = wanted
+            try:
+                engine.update(steps=steps, tau=tau, seed=seed, temporal=temporal)
+            except EngineError as error:
+                self._log.error(f"The engine keeps its former sampling parameters: {error}")
+
+    def _drop(self, frame: Frame, reason: str, text: str) -> None:
+        if frame.claim():
+            self._count(reason, text)
+
+    def _count(self, reason: str, text: str) -> None:
+        count = self._account.drop(reason)
+        if self._throttle.allows(reason):
+            self._log.warning(f"Frame dropped, {reason} ({count} so far): {_one_line(text)}")
+
+    def _engine_failed(self, engine: Engine, error: Exception, progress: Progress) -> None:
+        count = self._account.drop(ledger.ENGINE_ERROR)
+        self._failures += 1
+        text = f"{type(error).__name__}: {_one_line(str(error))}"
+        if self._throttle.allows(ledger.ENGINE_ERROR):
+            self._log.error(f"The engine failed on a frame ({count} so far): {text}")
+        if self._failures < _FALL_BACK_AFTER:
+            return
+        failed = engine.backend_name
+        try:
+            backend = engine.fall_back(progress)
+        except Exception as fall_back_error:  # noqa: BLE001 - the fallback may fail like the backend
+            backend = None
+            text = f"{text}; falling back: {_one_line(str(fall_back_error))}"
+        if backend is not None:
+            self._failures = 0
+            self.degrade(f"backend {failed} failed, running on {backend} ({text})")
+        elif self._throttle.allows("no_fallback"):
+            self.degrade(f"backend {failed} fails and there is no other ({text})")
+
+    def _measure_age(self, frame: Frame, times: dict[str, float]) -> None:
+        stamp_ns = _stamp_ns(frame)
+        now_ns = self._clock.now().nanoseconds
+        age = age_ms(stamp_ns, frame.clock_ns, now_ns) if frame.in_order else None
+        if age is not None:
+            times["age"] = age
+            return
+        self._timings.ages_unknown += 1
+        if frame.in_order and stamp_ns != 0 and self._throttle.allows("age"):
+            self._log.warning(_explain_clocks((now_ns - stamp_ns) / 1e9, now_ns))
+
+
+def _decode(message: Any) -> NDArray[np.uint8]:
+    if isinstance(message, CompressedImage):
+        return decode_compressed(message)
+    return decode_image(message)
+
+
+def _sampling(settings: Settings) -> tuple[int, float | None, int | None, float]:
+    return settings.steps, settings.tau, settings.seed, settings.temporal
+
+
+def _stamp_ns(frame: Frame) -> int:
+    stamp = frame.message.header.stamp
+    return int(stamp.sec * 10**9 + stamp.nanosec)
+
+
+def _explain_clocks(behind_s: float, now_ns: int) -> str:
+    if now_ns == 0:
+        return "use_sim_time is set and nothing publishes /clock: the age of frames is unknown"
+    if behind_s < 0.0:
+        return (
+            f"Image stamps are {-behind_s:.3f} s ahead of the node's clock; synchronise the clocks "
+            "of camera and node"
+        )
+    return (
+        f"Image stamps are {behind_s:.0f} s behind the node's clock; for a recording, set "
+        "use_sim_time and let its player publish /clock"
+    )
+
+
+def _since_ms(start: float) -> float:
+    return (time.monotonic() - start) * 1e3
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:500]

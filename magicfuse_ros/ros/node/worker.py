@@ -1,0 +1,168 @@
+"""The worker thread: it alone loads, runs and closes the engine; the executor never computes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from magicfuse_ros.ros.node.mailbox import Mailbox
+from magicfuse_ros.runtime.contract import Engine, Progress
+
+
+class LoadCancelled(Exception):  # noqa: N818 - it ends a load that somebody stopped; nothing failed
+    """Raised inside a load, through its progress callback, when the node is asked to stop."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image message on its way through the node.
+
+    Attributes
+    ----------
+    message
+        sensor_msgs Image or CompressedImage.
+    received_at
+        `time.monotonic()` at receipt, in seconds.
+    clock_ns
+        The node's clock at receipt.
+    in_order
+        False when the stamp is older than that of the frame before.
+    """
+
+    message: Any
+    received_at: float
+    clock_ns: int
+    in_order: bool
+    _outcome: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def claim(self) -> bool:
+        """Whether the caller is the one who counts what becomes of this frame: only the first is.
+
+        The worker claims a frame when the engine is done with it, the watchdog when it hangs.
+        """
+        return self._outcome.acquire(blocking=False)
+
+
+class EngineWorker:
+    """One thread, one engine, one mailbox.
+
+    Parameters
+    ----------
+    load
+        Makes a warm engine; gets a progress callback.
+    process
+        Handles one frame and must not raise.
+    log
+        Shows progress.
+    mailbox
+        Where frames come from; that of a worker whose engine hangs goes on to the next one.
+    """
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[Progress], Engine],
+        process: Callable[[Engine, Frame, Progress], None],
+        log: Callable[[str], object],
+        mailbox: Mailbox[Frame] | None = None,
+    ) -> None:
+        self.mailbox: Mailbox[Frame] = mailbox or Mailbox()
+        self.engine: Engine | None = None
+        self.error: Exception | None = None
+        self.last_progress, self._told_at = "loading", time.monotonic()
+        self._load, self._process, self._log = load, process, log
+        self._stop = threading.Event()
+        self._loaded = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._busy: tuple[Frame, float] | None = None
+        self._given_up = threading.Event()
+        # A daemon: an engine that hangs in native code must not keep a stopped node alive.
+        self._thread = threading.Thread(target=self._run, name="fuse_worker", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load."""
+        self._thread.start()
+
+    def wait_loaded(self, timeout_s: float) -> bool:
+        """Wait for the load to end; then either `engine` or `error` is set."""
+        return self._loaded.wait(timeout_s)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no frame is being fused; False if it takes longer."""
+        return self._idle.wait(timeout_s)
+
+    def stop(self, timeout_s: float) -> bool:
+        """Close the engine and end the thread; False if the engine does not come back in time."""
+        self._stop.set()
+        self.mailbox.close()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent on the present frame; 0 when idle."""
+        busy = self._busy
+        return 0.0 if busy is None else time.monotonic() - busy[1]
+
+    def give_up(self, limit_s: float) -> bool:
+        """Leave a worker that has been with one frame for more than `limit_s` seconds to itself.
+
+        Python cannot end a thread that hangs in native code. This one takes no further frame: when
+        it ever comes back, it closes its engine and ends.
+
+        Returns
+        -------
+        bool
+            True if it was given up: its frame is then the caller's to count.
+        """
+        busy, engine = self._busy, self.engine
+        if busy is not None and engine is not None and engine.preparing:
+            self._busy = busy[0], time.monotonic()  # its time counts from the end of that
+            return False
+        if busy is None or time.monotonic() - busy[1] <= limit_s or not busy[0].claim():
+            return False
+        self._given_up.set()
+        return True
+
+    def progress(self, text: str) -> None:
+        """Show progress of a load or a change of backend."""
+        if self._stop.is_set():
+            raise LoadCancelled
+        self.last_progress, self._told_at = text, time.monotonic()
+        self._log(text)
+
+    def repeat_progress(self, more: str, silence_s: float) -> None:
+        """Show the last progress again with `more` behind it, if nothing was shown for so long."""
+        if time.monotonic() - self._told_at >= silence_s:
+            self._told_at = time.monotonic()
+            self._log(f"{self.last_progress} {more}")
+
+    def _run(self) -> None:
+        try:
+            engine = self._load(self.progress)
+        except Exception as error:  # noqa: BLE001 - the executor thread reports it, whatever it is
+            self.error = error
+            return
+        else:
+            self.engine = engine
+        finally:
+            self._loaded.set()
+        while not self._given_up.is_set() and (frame := self.mailbox.take()) is not None:
+            self._idle.clear()
+            self._busy = frame, time.monotonic()
+            self._process(engine, frame, self.progress)
+            self._busy = None
+            self._idle.set()
+        try:
+            engine.close()
+        except Exception as error:  # noqa: BLE001 - the node goes on stopping
+            self._log(f"the engine did not close cleanly: {error}")

@@ -1,0 +1,164 @@
+"""Compiled networks by input size: made when a frame needs them, or behind the frames."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from magicfuse_ros.runtime.contract import Progress
+from magicfuse_ros.runtime.letterbox import Fit, within
+from magicfuse_ros.runtime.networks import CompiledNetworks
+
+MAX_SIZES = 4
+"""Input sizes kept compiled; the one unused for longest goes when a camera brings another."""
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+Make = Callable[[Size, Progress], CompiledNetworks]
+"""Makes the networks for one size."""
+
+
+class NetworksBySize:
+    """The networks that are ready, and those under way. One thread uses it.
+
+    Networks under way are made one size at a time, on a thread that is not given a lower priority:
+    OpenVINO's threads for them would inherit that, and keep it when they run frames.
+
+    Parameters
+    ----------
+    progress
+        Told how it goes with what is made behind the frames, by the thread that makes it; what it
+        raises ends the making.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._ready: OrderedDict[Size, CompiledNetworks] = OrderedDict()
+        self._live: set[Size] = set()  # sizes that frames came in while others could stand in
+        self._refused: set[Size] = set()
+        self._background = ThreadPoolExecutor(1, "prepare_networks")
+        self._under_way: _UnderWay | None = None
+
+    @property
+    def last(self) -> CompiledNetworks | None:
+        """The networks that were used last; None before any were."""
+        return next(reversed(self._ready.values()), None)
+
+    @property
+    def under_way(self) -> str:
+        """The size that is made behind the frames, as `320x136`; any thread may ask."""
+        under_way = self._under_way
+        return "" if under_way is None else f"{under_way.size[1]}x{under_way.size[0]}"
+
+    def get(self, size: Size, make: Make, progress: Progress) -> CompiledNetworks:
+        """Return the networks for a size, made now where there are none; raises what `make` raises.
+
+        It waits for those under way: nothing is made twice, nor two sizes at once.
+        """
+        self._collect(wait=True)
+        if size not in self._ready:
+            self._make_room()
+            self._ready[size] = make(size, progress)
+        self._ready.move_to_end(size)
+        return self._ready[size]
+
+    def get_meanwhile(self, place: Fit, make: Make) -> tuple[CompiledNetworks, Fit]:
+        """Return networks that are ready, and where a frame lies in their input.
+
+        There have to be some. Where there are none of the frame's own size they are begun, unless
+        that has failed before, and those are returned in which the frame stays largest.
+        """
+        size = place.padded
+        if self._collect(wait=False):
+            # Networks for one size take some 200 MB: those that only stood in are let go.
+            for each in self._ready.keys() - self._live - {size}:
+                del self._ready[each]
+        if size in self._ready:
+            self._live.add(size)
+            self._ready.move_to_end(size)
+            return self._ready[size], place
+        if self._under_way is None and size not in self._refused:
+            self._make_room()
+            self._under_way = _UnderWay(size, make, self._progress)
+            self._under_way.start(self._background)
+        best = max(self._ready, key=lambda each: _quality(within(place, each)))
+        self._ready.move_to_end(best)
+        return self._ready[best], within(place, best)
+
+    def clear(self) -> None:
+        """Let go of all networks, and of those under way as soon as their next part is ready."""
+        if self._under_way is not None:
+            self._under_way.abandon()
+            self._under_way = None
+        self._ready.clear()
+        self._live.clear()
+        self._refused.clear()
+
+    def close(self) -> None:
+        """Clear, and wait for the thread: a compiler must not be at work when Python ends."""
+        self.clear()
+        self._background.shutdown(wait=True)
+
+    def _collect(self, *, wait: bool) -> bool:
+        """Take over what was made behind the frames; True if there was something."""
+        under_way = self._under_way
+        if under_way is None or not (wait or under_way.result.done()):
+            return False
+        self._under_way = None
+        networks = under_way.result.result()
+        if networks is None:
+            self._refused.add(under_way.size)
+            return False
+        self._ready[under_way.size] = networks
+        self._live.add(under_way.size)
+        return True
+
+    def _make_room(self) -> None:
+        while len(self._ready) >= MAX_SIZES:
+            self._live.discard(self._ready.popitem(last=False)[0])
+
+
+@dataclass
+class _UnderWay:
+    """Networks for one size that are being made on another thread; None comes of a failure."""
+
+    size: Size
+    make: Make
+    progress: Progress
+    result: Future[CompiledNetworks | None] = field(init=False)
+    _abandoned: threading.Event = field(default_factory=threading.Event)
+
+    def start(self, executor: ThreadPoolExecutor) -> None:
+        self.result = executor.submit(self._run)
+
+    def abandon(self) -> None:
+        self._abandoned.set()
+        self.result.cancel()
+
+    def _run(self) -> CompiledNetworks | None:
+        what = f"networks for {self.size[1]}x{self.size[0]}"
+        try:
+            self._tell(f"preparing {what}; until they are ready frames go through others")
+            networks = self.make(self.size, self._tell)
+            self._tell(f"{what} are ready")
+        except Exception as error:  # noqa: BLE001 - a compiler may raise anything; frames go on
+            if not self._abandoned.is_set():
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self.progress(f"{what} cannot be made, frames go on through others: {reason}")
+            return None
+        return networks
+
+    def _tell(self, text: str) -> None:
+        if self._abandoned.is_set():
+            raise InterruptedError
+        self.progress(text)
+
+
+def _quality(place: Fit) -> tuple[int, int]:
+    """Rank a place: the more of its pixels are the frame's the better, then the less padding."""
+    return math.prod(place.content), -math.prod(place.padded)
