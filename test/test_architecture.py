@@ -82,11 +82,11 @@ def test_model_needs_no_ros_and_no_image_library(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
-def test_only_ros_and_commands_import_ros(path):
+def test_only_ros_bags_and_commands_import_ros(path):
     libraries = {name.split(".")[0] for name in imports(path)}
     of_ros = {name for name in libraries if name in {"rclpy", "launch"} or name.endswith("_msgs")}
 
-    assert not of_ros or floor(path) in {"ros", "commands"}
+    assert not of_ros or floor(path) in {"ros", "bags", "commands"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
