@@ -31,7 +31,7 @@ RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFOR
 
 
 def test_the_node_starts_without_pytorch():
-    code = "import sys, magicfuse_ros.ros.node.fuse_node; sys.exit('torch' in sys.modules)"
+    code = "import sys, magicfuse_ros.ros.node.fuse_lifecycle; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
