@@ -158,7 +158,8 @@ class FuseNode(ManagedNode):
         trouble = ""
         if session is not None and session.labels is not None:
             trouble = session.trouble
-            warnings += [session.loading, session.pipeline.refused, session.pipeline.degraded]
+            pipeline = session.pipeline
+            warnings += [session.loading, pipeline.refused, pipeline.degraded, pipeline.advice]
             if session.engine is not None and not session.engine.trained:
                 warnings.append("the weights are untrained: the pictures mean nothing yet")
         return diagnostics.Health(
