@@ -41,7 +41,7 @@ class NoopEngine:
         self.preparing = False
         self.under_way = ""
         self.steps_warning = ""
-        self.first_frame_s = 0.0
+        self.expected_frame_s = 0.0
         self.backend_name = "spare" if settings.backend == "spare" else "noop"
         self.steps = settings.steps
         self.temporal, self.frames_of_stream = settings.temporal, 0
