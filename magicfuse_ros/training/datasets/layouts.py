@@ -11,12 +11,12 @@ from pathlib import Path
 
 import cv2
 
+from magicfuse_ros.sources.picture_errors import PictureError
+from magicfuse_ros.sources.pictures import picture_files
 from magicfuse_ros.training.datasets import label_maps
 from magicfuse_ros.training.datasets.boxes import read_lines, read_voc, read_yolo
 from magicfuse_ros.training.datasets.frames import DatasetError, Frame, Source
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4",)
 VISIBLE = ("visible", "Visible", "vi", "crop_LR_visible")
 INFRARED = ("infrared", "Infrared", "ir", "cropinfrared")
 LABELS = ("labels", "Label", "Segmentation_labels", "label")
@@ -153,7 +153,7 @@ def _roadscene(root: Path, split: str) -> Source:
 def _m3svd(root: Path, split: str) -> Source:
     """`{visible,infrared}/*.mp4`: aligned video pairs."""
     frames = []
-    for visible in _files(root / "visible", VIDEO_SUFFIXES):
+    for visible in sorted(filter(_is_seen, (root / "visible").glob("*.mp4"))):
         if (visible.stem in M3SVD_VAL_VIDEOS) != (split == "val"):
             continue
         infrared = root / "infrared" / visible.name
@@ -253,21 +253,23 @@ def _pair_folders(visible: Path, partner: Path) -> list[tuple[Path, Path]]:
     return [(v, _partner(partners, v.stem, partner, v)) for v in _by_stem(visible).values()]
 
 
-def _by_stem(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is missing")
+    try:
+        files = picture_files(folder)
+    except PictureError as error:
+        if error.reason != "no_pictures":
+            raise DatasetError(str(error)) from error
+        files = []
     found: dict[str, Path] = {}
-    for path in _files(folder, suffixes):
+    for path in files:
         if found.setdefault(path.stem, path) != path:
             raise DatasetError(
-                f"{path} and {found[path.stem].name} have one name; pairs are told by name without "
+                f"{found[path.stem]} and {path.name} have one name; pairs are told by name without "
                 "its ending: rename or remove one of them"
             )
     return found
-
-
-def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder} is missing")
-    return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in suffixes and _is_seen(p)]
 
 
 def _is_seen(path: Path) -> bool:
