@@ -46,7 +46,23 @@ def read_source(layout: str, root: Path, split: str) -> Source:
     Raises
     ------
     DatasetError
-        If the layout or split is unknown, or a file is missing.
+        If the layout or split is unknown, a file is missing, two pictures have one name, or a
+        value among the boxes is wrong. Pictures are read by `Source.items` alone.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import cv2, numpy as np
+    >>> from magicfuse_ros.training.datasets.layouts import read_source
+    >>> root = pathlib.Path(tempfile.mkdtemp()) / "camvid"
+    >>> for folder, shape in (("visible", (48, 64, 3)), ("labels", (48, 64))):
+    ...     (root / "train" / folder).mkdir(parents=True)
+    ...     _ = cv2.imwrite(str(root / "train" / folder / "1.png"), np.full(shape, 3, np.uint8))
+    >>> source = read_source("camvid", root, "train")
+    >>> source.name, len(source.frames), source.classes[3]
+    ('camvid/train', 1, 'road')
+    >>> next(source.items()).visible.shape
+    (48, 64, 3)
     """
     if layout not in LAYOUTS:
         raise DatasetError(f"layout {layout!r} is unknown; use one of {tuple(LAYOUTS)}")
