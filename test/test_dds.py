@@ -25,7 +25,9 @@ def segment(folder, name, moment=MINUTE_AGO):
 
 @pytest.mark.fault
 def test_segments_of_killed_processes_go_and_all_others_stay(tmp_path):
-    holder = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), 2); print(flush=True); input()"
+    holder = (
+        "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, 2); print(flush=True); input()"
+    )
     for kind in ("fastrtps", "fastdds"):
         segment(tmp_path, f"{kind}_{ID}")
         lock = segment(tmp_path, f"{kind}_f{ID[1:]}")
