@@ -113,6 +113,14 @@ class FuseEngine:
         return self.first_frame_s * max(1.0, self._sampling.in_force.steps / self._warm_up_steps)
 
     @property
+    def steps_warning(self) -> str:
+        """One sentence where the model was not trained for the steps in force, else empty.
+
+        It follows `update`, and belongs wherever people look: log, diagnostics, command line.
+        """
+        return self._config.steps_warning(self.settings.steps or self._config.diffusion.steps)
+
+    @property
     def built(self) -> tuple[str, ...]:
         """Names of the parts that the backend in use compiled from scratch, in this order."""
         return () if self._backend is None else tuple(self._backend.built)

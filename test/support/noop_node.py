@@ -55,6 +55,10 @@ class NoopEngine:
         if settings.steps == NO_LOAD_STEPS:
             raise EngineError("told not to load")
 
+    @property
+    def steps_warning(self):
+        return "" if self.steps <= 500 else f"not trained for {self.steps} steps"
+
     def warm_up(self, progress):
         progress("warm")
 
