@@ -18,6 +18,7 @@ from rclpy.client import Client
 from magicfuse_ros.bags.from_video import FrameSource, write_bag
 from magicfuse_ros.bags.recorder import Recorder
 from magicfuse_ros.commands.benchmark_camera import CameraProcess
+from magicfuse_ros.commands.node_process import NodeProcess, fuse_node_command
 from magicfuse_ros.commands.node_session import (
     CONFIDENCE,
     MAGIMG,
@@ -32,8 +33,7 @@ from magicfuse_ros.evaluation.benchmark import metrics
 from magicfuse_ros.evaluation.benchmark.machine import Usage, busy_and_total_s, load, usage
 from magicfuse_ros.evaluation.benchmark.plan import Size
 from magicfuse_ros.evaluation.benchmark.process import CACHE_VARIABLE
-from magicfuse_ros.ros.dds import isolate, use_shipped_profile
-from magicfuse_ros.ros.node.node_process import NodeProcess, fuse_node_command
+from magicfuse_ros.ros.dds import isolate, prepare
 
 TOPIC = "/image"
 OUTPUTS = (MAGIMG, MASK, CONFIDENCE)
@@ -228,7 +228,8 @@ class NodeBenchmark:
         return report(run, session, *samples, active_s=active_s) | {"drift": drift}
 
     def _measure(self, run: NodeRun) -> tuple[Session, tuple[list[Sample], list[Sample]], float]:
-        use_shipped_profile(os.environ)  # in this process too: it listens
+        for warning in prepare(os.environ):  # this process listens
+            self.show(warning)
         isolate(os.environ, 1 + os.getpid() % 100)
         environment = os.environ | {CACHE_VARIABLE: str(self.folder / "cache")}
         bag = self._bag(run.camera)

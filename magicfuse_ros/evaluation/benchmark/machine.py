@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import magicfuse_ros
 
 _PACKAGES = (
-    "torch", "openvino", "tensorrt", "diffusers", "transformers", "numpy",
+    "torch", "openvino", "tensorrt", "transformers", "numpy",
     "opencv-python-headless", "ros-rclpy", "ros-rmw-fastrtps-cpp",
 )  # fmt: skip
 
