@@ -19,13 +19,7 @@ from support.small_models import SMALL_FEW_STEP, save_few_step
 from torch import nn
 
 from magicfuse_ros.cli import main
-from magicfuse_ros.commands.benchmark_node import (
-    Sample,
-    drift,
-    figures,
-    ros_share,
-    slope_per_hour,
-)
+from magicfuse_ros.commands.benchmark_node import Sample, drift, figures, ros_share
 from magicfuse_ros.commands.node_session import MAGIMG, Session
 from magicfuse_ros.evaluation.benchmark import measurements
 from magicfuse_ros.evaluation.benchmark.claims import Claim, claims
@@ -253,7 +247,6 @@ def test_a_backend_that_is_itself_has_parity(tmp_path, small_model):
         settings=settings | {"parallel": "off"}, frames=str(tmp_path / "frames.npy")
     )
     assert found == {
-        "backend": "eager on cpu",
         "frames": 2,
         "magimg_mean": 0.0,
         "magimg_max": 0,
@@ -268,13 +261,13 @@ class FakeMeasure:
     def __init__(self):
         self.timed = []
 
-    def __call__(self, job, _folder, _check, **arguments):
+    def __call__(self, job, **arguments):
         if job == "survey":
             return survey_of("wrong", "right", "eager")
         backend = arguments.get("backend") or arguments["settings"]["backend"]
         if job == "parity":
             apart = 5.0 if backend == "wrong" else 0.1
-            return {"backend": backend, "magimg_mean": apart, "mask_agreement": 1.0, "frames": 1}
+            return {"magimg_mean": apart, "mask_agreement": 1.0, "frames": 1}
         self.timed.append((job, backend))
         if backend == "right" and arguments.get("settings", {}).get("steps") == 8:
             raise BenchmarkError("engine: out of luck")
@@ -298,16 +291,12 @@ def survey_of(*backends, steps=1, resolution=(320, 240)):
     }  # fmt: skip
 
 
-def test_a_backend_without_parity_is_not_timed_and_a_failure_is_told(tmp_path):
+def test_a_backend_without_parity_is_not_timed_and_a_failure_is_told():
     measure = FakeMeasure()
     runs = EngineRuns(
-        model="fake",
-        device="cpu",
-        threads=0,
+        settings={"model": "fake", "device": "cpu", "threads": 0},
         quick=False,
         frames=lambda size: Path(f"{size}"),
-        folder=tmp_path,
-        check=nothing,
         show=lambda _text: None,
         measure=measure,
     )
@@ -336,18 +325,18 @@ def test_the_plan_has_every_step_and_every_resolution_once(backends):
     cases = plan(survey, quick=False)
     assert str(cases[0]) == "auto, 1 steps at 320x240"
     assert len(set(cases)) == len(cases)
-    best = [Case(backend=backends[0], steps=1, resolution=(320, 240), parallel="off")]
+    in_turn = Case(backends[0], 1, (320, 240), "off")
     for backend in backends:
         of_one = [case for case in cases if case.backend == backend]
         of_one += [cases[0]] if backend == backends[0] else []
         assert {case.steps for case in of_one if case.resolution == (320, 240)} == set(STEPS)
         assert {case.resolution for case in of_one if case.steps == 1} == set(RESOLUTIONS)
-    assert best[0] in cases
+    assert in_turn in cases
     assert len(cases) == len(backends) * (len(STEPS) + len(RESOLUTIONS) - 1) + 1
 
 
 def test_the_camera_fills_the_resolution():
-    cases = [Case(backend="eager", steps=1, resolution=size) for size in RESOLUTIONS]
+    cases = [Case("eager", 1, size) for size in RESOLUTIONS]
     assert [case.camera for case in cases] == [VGA, VGA, VGA, HD]
 
 
@@ -379,13 +368,6 @@ def test_segformer_is_b0_and_says_a_class_for_every_fourth_pixel():
     assert logits.shape == (1, 12, 16, 24)
     again = segformer_b0(12)
     assert all(map(torch.equal, peer.parameters(), again.parameters()))
-
-
-def test_a_slope_is_the_lines():
-    seconds = np.arange(0.0, 600.0, 7.0)
-    assert slope_per_hour(seconds, 300.0 + seconds * 0.05) == pytest.approx(180.0)
-    assert slope_per_hour(seconds, np.full_like(seconds, 9.0)) == pytest.approx(0.0)
-    assert slope_per_hour([1.0], [5.0]) == 0.0
 
 
 def test_drift_leaves_the_warm_up_out():

@@ -20,6 +20,7 @@ import math
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,7 @@ def _measure(
 ) -> dict[str, Any]:
     from magicfuse_ros.evaluation.benchmark import machine
     from magicfuse_ros.evaluation.benchmark.engine_runs import EngineRuns
+    from magicfuse_ros.evaluation.benchmark.measurements import measure
 
     def check() -> None:
         if stop.is_set():
@@ -138,14 +140,11 @@ def _measure(
     results: dict[str, Any] = {"machine": machine.describe(), "quick": args.quick}
     if args.level != "node":
         results["engine"] = EngineRuns(
-            model=args.model,
-            device=args.device,
-            threads=args.threads,
+            settings={"model": args.model, "device": args.device, "threads": args.threads},
             quick=args.quick,
             frames=lambda size: _frames(folder, size),
-            folder=folder,
-            check=check,
             show=show,
+            measure=partial(measure, folder=folder, check=check),
         ).run()
     if args.level != "engine":
         results |= _measure_node(args, folder, stop, show)
@@ -199,7 +198,7 @@ def _show_results(args: argparse.Namespace, results: dict[str, Any]) -> int:
     from magicfuse_ros.evaluation.benchmark.page import errors, page
     from magicfuse_ros.evaluation.benchmark.plot import plot
 
-    results["claims"] = [claim.as_json() for claim in claims(results)]
+    results["claims"] = [each._asdict() | {"holds": each.holds} for each in claims(results)]
     results["errors"] = errors(results)
     print(page(results))
     print(json.dumps({each["name"]: each["value"] for each in results["claims"]}))

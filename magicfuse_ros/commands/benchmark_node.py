@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from numpy.typing import ArrayLike
 from rclpy.client import Client
 
 from magicfuse_ros.bags.from_video import FrameSource, write_bag
@@ -313,7 +312,7 @@ def drift(samples: Sequence[Sample], session: Session) -> dict[str, Any]:
     return {
         "minutes": end / 60.0,
         "warm_up_s": warm_up_s,
-        "memory_slope_mb_per_hour": slope_per_hour(seconds[kept], memory[kept]),
+        "memory_slope_mb_per_hour": float(np.polyfit(seconds[kept], memory[kept], 1)[0]) * 3600.0,
         **{name: course(name) for name in ("memory_mb", "descriptors", "threads")},
         "fps": {"first": rate(warm_up_s), "last": rate(end - tenth)},
         "series": {
@@ -321,14 +320,6 @@ def drift(samples: Sequence[Sample], session: Session) -> dict[str, Any]:
             "memory_mb": memory[chosen].round(2).tolist(),
         },
     }
-
-
-def slope_per_hour(seconds: ArrayLike, values: ArrayLike) -> float:
-    """Fit a straight line by least squares and return by how much it rises in an hour."""
-    x, y = np.asarray(seconds, float), np.asarray(values, float)
-    x = x - x.mean()
-    spread = float((x * x).sum())
-    return float((x * (y - y.mean())).sum()) / spread * 3600.0 if spread else 0.0
 
 
 def _stages(said: Mapping[str, str]) -> list[str]:

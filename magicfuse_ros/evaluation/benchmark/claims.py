@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from magicfuse_ros.evaluation.benchmark.engine_runs import REFERENCE_STEPS, VGA
 
 Results = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """One figure that the run has to show.
 
-    Attributes
-    ----------
-    name
-        What it is.
-    value
-        None where the run did not measure what it needs.
-    unit
-        Of value and limit; `×` for a ratio.
-    basis
-        Which figures of the run it comes from.
-    relation, limit
-        How the value must stand to the limit; None where it is told and not judged.
+    `value` is None where the run did not measure what it needs, and `limit` where the figure is
+    told and not judged. `unit` is that of both, `×` for a ratio; `basis` says which figures of the
+    run the value comes from.
     """
 
     name: str
@@ -42,10 +31,6 @@ class Claim:
         if self.value is None or self.limit is None:
             return None
         return self.value >= self.limit if self.relation == "≥" else self.value <= self.limit
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all of it."""
-        return asdict(self) | {"holds": self.holds}
 
 
 def claims(results: Results) -> list[Claim]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from magicfuse_ros.model.magicfuse import MagicFuse
-    from magicfuse_ros.runtime.contract import EngineSettings
+    from magicfuse_ros.runtime.engine import FuseEngine
 
 CACHE_VARIABLE = "XDG_CACHE_HOME"
 """Environment variable of the folder under which compiled artifacts are kept."""
@@ -48,7 +48,8 @@ def measure(job: str, folder: Path, check: Callable[[], None], **arguments: Any)
     job
         A key of `JOBS`; `arguments` are those of its function.
     folder
-        Takes what the process says on stderr; compiled artifacts are kept in `folder/cache`.
+        Takes what the process says on stderr. Compiled artifacts are kept in `folder/cache`, those
+        of `parity` apart, so that the first start that is measured is a cold one.
     check
         Called ten times a second meanwhile; what it raises ends the process.
 
@@ -57,11 +58,12 @@ def measure(job: str, folder: Path, check: Callable[[], None], **arguments: Any)
     BenchmarkError
         The job failed; the text says why.
     """
-    log = folder / "measurement.log"
+    cache, log = folder / ("parity_cache" if job == "parity" else "cache"), folder / "stderr.log"
+    cache.mkdir(exist_ok=True)
     with log.open("wb") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own command, no shell
             [sys.executable, "-m", __name__, json.dumps({"job": job, **arguments})],
-            env=os.environ | {CACHE_VARIABLE: str(folder / "cache")},
+            env=os.environ | {CACHE_VARIABLE: str(cache)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -153,18 +155,14 @@ def survey(
 
 def parity(*, settings: dict[str, Any], frames: str) -> dict[str, Any]:
     """Compare what a backend makes of frames with what `eager` makes of them on the CPU."""
-    from magicfuse_ros.runtime.engine import load_engine
-
     pictures = np.load(frames)
     outcomes = []
     for chosen in (settings | {"backend": "eager", "device": "cpu"}, settings):
-        it = load_engine(_settings(chosen), _tell)
-        it.warm_up(_tell)
+        it = _ready(chosen)
         outcomes.append([it.fuse(picture) for picture in pictures])
         it.close()
     pairs = list(zip(*outcomes, strict=True))
     return {
-        "backend": it.backend_name,
         "frames": len(pairs),
         "magimg_mean": float(np.mean([_apart(a.magimg, b.magimg).mean() for a, b in pairs])),
         "magimg_max": int(max(_apart(a.magimg, b.magimg).max() for a, b in pairs)),
@@ -192,18 +190,16 @@ def engine(
     """
     import torch
 
-    from magicfuse_ros.runtime.engine import load_engine
+    import magicfuse_ros.runtime.engine  # noqa: F401 - part of the start, told apart
 
     pictures = np.load(frames)
     times = {"import": time.time()}
-    wanted = _settings(settings)
-    it = load_engine(wanted, _tell)
-    it.warm_up(_tell)
+    it = _ready(settings)
     times["warm_up"] = time.time()
     it.fuse(pictures[0])
     times["first_frame"] = time.time()
-    if wanted.backend not in ("auto", it.backend_name.partition(" ")[0]):
-        raise RuntimeError(f"backend {wanted.backend} failed and fell back to {it.backend_name}")
+    if settings["backend"] not in ("auto", it.backend_name.partition(" ")[0]):
+        raise RuntimeError(f"it failed and fell back to {it.backend_name}")
     start_s, before = {"total": times["first_frame"] - spawned}, spawned
     for name, at in times.items():
         start_s[name], before = at - before, at
@@ -376,10 +372,13 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _settings(settings: dict[str, Any]) -> EngineSettings:
-    from magicfuse_ros.runtime.contract import EngineSettings
+def _ready(settings: dict[str, Any]) -> FuseEngine:
+    from magicfuse_ros.runtime.engine import EngineSettings, load_engine
 
-    return EngineSettings(**settings | {"resolution": tuple(settings["resolution"])})
+    resolution = tuple(settings["resolution"])  # a list, as it came as JSON
+    it = load_engine(EngineSettings(**settings | {"resolution": resolution}), _tell)
+    it.warm_up(_tell)
+    return it
 
 
 def _apart(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int16]:

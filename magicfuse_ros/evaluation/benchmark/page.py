@@ -142,7 +142,7 @@ def _engine_table(engine: Results) -> Table:
         if "ms" in row
     ]  # fmt: skip
     rows += [
-        (f"SegFormer-B0, {row['backend']}", "—", _pair(row["input"]), row["threads"], "—",
+        (f"SegFormer-B0, {row['backend']}", "—", _size(row), row["threads"], "—",
          *_times(row))
         for row in engine["peers"]
         if "ms" in row
