@@ -20,6 +20,7 @@ REQUIRES = [
     "opencv-python-headless>=4.8",
     "pyyaml>=6.0",
     "safetensors>=0.4",
+    "simplejpeg>=1.8",  # decodes a JPEG as fast as OpenCV, and says when it is damaged
     "torch>=2.4",
 ]
 

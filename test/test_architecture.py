@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Floor → the floors it may import from. Modules of the package's root (resources) are open to all.
 MAY_IMPORT = {
     "model": {"model"},
+    "sources": {"sources"},
     "runtime": {"runtime", "model"},
     "ros": {"ros", "sources", "runtime", "model"},
     "bags": {"bags", "ros", "sources", "runtime", "model"},

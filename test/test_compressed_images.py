@@ -8,6 +8,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage
@@ -20,7 +21,8 @@ from magicfuse_ros.ros.images.codec import (
     decode_compressed,
     encode_compressed,
 )
-from magicfuse_ros.ros.images.compressed_header import MAX_SCANS, CompressedHeader, read_header
+from magicfuse_ros.sources.compressed_header import MAX_SCANS, CompressedHeader, read_header
+from magicfuse_ros.sources.picture_errors import PictureError
 
 WIDTH, HEIGHT = 80, 48
 
@@ -57,6 +59,14 @@ def with_png_size(png, width, height):
     """The PNG with another size in IHDR, and a checksum that fits it."""
     header = b"IHDR" + struct.pack(">II", width, height) + png[24:29]
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+
+
+def forbid_decoding(monkeypatch):
+    def decoder(*_, **__):
+        raise AssertionError("the decoder was called")
+
+    monkeypatch.setattr(cv2, "imdecode", decoder)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decoder)
 
 
 def reason_of(message):
@@ -186,7 +196,7 @@ def test_a_picture_beyond_jpeg_is_named():
 
 @pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)])
 def test_reads_the_size_of_a_jpeg(options):
-    assert read_header(jpeg_of(scene(), 90, *options)) == CompressedHeader("jpeg", WIDTH, HEIGHT)
+    assert read_header(jpeg_of(scene(), 90, *options)) == CompressedHeader("jpeg", WIDTH, HEIGHT, 3)
 
 
 def test_reads_the_size_of_a_png():
@@ -197,11 +207,11 @@ def test_a_thumbnail_is_not_the_picture():
     thumbnail = jpeg_of(scene()[:8, :8])
     jpeg = jpeg_of(scene())
     nested = jpeg[:2] + b"\xff\xe2" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + jpeg[2:]
-    assert read_header(nested) == CompressedHeader("jpeg", WIDTH, HEIGHT)
+    assert read_header(nested) == CompressedHeader("jpeg", WIDTH, HEIGHT, 3)
     cut_off = nested[: len(nested) * 3 // 4]
     assert b"\xff\xd9" in cut_off
     # OpenCV 5 refuses such a picture, OpenCV 4 fills it with grey: the header's reader must see it.
-    with pytest.raises(ImageError, match="cut off"):
+    with pytest.raises(PictureError, match="cut off"):
         read_header(cut_off)
 
 
@@ -216,10 +226,7 @@ def test_a_thumbnail_is_not_the_picture():
     ids=["jpeg 65500 x 65500", "jpeg just too large", "png 2^31 x 2^31", "png 2^32 x 1"],
 )
 def test_a_bomb_is_refused_before_it_is_decoded(bomb, monkeypatch):
-    def decoder(*_):
-        raise AssertionError("the decoder was called")
-
-    monkeypatch.setattr(cv2, "imdecode", decoder)
+    forbid_decoding(monkeypatch)
     assert reason_of(compressed(bomb)) == "too_large"
 
 
@@ -230,10 +237,7 @@ def test_a_jpeg_of_countless_scans_is_refused_before_it_is_decoded(monkeypatch):
     read_header(jpeg[:-2] + last * missing + jpeg[-2:])
     bomb = jpeg[:-2] + last * (missing + 1) + jpeg[-2:]
 
-    def decoder(*_):
-        raise AssertionError("the decoder was called")
-
-    monkeypatch.setattr(cv2, "imdecode", decoder)
+    forbid_decoding(monkeypatch)
     with pytest.raises(ImageError, match=f"{MAX_SCANS + 1} scans") as caught:
         decode_compressed(compressed(bomb))
     assert caught.value.reason == "corrupt_jpeg"
@@ -267,7 +271,7 @@ def test_bytes_that_are_no_picture(data, reason):
 def test_a_png_whose_chunk_announces_gigabytes_is_refused_before_it_is_decoded():
     png = png_of(scene())
     at = png.index(b"IDAT") - 4
-    with pytest.raises(ImageError, match="announces 2147483647 bytes") as error:
+    with pytest.raises(PictureError, match="announces 2147483647 bytes") as error:
         read_header(png[:at] + struct.pack(">I", 2**31 - 1) + png[at + 4 :])
     assert error.value.reason == "corrupt_png"
 

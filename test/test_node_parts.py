@@ -20,9 +20,10 @@ from magicfuse_ros.ros.node.id_map import IdMap, remap
 from magicfuse_ros.ros.node.mailbox import Mailbox
 from magicfuse_ros.ros.node.parameters import PARAMETERS, SPECS, Settings
 from magicfuse_ros.ros.node.worker import EngineWorker
-from magicfuse_ros.ros.parameter_spec import ParameterError, ParameterSpec
+from magicfuse_ros.ros.parameter_table import ParameterError, ParameterSpec
 from magicfuse_ros.ros.qos import choose_reliability, large_message_warning
 from magicfuse_ros.ros.statistics import Recent, Summary, Timings, age_ms
+from magicfuse_ros.runtime.contract import EngineSettings
 
 DEFAULTS = {spec.name: spec.default for spec in PARAMETERS}
 NAMES = ["sky", "car", "person", "road"]
@@ -39,9 +40,7 @@ def test_the_node_starts_without_pytorch():
 
 def test_defaults_mean_the_models_own_values():
     settings = Settings.from_values(DEFAULTS)
-    assert (settings.steps, settings.tau, settings.seed, settings.threads) == (0, None, None, 0)
-    assert settings.resolution is None
-    assert settings.labels is None
+    assert settings.engine == EngineSettings()
     assert settings.id_map == IdMap()
 
 
@@ -74,7 +73,7 @@ def test_a_bad_value_is_named_with_what_is_accepted(name, value):
 
 
 def test_a_decimal_number_may_be_given_as_an_integer():
-    assert Settings.from_values(DEFAULTS | {"tau": 1}).tau == 1.0
+    assert Settings.from_values(DEFAULTS | {"tau": 1}).engine.tau == 1.0
 
 
 def test_half_a_resolution_is_refused():

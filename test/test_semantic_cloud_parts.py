@@ -31,7 +31,7 @@ from magicfuse_ros.ros.cloud.matching import (
     Matcher,
 )
 from magicfuse_ros.ros.cloud.semantic_cloud import SemanticCloudNode
-from magicfuse_ros.ros.parameter_spec import ParameterError
+from magicfuse_ros.ros.parameter_table import ParameterError
 
 MS = 1_000_000
 DEFAULTS = {spec.name: spec.default for spec in CLOUD_PARAMETERS}

@@ -40,7 +40,7 @@ def train(data, cache, capfd):
     def command(stage, config, output, *more):
         options = ["--data", data, "--cache", cache, "--output", output, "--config", config, *more]
         status = cli.main(["train", stage, *map(str, options)])
-        return status, capfd.readouterr().err
+        return status, "".join(capfd.readouterr())
 
     return command
 
@@ -52,6 +52,10 @@ def steps_saved(path):
             return int(file.metadata()["step"])
     except (FileNotFoundError, SafetensorError):
         return 0
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def tensors(path):
@@ -84,9 +88,14 @@ def test_all_trains_every_stage_in_order(tmp_path, train):
     status, said = train("all", tmp_path, output)
     assert status == 1
     assert "autoencoder.state.safetensors exists; add --resume" in said
-    kept = {path: path.read_bytes() for path in output.rglob("*.safetensors")}
-    assert train("all", tmp_path, output, "--resume")[0] == 0
-    assert {path: path.read_bytes() for path in output.rglob("*.safetensors")} == kept
+    # Weights may have been replaced by newer ones since.
+    newer = output / "model" / "psi.safetensors"
+    newer.write_bytes(random["psi"])
+    kept = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files(output)}
+    status, said = train("all", tmp_path, output, "--resume")
+    assert status == 0
+    assert "psi_wide: complete after 4 steps" in said
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files(output)} == kept
 
 
 def wait_for(condition, process, seconds=180.0):
@@ -179,7 +188,6 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
         ("distill", {}, "accepted: a section `distill` with `branch` and `teacher`"),
         ("distill", {"distill": TAUGHT | {"teacher": "no/such"}}, "no model folder no/such"),
         ("distill", {"distill": TAUGHT | {"steps": 0}}, "steps is 0; accepted: 1 to 1000"),
-        ("distill", {"distill": TAUGHT | {"student_steps": -1}}, "steps is -1; accepted: 1 to"),
         ("distill", {"distill": TAUGHT | {"truth": 1.0}}, "distill.truth is 1.0"),
         ("psi", {"data": {"crop": 32, "unpaired": True}}, "data.unpaired is true of stage 'psi'"),
         ("phi", {"data": {"crop": 32, "unpaired": True}}, "accepted: only of stage 'phi' with"),

@@ -16,7 +16,7 @@ from magicfuse_ros.model.checkpoint import CheckpointError
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.training.loop import LoopConfig, TrainingError, _StepSampler, run
 from magicfuse_ros.training.optimization import make_average, make_optimizer
-from magicfuse_ros.training.state import Checkpointed, TrainingState, read_state, write_state
+from magicfuse_ros.training.state import Checkpointed, read_state
 
 STATE = "line.state.safetensors"
 
@@ -119,7 +119,7 @@ def test_optimizers_take_their_settings(name, kind):
     ("option", "value"),
     [
         ("steps", 0), ("batch", 0), ("sheet_every", 0), ("learning_rate", 0.0),
-        ("gradient_clip", float("nan")), ("ema", 1.0), ("workers", -1), ("checkpoint_minutes", -1),
+        ("learning_rate", float("nan")), ("ema", 1.0), ("workers", -1), ("checkpoint_minutes", -1),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(option, value):
@@ -250,26 +250,6 @@ def test_a_checkpoint_of_another_stage_is_an_error(tmp_path):
         read_state(tmp_path / STATE, parts)
 
 
-def test_fp16_scaler_is_part_of_a_checkpoint(tmp_path):
-    def parts():
-        module = torch.nn.Linear(1, 1)
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
-        return Checkpointed(
-            module, make_average(config(), module), make_optimizer(config(), module), scaler
-        )
-
-    used = parts()
-    for _ in range(4):
-        used.scaler.scale(used.trained(torch.ones(1, 1)).sum()).backward()
-        used.scaler.step(used.optimizer)
-        used.scaler.update()
-    write_state(tmp_path / STATE, TrainingState(4, 0.5, 0.25), used)
-    fresh = parts()
-    assert read_state(tmp_path / STATE, fresh) == TrainingState(4, 0.5, 0.25)
-    assert fresh.scaler.state_dict() == used.scaler.state_dict()
-    assert fresh.scaler.get_scale() == 2048.0
-
-
 def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     fit(tmp_path)
     before = (tmp_path / STATE).read_bytes()
@@ -281,13 +261,6 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, steps=80)
     assert (tmp_path / STATE).read_bytes() == before
-
-
-def test_bf16_trains_and_its_weights_stay_float32(tmp_path):
-    stage, complete = fit(tmp_path, steps=120, mixed_precision="bf16")
-    assert complete
-    assert stage.trained["line"].a.item() == pytest.approx(3.0, abs=0.5)
-    assert stage.trained["line"].a.dtype == torch.float32
 
 
 def test_speed_and_waiting_for_data_are_logged(tmp_path):

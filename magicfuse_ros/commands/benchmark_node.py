@@ -20,6 +20,7 @@ from rclpy.client import Client
 
 from magicfuse_ros.bags.from_video import FrameSource, write_bag
 from magicfuse_ros.bags.recorder import Recorder
+from magicfuse_ros.commands.node_process import NodeProcess, fuse_node_command
 from magicfuse_ros.commands.node_session import (
     CONFIDENCE,
     MAGIMG,
@@ -35,7 +36,6 @@ from magicfuse_ros.evaluation.benchmark.machine import Usage, load, usage
 from magicfuse_ros.evaluation.benchmark.measurements import CACHE_VARIABLE
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros.dds import isolate, use_shipped_profile
-from magicfuse_ros.ros.node.node_process import NodeProcess, fuse_node_command
 
 TOPIC = "/image"
 OUTPUTS = (MAGIMG, MASK, CONFIDENCE)

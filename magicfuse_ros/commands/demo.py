@@ -197,9 +197,9 @@ class Demo:
         from magicfuse_ros.bags.reader import BagReader
         from magicfuse_ros.bags.writer import BagWriter
         from magicfuse_ros.commands.demo_session import DemoSession
+        from magicfuse_ros.commands.node_process import NodeProcess, fuse_node_command
         from magicfuse_ros.commands.node_session import SessionError
         from magicfuse_ros.ros.dds import isolate, use_shipped_profile
-        from magicfuse_ros.ros.node.node_process import NodeProcess, fuse_node_command
 
         # In this process too: it plays and records.
         use_shipped_profile(os.environ)

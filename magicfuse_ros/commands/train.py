@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         from magicfuse_ros.model.config import ConfigError
         from magicfuse_ros.training.loop import TrainingError
-        from magicfuse_ros.training.recipe import read_recipe, recipe_files, train_stage
+        from magicfuse_ros.training.recipe import read_recipe, recipe_files
+        from magicfuse_ros.training.state import state_path
+        from magicfuse_ros.training.train_stage import train_stage
     except ModuleNotFoundError as error:
         print(
             f"magicfuse train: the module {error.name!r} is missing; install the package with its "
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             if recipe.stage != stage:
                 raise ConfigError(f"{path} is for stage {recipe.stage!r}; accepted here: {stage!r}")
             recipes.append(recipe)
-            checkpoint = args.output / f"{path.stem}.state.safetensors"
+            checkpoint = state_path(args.output, path.stem)
             if checkpoint.is_file() and not args.resume:
                 raise ConfigError(
                     f"{checkpoint} exists; add --resume to go on from it, or remove it to start "

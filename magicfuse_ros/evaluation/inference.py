@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from magicfuse_ros.evaluation.metrics import U8
-from magicfuse_ros.model.magicfuse import MagicFuse, late_fusion, upsampled_logits
+from magicfuse_ros.model.magicfuse import MagicFuse, late_fusion
 from magicfuse_ros.model.sampler import Networks, Noise, SamplerSettings, Step, Variant, sample
 from magicfuse_ros.model.unaided import Unaided
+from magicfuse_ros.runtime import letterbox
 
 
 class Outcome(NamedTuple):
@@ -25,7 +26,7 @@ class Outcome(NamedTuple):
     magimg, enhanced, infrared
         (H, W, 3) RGB.
     mask
-        (H, W) class ids.
+        (H, W) class ids, chosen as the engine does.
     step
         The sample they were decoded from, on the model's device.
     """
@@ -77,7 +78,9 @@ class Inference:
         planes = self._planes(image)
         step = self._sample(networks, planes, settings)
         fused = model.decoder(step.z0_fused)
-        mask = upsampled_logits(step.state, planes.shape[-2:]).argmax(dim=1)
+        height, width = planes.shape[-2:]
+        place = letterbox.fit((height, width), (width, height), model.config.multiple_of)
+        probabilities = letterbox.quantise(step.state[0].softmax(dim=0))
         enhanced, infrared = model.decoder(step.z0_psi), model.decoder(step.z0_phi)
         if variant == "late_fusion":
             fused = late_fusion(enhanced, infrared, step.w_r)
@@ -85,7 +88,7 @@ class Inference:
             magimg=_image(fused),
             enhanced=_image(enhanced),
             infrared=_image(infrared),
-            mask=np.asarray(mask[0].to(torch.uint8).cpu(), np.uint8),
+            mask=letterbox.classify(probabilities.cpu().numpy(), place)[0],
             step=step,
         )
 

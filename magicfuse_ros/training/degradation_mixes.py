@@ -39,11 +39,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Mix:
-    """How often training sees what: relative weight of each leading condition.
-
-    `night` scales every strength on frames that are dark already: those lack light by nature, and
-    a second full darkening leaves nothing to restore.
-    """
+    """How often training sees what: relative weight of each leading condition."""
 
     none: float = 0.06
     low_light: float = 0.38
@@ -53,14 +49,11 @@ class Mix:
     low_contrast: float = 0.06
     rain: float = 0.04
     jpeg: float = 0.03
-    night: float = 0.45
 
     def __post_init__(self) -> None:
         weights = self.weights()
         if min(weights.values()) < 0.0 or sum(weights.values()) <= 0.0:
             raise RecipeError(f"mix weights are {weights}; use weights >= 0 that are not all 0")
-        if not 0.0 <= self.night <= 1.0:
-            raise RecipeError(f"mix.night is {self.night}; use 0 to 1")
 
     def weights(self) -> dict[str, float]:
         """Leading condition -> relative weight."""
@@ -98,6 +91,9 @@ _COUPLED: dict[str, tuple[tuple[str, float, float, float], ...]] = {
     "jpeg": (("noise", 0.4, 0.1, 0.5), ("low_light", 0.3, 0.2, 0.6)),
 }
 _MOST_AT_ONCE = 3
+NIGHT = 0.45
+"""Scales every strength on frames that are dark already: those lack light by nature, and a second
+full darkening leaves nothing to restore."""
 RECIPES = (
     "none", "low_light", "haze", "noise", "blur", "low_contrast", "rain", "jpeg", "night", "mixed",
 )  # fmt: skip
@@ -140,7 +136,7 @@ def named_recipe(
     if name == "mixed":
         return sample_recipe(rng, night=night)
     drawn = float(rng.uniform(0.25, 1.0))
-    level = (drawn if strength is None else strength) * (Mix().night if night else 1.0)
+    level = (drawn if strength is None else strength) * (NIGHT if night else 1.0)
     blur = "motion_blur" if rng.random() < 0.5 else "defocus_blur"
     steps = {
         "none": (),
@@ -160,7 +156,7 @@ def sample_recipe(
     leading = _LEADING[int(rng.choice(len(_LEADING), p=weights / weights.sum()))]
     if leading == "none":
         return Recipe("none")
-    scale = mix.night if night else 1.0
+    scale = NIGHT if night else 1.0
     strength = float(rng.uniform(0.25, 1.0))
     effect = leading
     if leading == "blur":

@@ -85,8 +85,6 @@ class _Streams:
     def fuse(
         self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        # Autocast must not go on with weights that it cast while they needed no gradient.
-        torch.clear_autocast_cache()
         with torch.set_grad_enabled(t == self._stop and torch.is_grad_enabled()):
             return self._networks.fuse(psi, phi, z_f, state, t)
 

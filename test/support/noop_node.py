@@ -40,7 +40,7 @@ class NoopEngine:
         self.trained = True
         self.preparing = False
         self.under_way = ""
-        self.first_frame_s = 0.0
+        self.expected_frame_s = 0.0
         self.backend_name = "spare" if settings.backend == "spare" else "noop"
         self.steps = settings.steps
         self.temporal, self.frames_of_stream = settings.temporal, 0

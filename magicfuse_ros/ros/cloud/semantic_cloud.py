@@ -20,8 +20,7 @@ from magicfuse_ros.ros.cloud.matching import EXPIRED, NO_MASK, TIME_JUMP, Pair
 from magicfuse_ros.ros.cloud.painter import CloudPainter
 from magicfuse_ros.ros.ledger import Ledger
 from magicfuse_ros.ros.managed_node import SUCCESS, ManagedNode, run
-from magicfuse_ros.ros.parameter_spec import ParameterError
-from magicfuse_ros.ros.parameter_table import ParameterTable
+from magicfuse_ros.ros.parameter_table import ParameterError, ParameterTable
 
 _ORDINARY = {NO_MASK, TIME_JUMP}
 """What happens to clouds of any faster sensor, and when a recording starts anew."""

@@ -7,7 +7,8 @@ mis-decode.
 How numbers become 8 bits depends on the encoding alone, never on the frame, so that a video does
 not flicker:
 
-- `mono16`, `16UC1`, `bayer_*16`: 0 to 65535 is black to white, rounded (v / 257).
+- `mono16`, `16UC1`, `bayer_*16`, 16-bit PNG: 0 to 65535 is black to white, rounded (v / 257),
+  unless a `BitDepth` says that the camera fills fewer bits.
 - `32FC1`: 0.0 to 1.0 is black to white; what lies outside is clipped. A frame with NaN or infinity,
   or whose mean lies outside [0, 1] (its scale is another one: 0 to 255, metres), is refused.
 - `yuv422`, `yuyv`, `nv12` and their kin: ITU-R BT.601, limited range (luma 16 to 235).
@@ -26,9 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 
-from magicfuse_ros.ros.images.compressed_header import read_header
-from magicfuse_ros.ros.images.errors import MAX_PIXELS, REASONS, ImageError, Reason, check_size
+from magicfuse_ros.ros.images.bit_depth import BitDepth
+from magicfuse_ros.ros.images.errors import REASONS, ImageError, Reason
 from magicfuse_ros.ros.images.pixel_layouts import LAYOUTS, PixelLayout
+from magicfuse_ros.sources.picture_errors import MAX_PIXELS, PictureError, check_size
+from magicfuse_ros.sources.pictures import decode_jpeg_or_png, to_rgb8
 
 __all__ = [
     "ENCODINGS",
@@ -47,6 +50,15 @@ ENCODINGS: tuple[str, ...] = tuple(LAYOUTS)
 """Values of `Image.encoding` that `decode_image` takes."""
 
 _CHANNELS_OUT = {"rgb8": 3, "mono8": 1}
+_FULL_SCALE = BitDepth(16)
+
+_VIDEOS = {
+    b"\x80theora": "Theora",
+    b"OggS": "Theora",
+    b"\0\0\0\x01": "H.264 or H.265",
+    b"\0\0\x01": "H.264 or H.265",
+}
+"""Videos that some publishers send as CompressedImage, by their first bytes."""
 
 
 class ImageLike(Protocol):
@@ -75,13 +87,15 @@ class CompressedLike(Protocol):
     def data(self) -> Any: ...
 
 
-def decode_image(msg: ImageLike) -> NDArray[np.uint8]:
+def decode_image(msg: ImageLike, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
     """Decode a raw camera picture of any encoding in `ENCODINGS`.
 
     Parameters
     ----------
     msg
         sensor_msgs/Image; `data` is any buffer of bytes. Bytes after the last row are ignored.
+    depth
+        How 16-bit pixels become 8 bits; all 16 bits, unless told otherwise.
 
     Returns
     -------
@@ -93,24 +107,40 @@ def decode_image(msg: ImageLike) -> NDArray[np.uint8]:
     ImageError
         `zero_size`, `unknown_encoding`, `too_large`, `too_small`, `odd_size`, `bad_step`,
         `short_data`, `non_finite` or `out_of_range`.
+
+    Examples
+    --------
+    >>> from sensor_msgs.msg import Image
+    >>> from magicfuse_ros.ros.images.codec import decode_image
+    >>> decode_image(Image(height=1, width=2, encoding="mono8", step=2, data=[7, 200])).tolist()
+    [[[7, 7, 7], [200, 200, 200]]]
     """
     layout = _checked_layout(msg)
     pixels = _pixels(msg, layout)
     if layout.scalar != "u1":
         if not (pixels.dtype.isnative and pixels.flags.aligned):
             pixels = pixels.astype(layout.scalar)
-        pixels = _from_float(pixels) if layout.scalar == "f4" else _from_16_bits(pixels)
+        pixels = _from_float(pixels) if layout.scalar == "f4" else depth.to_8_bits(pixels)
     if layout.to_rgb is None:
         return np.ascontiguousarray(pixels)
     return _uint8(cv2.cvtColor(pixels, layout.to_rgb))
 
 
-def decode_compressed(msg: CompressedLike) -> NDArray[np.uint8]:
-    """Decode a JPEG or PNG, of 8 or 16 bits, in colour or grey.
+def decode_compressed(msg: CompressedLike, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
+    """Decode a JPEG or PNG, of 8 or 16 bits, in colour, grey or as a Bayer mosaic.
 
-    The bytes decide what the picture is. `msg.format` is not trusted: publishers write "jpeg",
-    nothing, or "rgb8; jpeg compressed rgb8" for the same ordinary file. An orientation tag is not
-    applied: the pixels stay where camera_info says they are. Alpha is dropped.
+    The bytes decide what the picture is: publishers write "jpeg", nothing, or "rgb8; jpeg
+    compressed rgb8" for the same ordinary file. Only a mosaic cannot be told from grey by its
+    bytes; there `msg.format` is believed, which compressed_image_transport sets to "bayer_rggb8;
+    jpeg compressed". An orientation tag is not applied, since the pixels have to stay where
+    camera_info says they are. Alpha is dropped. Damage is refused, see `sources.pictures`.
+
+    Parameters
+    ----------
+    msg
+        sensor_msgs/CompressedImage; `data` is any buffer of bytes.
+    depth
+        How 16-bit pixels become 8 bits; all 16 bits, unless told otherwise.
 
     Returns
     -------
@@ -119,31 +149,23 @@ def decode_compressed(msg: CompressedLike) -> NDArray[np.uint8]:
     Raises
     ------
     ImageError
-        `short_data`, `unknown_format`, `zero_size`, `too_large`, `corrupt_jpeg` or `corrupt_png`.
+        `short_data`, `unknown_format`, `unknown_encoding`, `zero_size`, `too_large`, `too_small`,
+        `corrupt_jpeg` or `corrupt_png`.
     """
     data = bytes(msg.data)
-    if "compresseddepth" in msg.format.lower():
-        raise ImageError(
-            "unknown_format",
-            f"the format is {msg.format[:60]!r}, a depth picture; accepted: a JPEG or PNG of a "
-            "camera; subscribe to its image/compressed",
-        )
-    header = read_header(data)
-    check_size(header.width, header.height)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    _refuse_other_transports(msg.format, data)
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        bgr = None
-    if bgr is None or bgr.shape != (header.height, header.width, 3):
-        raise ImageError(
-            "corrupt_jpeg" if header.kind == "jpeg" else "corrupt_png",
-            f"a {header.kind.upper()} of {header.width} x {header.height} and {len(data)} bytes "
-            "cannot be decoded; check the camera and the link",
-        )
-    if bgr.dtype == np.uint16:
-        bgr = _from_16_bits(bgr)
-    return _uint8(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+        pixels = decode_jpeg_or_png(data)
+    except PictureError as error:
+        raise ImageError.of(error) from error
+    if pixels.dtype == np.uint16:
+        pixels = depth.to_8_bits(pixels)
+    encoding = _mosaic(msg.format) if pixels.ndim == 2 else None
+    if encoding is None:
+        return to_rgb8(pixels)
+    layout = _layout(encoding)
+    _check_least(encoding, layout, pixels.shape[1], pixels.shape[0])
+    return _uint8(cv2.cvtColor(pixels, layout.to_rgb))  # type: ignore[arg-type]
 
 
 def encode_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> Image:
@@ -212,18 +234,12 @@ def _checked_layout(msg: ImageLike) -> PixelLayout:
     """Check everything that the header says against the encoding and the data's length."""
     width, height, step = msg.width, msg.height, msg.step
     encoding = msg.encoding
-    layout = LAYOUTS.get(encoding)
-    if layout is None:
-        raise ImageError(
-            "unknown_encoding",
-            f"the encoding is {encoding[:60]!r}; accepted: {', '.join(ENCODINGS)}",
-        )
-    check_size(width, height)
-    if min(width, height) < layout.least:
-        raise ImageError(
-            "too_small",
-            f"{encoding} of {width} x {height}; accepted: at least {layout.least} x {layout.least}",
-        )
+    layout = _layout(encoding)
+    try:
+        check_size(width, height)
+    except PictureError as error:
+        raise ImageError.of(error) from error
+    _check_least(encoding, layout, width, height)
     if width % layout.multiple_of[0] or height % layout.multiple_of[1]:
         raise ImageError(
             "odd_size",
@@ -246,6 +262,46 @@ def _checked_layout(msg: ImageLike) -> PixelLayout:
     return layout
 
 
+def _layout(encoding: str) -> PixelLayout:
+    layout = LAYOUTS.get(encoding)
+    if layout is None:
+        raise ImageError(
+            "unknown_encoding",
+            f"the encoding is {encoding[:60]!r}; accepted: {', '.join(ENCODINGS)}",
+        )
+    return layout
+
+
+def _check_least(encoding: str, layout: PixelLayout, width: int, height: int) -> None:
+    if min(width, height) < layout.least:
+        raise ImageError(
+            "too_small",
+            f"{encoding} of {width} x {height}; accepted: at least {layout.least} x {layout.least}",
+        )
+
+
+def _refuse_other_transports(form: str, data: bytes) -> None:
+    """Name what is no JPEG or PNG but well known; "unknown format" alone would not help."""
+    video = next((name for start, name in _VIDEOS.items() if data.startswith(start)), None)
+    what = f"a piece of a video ({video})" if video else "a depth picture"
+    if video or "compresseddepth" in form.lower():
+        raise ImageError(
+            "unknown_format",
+            f"the format is {form[:60]!r}, {what}; accepted: a JPEG or PNG of a camera; subscribe "
+            "to its image/compressed",
+        )
+
+
+def _mosaic(form: str) -> str | None:
+    """Return the Bayer encoding that `CompressedImage.format` names; None if it is no mosaic.
+
+    "bayer_rggb8; jpeg compressed mono8" was made grey before it was compressed.
+    """
+    encoding, _, stored = form.lower().partition(";")
+    encoding = encoding.strip()
+    return encoding if encoding.startswith("bayer_") and "mono" not in stored else None
+
+
 def _pixels(msg: ImageLike, layout: PixelLayout) -> NDArray[Any]:
     """View `msg.data` as (rows, W) or (rows, W, channels), in the message's byte order."""
     scalar = np.dtype(layout.scalar).newbyteorder(">" if msg.is_bigendian else "<")
@@ -255,11 +311,6 @@ def _pixels(msg: ImageLike, layout: PixelLayout) -> NDArray[Any]:
         shape, strides = [*shape, layout.channels], [*strides, scalar.itemsize]
     pixels: NDArray[Any] = np.ndarray(shape, scalar, msg.data, 0, strides)
     return pixels
-
-
-def _from_16_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Round v / 257: 65535 becomes 255."""
-    return _uint8(cv2.convertScaleAbs(pixels, alpha=255.0 / 65535.0))
 
 
 def _from_float(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
+
+from magicfuse_ros.sources.picture_errors import PictureError
 
 Reason = Literal[
     "zero_size",  # height or width is 0
     "unknown_encoding",  # Image.encoding is not in the table
-    "unknown_format",  # CompressedImage.data is neither JPEG nor PNG
+    "unknown_format",  # CompressedImage.data is neither JPEG nor PNG, or a rare kind of them
     "too_large",  # more than MAX_PIXELS
     "too_small",  # a Bayer mosaic without a neighbour of every colour
     "odd_size",  # a subsampled encoding whose chroma does not cover the picture
@@ -19,9 +21,6 @@ Reason = Literal[
     "corrupt_png",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
-
-MAX_PIXELS = 1 << 25
-"""Largest picture taken, in pixels: 8K UHD (7680 x 4320) fits. Checked before any allocation."""
 
 
 class ImageError(ValueError):
@@ -37,23 +36,7 @@ class ImageError(ValueError):
         super().__init__(message)
         self.reason: Reason = reason
 
-
-def check_size(width: int, height: int) -> None:
-    """Refuse a picture without pixels, or with more than `MAX_PIXELS`.
-
-    Raises
-    ------
-    ImageError
-        `zero_size` or `too_large`.
-    """
-    if width <= 0 or height <= 0:
-        raise ImageError(
-            "zero_size",
-            f"the picture is {width} x {height}; accepted: at least 1 x 1; check the camera driver",
-        )
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            "too_large",
-            f"the picture is {width} x {height}; accepted: up to {MAX_PIXELS} pixels; "
-            "lower the camera's resolution",
-        )
+    @classmethod
+    def of(cls, error: PictureError) -> ImageError:
+        """Return the error of a picture, which has no file here, as that of a message."""
+        return cls(cast("Reason", error.reason), str(error))

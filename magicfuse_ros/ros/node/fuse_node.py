@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rclpy
@@ -11,12 +11,11 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
 from magicfuse_ros.ros import diagnostics
 from magicfuse_ros.ros.managed_node import SUCCESS, ManagedNode, run
-from magicfuse_ros.ros.node.id_map import IdMap
 from magicfuse_ros.ros.node.intake import Intake
-from magicfuse_ros.ros.node.node_parameters import NodeParameters
-from magicfuse_ros.ros.node.parameters import SPECS
+from magicfuse_ros.ros.node.parameters import PARAMETERS, SPECS, Settings
 from magicfuse_ros.ros.node.session import EngineFactory, Session
-from magicfuse_ros.ros.parameter_spec import ParameterError
+from magicfuse_ros.ros.parameter_table import ParameterError, ParameterTable
+from magicfuse_ros.runtime.contract import Engine
 
 
 class FuseNode(ManagedNode):
@@ -38,13 +37,15 @@ class FuseNode(ManagedNode):
         self._engine_factory = engine_factory
         self._session: Session | None = None
         self._intake = Intake(self, self._account)
-        self._node_parameters = NodeParameters(self, refuse=self._refuse, changed=self._adopt)
+        self._table = ParameterTable(
+            self, PARAMETERS, Settings.from_values, refuse=self._refuse, changed=self._adopt
+        )
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm up the engine in the worker thread, showing progress; make the outputs."""
         self._state, self._error = "configuring", ""
         try:
-            settings = self._node_parameters.settings()
+            settings = self._table.settings()
         except ParameterError as error:
             return self._fail("configure", str(error), state)
         self._session = Session(
@@ -55,12 +56,17 @@ class FuseNode(ManagedNode):
             timings=self._timings,
             camera_info=lambda: self._intake.camera_info,
         )
-        problem = self._session.load(
-            stop_requested=lambda: self._stop_requested() or not rclpy.ok(),
-            every_second=self._tick,
-        )
+
+        def stopping() -> bool:
+            return self._stop_requested() or not rclpy.ok()
+
+        problem = self._session.load(stop_requested=stopping, every_second=self._tick)
         if problem:
             self._release()
+            if stopping():
+                self._state = state.label
+                self.get_logger().info("Asked to stop while the engine was loading")
+                return TransitionCallbackReturn.FAILURE
             return self._fail("configure", problem, state)
         self._state = "inactive"
         return SUCCESS
@@ -68,27 +74,28 @@ class FuseNode(ManagedNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the camera."""
         session = self._session
-        if session is None or session.engine is None:
+        if session is None or session.labels is None:
             return self._fail("activate", "it is not configured", state)
         try:
-            settings = self._node_parameters.settings()
+            settings = self._table.settings()
             changed = settings.needing_reconfigure(session.settings)
-            if changed:
-                raise ParameterError(f"{', '.join(changed)} changed; clean up and configure first")
-            table = settings.id_map.table(session.engine.labels.names())
-        except ValueError as error:
+            ids = settings.ids(session.labels.names())
+        except ParameterError as error:
             return self._fail("activate", str(error), state)
-        session.pipeline.settings = settings
-        session.outputs.publish_labels(session.engine.labels.names(), table)
+        if changed:
+            problem = f"{', '.join(changed)} changed; clean up and configure first"
+            return self._fail("activate", problem, state)
+        session.adopt(settings)
+        session.outputs.publish_labels(session.labels.names(), ids)
         self._timings.clear()
         self._recent.restart(self._account.account())
         session.pipeline.active = True
         subscriptions = self._intake.open(session.worker.mailbox, settings)
         self._state, self._error = "active", ""
+        engine = session.engine
         self.get_logger().info(
-            f"Active: {subscriptions.topic}, model {settings.model}"
-            f"{'' if session.engine.trained else ' (untrained)'}, "
-            f"backend {session.engine.backend_name}"
+            f"Active: {subscriptions.topic}, model {settings.engine.model}"
+            + ("" if engine is None else f"{_untrained(engine)}, backend {engine.backend_name}")
         )
         return SUCCESS
 
@@ -112,35 +119,34 @@ class FuseNode(ManagedNode):
             self.abandoned |= not self._session.close()
             self._session = None
 
-    def _refuse(self, names: set[str], id_map: IdMap) -> str:
+    def _refuse(self, names: set[str], values: Mapping[str, object]) -> str:
         reason = self._why_not_now({name for name in names if not SPECS[name].live})
-        if reason:
-            return reason
-        if self._session is not None and self._session.engine is not None:
-            try:
-                id_map.table(self._session.engine.labels.names())
-            except ValueError as error:
-                return f"semantic.id_map: {error}"
-        return ""
+        if not reason and self._session is not None and self._session.labels is not None:
+            Settings.from_values(values).ids(self._session.labels.names())
+        return reason
 
     def _adopt(self) -> None:
         """Take live parameters over; the worker sees them from its next frame on."""
-        session, subscriptions = self._session, self._intake.subscriptions
-        if session is None or session.engine is None or subscriptions is None:
+        session = self._session
+        if session is None or session.labels is None:
             return
-        settings = self._node_parameters.settings()
+        try:
+            settings = self._table.settings()
+        except ParameterError:  # while inactive, until the other side of a resolution is set too
+            return
         remapped = settings.id_map != session.pipeline.settings.id_map
-        session.pipeline.settings = settings
-        subscriptions.set_reliability(settings.input_reliability)
+        session.adopt(settings)
+        if self._intake.subscriptions is not None:
+            self._intake.subscriptions.set_reliability(settings.input_reliability)
         if remapped:
-            names = session.engine.labels.names()
-            session.outputs.publish_labels(names, settings.id_map.table(names))
+            names = session.labels.names()
+            session.outputs.publish_labels(names, settings.ids(names))
 
     def _every_second(self) -> None:
         """Match the camera's QoS anew; look after the engine."""
         if self._intake.subscriptions is not None:
             self._intake.subscriptions.refresh()
-        if self._session is not None and self._state == "active":
+        if self._session is not None and self._state in {"active", "inactive"}:
             self._session.watch()
 
     def _health(self) -> diagnostics.Health:
@@ -148,14 +154,16 @@ class FuseNode(ManagedNode):
         warnings = [self._intake.warning if subscriptions is not None else ""]
         if subscriptions is not None:
             warnings.append(subscriptions.mismatch)
-        if session is not None and session.engine is not None:
-            warnings.append(session.pipeline.degraded)
-            if not session.engine.trained:
+        trouble = ""
+        if session is not None and session.labels is not None:
+            trouble = session.trouble
+            warnings += [session.loading, session.pipeline.refused, session.pipeline.degraded]
+            if session.engine is not None and not session.engine.trained:
                 warnings.append("the weights are untrained: the pictures mean nothing yet")
         return diagnostics.Health(
             state=self._state,
             enabled=self._intake.enabled,
-            error=self._error or ("" if session is None else session.trouble),
+            error="; ".join(filter(None, [self._error, trouble])),
             warnings=tuple(filter(None, warnings)),
             input_topic="" if subscriptions is None else subscriptions.topic,
             publishers=0 if subscriptions is None else subscriptions.publishers,
@@ -170,7 +178,7 @@ class FuseNode(ManagedNode):
         if session is not None and session.engine is not None:
             engine = session.engine
             facts["degraded"] = bool(session.pipeline.degraded)
-            facts["model"], facts["trained"] = session.settings.model, engine.trained
+            facts["model"], facts["trained"] = session.settings.engine.model, engine.trained
             facts["labels"], facts["backend"] = engine.labels.name, engine.backend_name
             facts["preparing"] = engine.under_way
         if subscriptions is not None:
@@ -180,6 +188,10 @@ class FuseNode(ManagedNode):
         facts["stamps_backwards"] = self._intake.stamps_backwards
         facts["ages_unknown"] = self._timings.ages_unknown
         return facts
+
+
+def _untrained(engine: Engine) -> str:
+    return "" if engine.trained else " (untrained)"
 
 
 def main(argv: Sequence[str] | None = None, engine_factory: EngineFactory | None = None) -> int:

@@ -28,7 +28,7 @@ from magicfuse_ros.training.infrared import InfraredScale, common_infrared_scale
 from magicfuse_ros.training.weak_masks import weak_mask
 
 # Raise when the decoded content changes for the same files and settings.
-_VERSION = 3
+_VERSION = 4
 _BOX_IDS = {kind: CANONICAL.index(kind) for kind in ("person", "bike", "car")}
 
 
@@ -40,13 +40,10 @@ class CacheSettings:
     ----------
     width, height
         Images are scaled, keeping their aspect, to be at least this large with one side equal.
-    weak_masks
-        Derive labels from boxes where a source has boxes but no label images.
     """
 
     width: int = 320
     height: int = 240
-    weak_masks: bool = True
 
     def __post_init__(self) -> None:
         if min(self.width, self.height) < 16:
@@ -226,7 +223,7 @@ def _store(
         planes.append(
             np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), np.uint8)
         )
-    elif frame.boxes is not None and settings.weak_masks:
+    elif frame.boxes is not None:
         # At full size the object has more pixels to be told by.
         mask = weak_mask(item.visible, item.infrared, frame.boxes, _BOX_IDS)
         planes.append(np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), np.uint8))

@@ -18,7 +18,7 @@ from magicfuse_ros.ros.images.codec import (
     decode_compressed,
     encode_compressed,
 )
-from magicfuse_ros.ros.images.compressed_header import read_header
+from magicfuse_ros.sources.compressed_header import read_header
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FORMATS = ("jpeg", "png", "", "rgb8; jpeg compressed bgr8", "16UC1; compressedDepth")

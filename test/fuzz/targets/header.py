@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from magicfuse_ros.ros.images.compressed_header import read_header
-from magicfuse_ros.ros.images.errors import ImageError
+from magicfuse_ros.sources.compressed_header import read_header
+from magicfuse_ros.sources.picture_errors import PictureError
 
 REASONS = {"short_data", "unknown_format", "corrupt_png", "corrupt_jpeg"}
 
@@ -13,7 +13,7 @@ REASONS = {"short_data", "unknown_format", "corrupt_png", "corrupt_jpeg"}
 def check(data: bytes) -> None:
     try:
         header = read_header(data)
-    except ImageError as error:
+    except PictureError as error:
         assert error.reason in REASONS
         assert len(str(error)) < 200
         return

@@ -1,17 +1,19 @@
-"""Kind and size of a JPEG or PNG from its header, before anything is decoded.
+"""What a JPEG or PNG says about itself, read before anything is decoded.
 
-A few hundred bytes can announce a picture of gigabytes; a decoder allocates it before it notices
-that the data is missing. A JPEG can also make it go over the whole picture for every few bytes.
+A few hundred bytes can announce a picture of gigabytes, and a decoder allocates it before it
+notices that the data is missing. A JPEG can also make it go over the whole picture for every few
+bytes.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from magicfuse_ros.ros.images.errors import ImageError
+from magicfuse_ros.sources.picture_errors import PictureError
 
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
@@ -27,48 +29,64 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 @dataclass(frozen=True)
 class CompressedHeader:
-    """What the first bytes of a compressed picture say: its kind, width and height in pixels."""
+    """What the header of a compressed picture says.
+
+    Attributes
+    ----------
+    kind
+        "jpeg" or "png".
+    width, height
+        In pixels.
+    components
+        Of a JPEG: 1 for grey, 3 for colour, 4 for CMYK. 0 for a PNG, whose decoder tells.
+    """
 
     kind: Literal["jpeg", "png"]
     width: int
     height: int
+    components: int = 0
+
+
+def is_compressed(data: bytes) -> bool:
+    """Whether the bytes begin as a JPEG or PNG does."""
+    return data.startswith((_JPEG_START, _PNG_START))
 
 
 def read_header(data: bytes) -> CompressedHeader:
-    """Read the kind and size of a compressed picture.
+    """Read the header of a compressed picture, and check the frame around its pixels.
+
+    That frame is the end marker of a JPEG, and the lengths and checksums of a PNG's chunks: a
+    decoder may fill up a picture that was cut off, and return it as if it were whole.
 
     Raises
     ------
-    ImageError
-        `short_data` (empty), `unknown_format`, `corrupt_png` or `corrupt_jpeg` (also where the end
-        is missing: some decoders fill a truncated picture with grey).
+    PictureError
+        `short_data` (empty), `unknown_format`, `corrupt_png` or `corrupt_jpeg`.
     """
     if not data:
-        raise ImageError("short_data", "the compressed picture has no bytes; check the publisher")
+        raise PictureError("short_data", "the compressed picture has no bytes; check the publisher")
     if data.startswith(_JPEG_START):
-        width, height = _jpeg_size(data)
-        return CompressedHeader("jpeg", width, height)
+        return _jpeg_header(data)
     if data.startswith(_PNG_START):
-        width, height = _png_size(data)
-        return CompressedHeader("png", width, height)
-    raise ImageError(
+        return _png_header(data)
+    raise PictureError(
         "unknown_format",
         f"the compressed picture starts with the bytes {data[:4].hex(' ')}; accepted: JPEG and PNG",
     )
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the frame header (ITU-T T.81, B.2.2)."""
-    size: tuple[int, int] | None = None
+def _jpeg_header(data: bytes) -> CompressedHeader:
+    """Read the frame header (ITU-T T.81, B.2.2)."""
+    header: CompressedHeader | None = None
     scan = 0
     for marker, position in _jpeg_segments(data):
         scan = position
         if marker in _START_OF_FRAME:
-            if size is not None or position + 9 > len(data):
+            if header is not None or position + 10 > len(data):
                 raise _corrupt_jpeg("its frame header is broken")
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            size = width, height
-    if size is None:
+            height, width, components = struct.unpack_from(">HHB", data, position + 5)
+            header = CompressedHeader("jpeg", width, height, components)
+    if header is None:
         raise _corrupt_jpeg("it has no frame header")
     # The end may be followed by padding (USB cameras do that). It cannot occur inside the scan,
     # where ff is always followed by 00; a thumbnail's end lies before the scan.
@@ -77,7 +95,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     scans = data.count(_SCAN, scan)  # cannot occur inside a scan either
     if scans > MAX_SCANS:
         raise _corrupt_jpeg(f"it has {scans} scans, accepted are up to {MAX_SCANS}")
-    return size
+    return header
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -104,26 +122,34 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
             position += 2 + max(length, 2)
 
 
-def _png_size(data: bytes) -> tuple[int, int]:
-    """Width and height from IHDR, which must come first (PNG specification, 11.2.1)."""
+def _png_header(data: bytes) -> CompressedHeader:
+    """Read IHDR, which must come first (PNG specification, 11.2.1), and check every chunk."""
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise _corrupt_png("it has no header chunk")
-    # A decoder makes room for what a chunk announces before it looks whether that much is there.
+    view = memoryview(data)
     at, kind = len(_PNG_START), b""
     while kind != b"IEND":
         if at + 12 > len(data):
             raise _corrupt_png("its end is missing: it was cut off")
         length, kind = struct.unpack_from(">I4s", data, at)
-        at += 12 + length
-        if at > len(data):
+        end = at + 8 + length
+        # A decoder makes room for what a chunk announces before it looks whether that is there.
+        if end + 4 > len(data):
             raise _corrupt_png(f"a chunk announces {length} bytes, which are not there")
+        # The pixels do not depend on chunks whose name begins with a small letter (5.4).
+        critical = not kind[0] & 0x20
+        if critical and zlib.crc32(view[at + 4 : end]) != int.from_bytes(
+            data[end : end + 4], "big"
+        ):
+            raise _corrupt_png(f"the checksum of its chunk at byte {at} is wrong")
+        at = end + 4
     width, height = struct.unpack_from(">II", data, 16)
-    return width, height
+    return CompressedHeader("png", width, height)
 
 
-def _corrupt_png(what: str) -> ImageError:
-    return ImageError("corrupt_png", f"the PNG is broken: {what}; check the camera and the link")
+def _corrupt_png(what: str) -> PictureError:
+    return PictureError("corrupt_png", f"the PNG is damaged: {what}; check where it comes from")
 
 
-def _corrupt_jpeg(what: str) -> ImageError:
-    return ImageError("corrupt_jpeg", f"the JPEG is broken: {what}; check the camera and the link")
+def _corrupt_jpeg(what: str) -> PictureError:
+    return PictureError("corrupt_jpeg", f"the JPEG is damaged: {what}; check where it comes from")
