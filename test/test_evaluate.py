@@ -288,11 +288,10 @@ def test_inference_is_the_model(config):
     ):
         wanted = expected[0].permute(1, 2, 0).numpy() * 255.0
         np.testing.assert_allclose(own, wanted, atol=0.51)
-    # As the engine does: probabilities in 8 bits are enlarged, which near-ties of logits do not see.
+    # As the engine does: probabilities are enlarged in 8 bits, which does not see near-ties.
     place = letterbox.fit((48, 64), (64, 48), config.multiple_of)
     probabilities = letterbox.quantise(pictures.step.state[0].softmax(dim=0)).numpy()
     np.testing.assert_array_equal(outcome.mask, letterbox.classify(probabilities, place)[0])
-    assert (outcome.mask == pictures.logits[0].argmax(dim=0).numpy()).mean() > 0.9
 
 
 @pytest.mark.parametrize("config", [SMALL_FEW_STEP, SMALL_PAPER], ids=lambda config: config.name)

@@ -1,0 +1,18 @@
+"""The examples in the docstrings of the public entry points run, and print what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = ("magicfuse_ros.evaluation.metrics",)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    results = doctest.testmod(importlib.import_module(name))
+
+    assert results.attempted > 0, "a module in the list has an example"
+    assert results.failed == 0
