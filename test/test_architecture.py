@@ -39,7 +39,7 @@ MAY_IMPORT = {
         "model",
     },
 }
-MODEL_LIBRARIES = {"torch", "diffusers", "safetensors", "yaml", "numpy", "magicfuse_ros"}
+MODEL_LIBRARIES = {"torch", "safetensors", "yaml", "numpy", "magicfuse_ros"}
 HEAVY = ("torch", "rclpy", "cv2", "diffusers", "rosbags")
 LONGEST_FILE = 450  # lines; the aim is 300, one subject
 

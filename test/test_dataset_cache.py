@@ -100,7 +100,7 @@ def test_failed_build_leaves_nothing_that_could_be_taken_for_a_cache(tmp_path):
     TREES["camvid"](tmp_path / "camvid")
     (tmp_path / "camvid/train/labels/0001.png").write_bytes(b"no image")
     source = read_source("camvid", tmp_path / "camvid", "train")
-    with pytest.raises(DatasetError, match=r"labels/0001.png is not a readable image"):
+    with pytest.raises(DatasetError, match=r"labels/0001.png is not a readable picture"):
         open_cache(source, tmp_path / "cache", SMALL)
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -201,7 +201,7 @@ def test_sheet_command_says_when_the_picture_is_unreadable(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         sheets.main([str(tmp_path / "none.png"), str(tmp_path / "sheet.png")])
     assert stopped.value.code == 2
-    assert "none.png is not a readable image" in capsys.readouterr().err
+    assert "none.png cannot be read: No such file" in capsys.readouterr().err
 
 
 def test_sheet_that_cannot_be_written_is_an_error(tmp_path):

@@ -226,9 +226,10 @@ def _start_node(name: str) -> tuple[Context, Node]:
     from rclpy.node import Node
     from rclpy.signals import SignalHandlerOptions
 
-    from magicfuse_ros.ros.dds import use_shipped_profile
+    from magicfuse_ros.ros.dds import prepare
 
-    use_shipped_profile(os.environ)
+    for warning in prepare(os.environ):
+        print(f"magicfuse bag: {warning}", file=sys.stderr)
     context = Context()
     rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
     return context, Node(name, context=context, start_parameter_services=False)

@@ -35,7 +35,7 @@ from magicfuse_ros.evaluation.benchmark.engine_runs import Size
 from magicfuse_ros.evaluation.benchmark.machine import Usage, load, usage
 from magicfuse_ros.evaluation.benchmark.measurements import CACHE_VARIABLE
 from magicfuse_ros.resources import sample_video
-from magicfuse_ros.ros.dds import isolate, use_shipped_profile
+from magicfuse_ros.ros.dds import isolate, prepare
 
 TOPIC = "/image"
 OUTPUTS = (MAGIMG, MASK, CONFIDENCE)
@@ -102,7 +102,8 @@ class NodeBenchmark:
         -------
         The row of the node's table, with `drift` if asked for, or `error` where the run failed.
         """
-        use_shipped_profile(os.environ)  # in this process too: it listens
+        for warning in prepare(os.environ):  # this process listens
+            self.show(warning)
         isolate(os.environ, 1 + os.getpid() % 100)
         environment = os.environ | {CACHE_VARIABLE: str(self.folder / "cache")}
         row = {"camera": list(run.camera), "rate_hz": run.rate_hz, "seconds": run.seconds}

@@ -36,7 +36,7 @@ not be read, 2 nothing could be done.
 Examples:
   magicfuse fuse night.jpg fused.png
   magicfuse fuse photos/ results/ --outputs magimg,infrared,mask,color
-  magicfuse fuse street.mp4 fused.mp4 --steps 4
+  magicfuse fuse street.mp4 fused.mp4
 """
 
 
@@ -59,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default: {','.join(DEFAULT_OUTPUTS)})",
     )
     parser.add_argument("--model", help="shipped model or folder of weights (default: tiny)")
-    parser.add_argument("--steps", type=int, help="DDIM steps a picture (default: the model's)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="DDIM steps a picture (default: the model's; others than it was trained for are "
+        "warned of)",
+    )
     parser.add_argument(
         "--tau",
         type=float,

@@ -37,6 +37,8 @@ def fuse_all(path: Path, target: Path, outputs: tuple[str, ...], settings: Engin
     ):
         if not engine.trained:
             _say("WARNING: the weights of this model are untrained, its results mean nothing")
+        if engine.steps_warning:
+            _say(f"WARNING: {engine.steps_warning}")
         unreadable, fused, fuse_ms = [], 0, 0.0
         started = told = time.monotonic()
         for picture in source.pictures():

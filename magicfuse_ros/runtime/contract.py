@@ -149,6 +149,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def steps_warning(self) -> str:
+        """Say that the model was not trained for the steps in force; empty where it was."""
+        ...
+
+    @property
     def under_way(self) -> str:
         """The input size whose networks are made while frames go through others, or empty."""
         ...

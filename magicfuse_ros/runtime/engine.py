@@ -108,6 +108,14 @@ class FuseEngine:
         return str(self._candidate)
 
     @property
+    def steps_warning(self) -> str:
+        """One sentence where the model was not trained for the steps in force, else empty.
+
+        It follows `update`, and belongs wherever people look: log, diagnostics, command line.
+        """
+        return self._config.steps_warning(self.settings.steps or self._config.diffusion.steps)
+
+    @property
     def expected_frame_s(self) -> float:
         """Seconds that a frame should take with the steps in force; 0 before the warm-up."""
         return self.first_frame_s * max(1.0, self._sampling.in_force.steps / self._warm_up_steps)

@@ -184,6 +184,15 @@ def encode_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> Imag
     ------
     ValueError
         The encoding is another one, or the picture does not fit it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from magicfuse_ros.ros.images.codec import encode_image
+    >>> from std_msgs.msg import Header
+    >>> message = encode_image(np.zeros((48, 64), np.uint8), "mono8", Header(frame_id="camera"))
+    >>> message.width, message.step, len(message.data)
+    (64, 64, 3072)
     """
     height, width, step = image_size(picture, encoding)
     message = Image(header=header, height=height, width=width, encoding=encoding, step=step)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicfuse_ros.model.labels import UNKNOWN
+from magicfuse_ros.sources.picture_errors import PictureError
+from magicfuse_ros.sources.pictures import read_picture, to_rgb8
 
 U8: TypeAlias = NDArray[np.uint8]
 Rgb: TypeAlias = NDArray[np.uint8]
@@ -144,7 +146,7 @@ class _Videos:
         self._open: dict[Path, tuple[cv2.VideoCapture, int]] = {}
 
     def read(self, path: Path, number: int) -> U8:
-        """Return frame `number` as (H, W, 3) BGR, as stored: one half of a pair is not turned."""
+        """Return frame `number`, (H, W, 3) RGB, as stored: one half of a pair is not turned."""
         if path not in self._open:
             if len(self._open) >= 2:  # a visible and an infrared one at a time
                 self._open.clear()
@@ -160,7 +162,7 @@ class _Videos:
                 f"{path} has no frame {number}; it is shorter than its pair or damaged"
             )
         self._open[path] = (capture, number + 1)
-        return np.asarray(image, np.uint8)
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _decode(frame: Frame, classes: Mapping[int, str], videos: _Videos) -> Item:
@@ -175,12 +177,9 @@ def _decode(frame: Frame, classes: Mapping[int, str], videos: _Videos) -> Item:
             raise DatasetError(
                 f"{frame.visible} has shape {both.shape}; MFNet images have 4 channels, RGB + heat"
             )
-        visible, infrared = both[..., :3], np.ascontiguousarray(both[..., 3])
+        visible, infrared = to_rgb8(both), np.ascontiguousarray(both[..., 3])
     else:
-        visible = read_image(frame.visible)
-        if visible.ndim == 2:
-            visible = np.repeat(visible[..., None], 3, axis=2)
-        visible = visible[..., :3]
+        visible = to_rgb8(read_image(frame.visible))
         if frame.infrared is not None:
             infrared = _heat(read_image(frame.infrared), frame.infrared)
     labels = None if frame.labels is None else _read_labels(frame.labels, classes)
@@ -192,10 +191,9 @@ def _decode(frame: Frame, classes: Mapping[int, str], videos: _Videos) -> Item:
             )
     night = frame.night
     if night is None or not night:  # some daytime frames are darker than night ones
-        grey = cv2.cvtColor(np.ascontiguousarray(visible[::4, ::4]), cv2.COLOR_BGR2GRAY)
+        grey = cv2.cvtColor(np.ascontiguousarray(visible[::4, ::4]), cv2.COLOR_RGB2GRAY)
         night = float(grey.mean()) < _DARK
-    rgb = np.asarray(cv2.cvtColor(np.ascontiguousarray(visible), cv2.COLOR_BGR2RGB), np.uint8)
-    return Item(frame, rgb, infrared, labels, night)
+    return Item(frame, visible, infrared, labels, night)
 
 
 def _heat(image: U8, path: Path) -> U8:
@@ -230,25 +228,26 @@ def _read_labels(path: Path, classes: Mapping[int, str]) -> U8:
 
 
 def read_image(path: Path) -> U8:
-    """Read an 8-bit image file as stored: no orientation applied, nothing cut to fewer bits.
+    """Read an 8-bit image file as it is stored: strictly, and not turned by an orientation tag.
 
     Returns
     -------
-    (H, W), (H, W, 3) BGR or (H, W, 4) BGRA uint8.
+    (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA.
 
     Raises
     ------
     DatasetError
-        If the file is missing, damaged, no image, or has more than 8 bits a channel.
+        If the file is missing, damaged or no image, or has more than 8 bits a channel.
     """
     if not path.is_file():
         raise DatasetError(f"{path} is missing")
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise DatasetError(f"{path} is not a readable image; it may be damaged or cut short")
+    try:
+        image = read_picture(path)
+    except PictureError as error:
+        raise DatasetError(str(error)) from error
     if image.dtype != np.uint8:
         raise DatasetError(
             f"{path} has {8 * image.itemsize} bits a channel; convert it to 8: map the range that "
             "the camera uses to 0 to 255, the same way for all its pictures"
         )
-    return np.asarray(image, np.uint8)
+    return image

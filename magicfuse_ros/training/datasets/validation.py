@@ -71,8 +71,6 @@ def validation_items(
     conditions: Sequence[str] = RECIPES,
     settings: CacheSettings | None = None,
     layouts: Sequence[str] | None = None,
-    seed: int = 0,
-    every: int = 1,
 ) -> list[ValidationItem]:
     """List the validation images of every dataset under `root`, once for each condition.
 
@@ -87,13 +85,12 @@ def validation_items(
     result = []
     for source in find_sources(root, "val", layouts):
         cached = open_cache(source, cache_dir, settings)
-        for index in range(0, len(cached), every):
-            item = cached.items[index]
+        for index, item in enumerate(cached.items):
             for condition in conditions:
                 name = f"{cached.name}/{item.name}/{condition}"
-                own = zlib.crc32(name.encode()) ^ seed
+                seed = zlib.crc32(name.encode())
                 recipe = named_recipe(
-                    condition, np.random.default_rng((own, 1)), night=item.night or not item.clean
+                    condition, np.random.default_rng((seed, 1)), night=item.night or not item.clean
                 )
-                result.append(ValidationItem(cached, index, condition, recipe, own))
+                result.append(ValidationItem(cached, index, condition, recipe, seed))
     return result
