@@ -95,6 +95,8 @@ def _evaluation(args: argparse.Namespace) -> Evaluation:
     scenes = ValidationSet(args.data, args.cache or user_cache(), model.config, model.labels)
     engine = load_engine(settings, tell)
     engine.warm_up(tell)
+    if engine.steps_warning:
+        tell(f"WARNING: {engine.steps_warning}")
     return Evaluation(
         engine=engine,
         model=model,

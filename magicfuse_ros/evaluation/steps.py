@@ -83,7 +83,7 @@ def steps_table(evaluation: Evaluation) -> Table:
         Column("ms", 1),
     )  # fmt: skip
     decibels, _, points = MAY_LOSE
-    chosen = fewest_steps(judged)
+    chosen, diffusion = fewest_steps(judged), evaluation.model.config.diffusion
     note = (
         f"Input: {DEGRADED}. mIoU: on images labelled by hand. Contrast of people as for Φ. ms: "
         "median of one image through the engine, its enhanced image and infrared included; the "
@@ -93,8 +93,8 @@ def steps_table(evaluation: Evaluation) -> Table:
         + (
             "that cannot be told without pairs and labels."
             if chosen is None
-            else f"here {chosen}; the model's own number is "
-            f"{evaluation.model.config.diffusion.steps}."
+            else f"here {chosen}; the model's own number is {diffusion.steps}, and it was trained for "
+            f"{' and '.join(map(str, diffusion.trained_steps))}."
         )
     )
     return Table("Fewer steps", columns, tuple(rows), note, evaluation.by_engine)
