@@ -21,7 +21,7 @@ from torch import nn
 from magicfuse_ros.cli import main
 from magicfuse_ros.commands.benchmark_node import Sample, drift, figures, ros_share
 from magicfuse_ros.commands.node_session import MAGIMG, Session
-from magicfuse_ros.evaluation.benchmark import measurements
+from magicfuse_ros.evaluation.benchmark import engine_runs, measurements
 from magicfuse_ros.evaluation.benchmark.claims import Claim, claims
 from magicfuse_ros.evaluation.benchmark.engine_runs import (
     HD,
@@ -208,7 +208,7 @@ def nothing():
 
 def test_a_measurement_that_fails_says_why(tmp_path):
     with pytest.raises(BenchmarkError, match=r"nonsense: unknown; accepted: survey, parity"):
-        measurements.measure("nonsense", tmp_path, nothing)
+        engine_runs.measure("nonsense", tmp_path, nothing)
 
 
 def test_a_measurement_that_dies_says_its_last_words(tmp_path, monkeypatch):
@@ -217,7 +217,7 @@ def test_a_measurement_that_dies_says_its_last_words(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(BenchmarkError, match="survey ended with status -9: out of luck"):
-        measurements.measure("survey", tmp_path, nothing)
+        engine_runs.measure("survey", tmp_path, nothing)
 
 
 def test_who_stops_waiting_leaves_no_process(tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_who_stops_waiting_leaves_no_process(tmp_path, monkeypatch):
             raise EnoughError
 
     with pytest.raises(EnoughError):
-        measurements.measure("survey", tmp_path, check)
+        engine_runs.measure("survey", tmp_path, check)
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 

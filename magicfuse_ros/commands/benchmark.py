@@ -130,8 +130,7 @@ def _measure(
     args: argparse.Namespace, folder: Path, stop: threading.Event, show: ProgressLine
 ) -> dict[str, Any]:
     from magicfuse_ros.evaluation.benchmark import machine
-    from magicfuse_ros.evaluation.benchmark.engine_runs import EngineRuns
-    from magicfuse_ros.evaluation.benchmark.measurements import measure
+    from magicfuse_ros.evaluation.benchmark.engine_runs import EngineRuns, measure
 
     def check() -> None:
         if stop.is_set():

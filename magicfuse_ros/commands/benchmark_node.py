@@ -31,9 +31,8 @@ from magicfuse_ros.commands.node_session import (
     Session,
     SessionError,
 )
-from magicfuse_ros.evaluation.benchmark.engine_runs import Size
+from magicfuse_ros.evaluation.benchmark.engine_runs import CACHE_VARIABLE, Size
 from magicfuse_ros.evaluation.benchmark.machine import Usage, load, usage
-from magicfuse_ros.evaluation.benchmark.measurements import CACHE_VARIABLE
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros.dds import isolate, prepare
 

@@ -93,8 +93,8 @@ def steps_table(evaluation: Evaluation) -> Table:
         + (
             "that cannot be told without pairs and labels."
             if chosen is None
-            else f"here {chosen}; the model's own number is {diffusion.steps}, and it was trained for "
-            f"{' and '.join(map(str, diffusion.trained_steps))}."
+            else f"here {chosen}; the model's own number is {diffusion.steps}, and it was trained "
+            f"for {' and '.join(map(str, diffusion.trained_steps))}."
         )
     )
     return Table("Fewer steps", columns, tuple(rows), note, evaluation.by_engine)

@@ -6,6 +6,10 @@ row then runs in a new process. The default configuration comes first among them
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError
+
+CACHE_VARIABLE = "XDG_CACHE_HOME"
+"""Environment variable of the folder under which compiled artifacts are kept."""
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -26,6 +33,9 @@ MAGIMG_TOLERANCE = 1.0
 """Parity: mean difference of MagImgs that is accepted, in grey levels of 255."""
 MASK_TOLERANCE = 0.98
 """Parity: share of pixels whose class must be the same."""
+
+_MODULE = "magicfuse_ros.evaluation.benchmark.measurements"
+_POLL_S = 0.1
 
 
 class Case(NamedTuple):
@@ -74,6 +84,56 @@ def plan(survey: Mapping[str, Any], *, quick: bool) -> list[Case]:
     return [case for case in dict.fromkeys((*cases, reference)) if case != (best, *default[1:])]
 
 
+def measure(job: str, folder: Path, check: Callable[[], None], **arguments: Any) -> dict[str, Any]:
+    """Do one job in a new process and return its result.
+
+    Parameters
+    ----------
+    job
+        A key of `measurements.JOBS`; `arguments` are those of its function.
+    folder
+        Takes what the process says on stderr. Compiled artifacts are kept in `folder/cache`, those
+        of `parity` apart, so that the first start that is measured is a cold one.
+    check
+        Called ten times a second meanwhile; what it raises ends the process.
+
+    Raises
+    ------
+    BenchmarkError
+        The job failed; the text says why.
+    """
+    cache, log = folder / ("parity_cache" if job == "parity" else "cache"), folder / "stderr.log"
+    cache.mkdir(exist_ok=True)
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
+            [sys.executable, "-m", _MODULE, json.dumps({"job": job, **arguments})],
+            env=os.environ | {CACHE_VARIABLE: str(cache)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    with process:
+        try:
+            while True:
+                check()
+                try:
+                    answer = process.communicate(timeout=_POLL_S)[0]
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            process.kill()
+    if not answer:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        raise BenchmarkError(f"{job} ended with status {process.returncode}: {last}")
+    result: dict[str, Any] = json.loads(answer)
+    if "error" in result:
+        raise BenchmarkError(f"{job}: {result['error']}")
+    return result
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineRuns:
     """The engine's half of the benchmark.
@@ -89,7 +149,7 @@ class EngineRuns:
     show
         Told what is being measured.
     measure
-        Makes one measurement: `measurements.measure` with its folder and check given.
+        Makes one measurement: `measure` with its folder and check given.
     """
 
     settings: Mapping[str, Any]

@@ -2,26 +2,24 @@
 
 `python -m magicfuse_ros.evaluation.benchmark.measurements JOB` makes one: JOB is a JSON object
 `{"job": name, ...arguments}`. It writes one line of JSON to stdout, which is the result or
-`{"error": why}`. `measure` does that from outside.
+`{"error": why}`. `engine_runs.measure` does that from outside.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError, load, usage
+from magicfuse_ros.evaluation.benchmark.machine import load, usage
 
 if TYPE_CHECKING:
     import torch
@@ -29,65 +27,12 @@ if TYPE_CHECKING:
     from magicfuse_ros.model.magicfuse import MagicFuse
     from magicfuse_ros.runtime.engine import FuseEngine
 
-CACHE_VARIABLE = "XDG_CACHE_HOME"
-"""Environment variable of the folder under which compiled artifacts are kept."""
 UNCOUNTED = 2
 """Frames before those that count: caches fill and memory is taken."""
 NETWORK_STAGES = ("encode", "denoise", "fuse", "decode")
 """Stages of a frame in which networks run."""
 
 _MATMUL_SIDE, _MATMUL_S = 2048, 2.0
-_POLL_S = 0.1
-
-
-def measure(job: str, folder: Path, check: Callable[[], None], **arguments: Any) -> dict[str, Any]:
-    """Do one job in a new process and return its result.
-
-    Parameters
-    ----------
-    job
-        A key of `JOBS`; `arguments` are those of its function.
-    folder
-        Takes what the process says on stderr. Compiled artifacts are kept in `folder/cache`, those
-        of `parity` apart, so that the first start that is measured is a cold one.
-    check
-        Called ten times a second meanwhile; what it raises ends the process.
-
-    Raises
-    ------
-    BenchmarkError
-        The job failed; the text says why.
-    """
-    cache, log = folder / ("parity_cache" if job == "parity" else "cache"), folder / "stderr.log"
-    cache.mkdir(exist_ok=True)
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-            [sys.executable, "-m", __name__, json.dumps({"job": job, **arguments})],
-            env=os.environ | {CACHE_VARIABLE: str(cache)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            start_new_session=True,
-        )
-    with process:
-        try:
-            while True:
-                check()
-                try:
-                    answer = process.communicate(timeout=_POLL_S)[0]
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
-        finally:
-            process.kill()
-    if not answer:
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-        raise BenchmarkError(f"{job} ended with status {process.returncode}: {last}")
-    result: dict[str, Any] = json.loads(answer)
-    if "error" in result:
-        raise BenchmarkError(f"{job}: {result['error']}")
-    return result
 
 
 def survey(
@@ -386,7 +331,7 @@ def _apart(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int16]:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - `measure` shows the last line
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - shown if the process dies
 
 
 def main(argv: list[str]) -> int:
