@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.curves import curve
-from support.training_runs import Line, LineStage, Points
+from support.training_runs import Line, LineStage, Points, on_one_thread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from magicfuse_ros.model.checkpoint import CheckpointError
@@ -19,6 +19,11 @@ from magicfuse_ros.training.optimization import make_average, make_optimizer
 from magicfuse_ros.training.state import Checkpointed, read_state
 
 STATE = "line.state.safetensors"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    yield from on_one_thread()
 
 
 def config(**options):
