@@ -179,6 +179,23 @@ def test_a_complete_stage_takes_no_further_step(tmp_path):
     assert stage.trained["line"].a.item() == float(saved(tmp_path)[0]["average/module.line.a"])
 
 
+def test_weights_are_exported_before_the_checkpoint_that_says_so_and_only_once(tmp_path):
+    exported = []
+
+    def export(trained, *, complete):
+        written = (tmp_path / STATE).is_file() and saved(tmp_path)[1]["step"]
+        exported.append((trained["line"].a.item(), complete, written))
+
+    def train(stage):
+        run(stage, Points(), config(steps=30), tmp_path, "line", export)
+        return float(saved(tmp_path)[0]["average/module.line.a"])
+
+    half, whole = train(LineStage({16: terminate})), train(LineStage())
+    assert exported == [(half, False, False), (whole, True, "15")]
+    train(LineStage())
+    assert len(exported) == 2
+
+
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     assert fit(tmp_path, LineStage({60: terminate}))[1] is False
     assert fit(tmp_path)[1] is True
