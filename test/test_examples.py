@@ -8,6 +8,8 @@ import importlib
 import pytest
 
 MODULES = (
+    "magicfuse_ros.bags.reader",
+    "magicfuse_ros.bags.writer",
     "magicfuse_ros.evaluation.metrics",
     "magicfuse_ros.ros.images.bit_depth",
     "magicfuse_ros.ros.images.codec",
