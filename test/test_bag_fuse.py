@@ -144,6 +144,26 @@ def test_with_input_the_pictures_are_beside_their_results(tmp_path):
         fuse(source, tmp_path / "out", options(seed=None))
 
 
+def test_pictures_of_12_bits_are_told_and_come_out_bright_when_asked_for(tmp_path):
+    said = []
+    with BagWriter(tmp_path / "in") as bag:
+        bag.add_topic(Topic("/image", IMAGE))
+        for index in range(40):
+            message = Image(height=4, width=4, encoding="mono16", step=8)
+            message.data = (4095).to_bytes(2, "little") * 16
+            bag.write("/image", START_NS + index, serialize_message(message))
+    chosen = options(outputs=("magimg",), topics=("/image",))
+    fuse(tmp_path / "in", tmp_path / "dark", chosen, say=said.append)
+    assert sum("/image may come out too dark" in text for text in said) == 1
+    chosen = options(outputs=("magimg",), topics=("/image",), input_bits=12)
+    fuse(tmp_path / "in", tmp_path / "bright", chosen)
+    brightest = [
+        max(deserialize_message(by_topic(tmp_path / name)["/fuse_node/magimg"][0][1], Image).data)
+        for name in ("dark", "bright")
+    ]
+    assert brightest == [16, 255]
+
+
 def test_outputs_topics_and_their_order_are_the_askers(tmp_path):
     source = drive(tmp_path / "in", frames=2)
     chosen = options(
@@ -274,6 +294,7 @@ def test_an_engine_that_fails_ends_the_run_and_nothing_is_lost(tmp_path, with_in
         (["{}/in", "{}/out", "--outputs", "smell"], "accepted: magimg, "),
         (["{}/in", "{}/out", "--storage", "tape"], "mcap, sqlite3"),
         (["{}/in", "{}/out", "--jpeg-quality", "0"], "jpeg_quality is 0"),
+        (["{}/in", "{}/out", "--input-bits", "7"], "7 bits: accepted are 8 to 16"),
         (["{}/in", "{}/out", "--id-map", "person"], "name:id"),
         (["{}/in", "{}/out", "--id-map", "dragon:3"], "'dragon' is not in the label set"),
         (["{}/in", "{}/out", "--steps", "-1"], "steps is -1"),

@@ -141,6 +141,7 @@ class _Work:
         self._infos = CameraInfos(bag, plan.cameras)
         self._reasons: Counter[str] = Counter()
         self._done = self._resumed = 0
+        self._hinted: set[str] = set()
 
     def run(self, engine: LazyEngine) -> Summary:
         """Make every segment that is not there yet, and the output of them all."""
@@ -251,6 +252,10 @@ class _Work:
             return
         for name, data in fused.outputs.items():
             writer.write(f"{camera.node}/{name}", message.received_ns, data)
+        hint = fuser.hints.get(message.topic.name)
+        if hint and message.topic.name not in self._hinted:
+            self._hinted.add(message.topic.name)
+            self._say(f"{message.topic.name} may come out too dark: {hint}")
         if fused.reason:
             self._tell(message, fused)
             self._reasons[fused.reason] += 1
