@@ -27,6 +27,7 @@ from support.fuse_bags import (
 from support.noop_node import FAIL, NoopEngine
 from support.system import FuseNodeProcess, Listener, random_domain
 
+from magicfuse_ros import cli
 from magicfuse_ros.bags.fuse_plan import OUTPUTS, node_names
 from magicfuse_ros.bags.fuse_segments import partial_of
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
@@ -256,6 +257,25 @@ def test_a_frame_that_cannot_be_fused_is_counted_told_and_left_out(tmp_path):
     # Done is done, and still says what is missing.
     again = fuse(source, tmp_path / "out")
     assert (again.already, again.fused, again.left_out) == (True, 15, 5)
+
+
+def test_a_broken_first_image_is_one_frame_less_and_the_bag_is_described(tmp_path, capsys):
+    def broken(topic, index, data):
+        return b"\0\1\0\0" if index == 0 and "image" in topic else data
+
+    source = drive(tmp_path / "in", frames=3, spoil=broken)
+    summary = fuse(source, tmp_path / "out")
+    assert (summary.fused, summary.reasons) == (4, (("undecodable", 2),))
+    assert cli.main(["bag", "info", str(source)]) == 0
+    described = capsys.readouterr().out
+    assert "32x24 rgb8" in described
+    assert "/depth/image" in described
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BagError, match=r"cannot write .*out\.partial: Not a directory"):
+        fuse(drive(tmp_path / "in", frames=1), tmp_path / "file" / "out", factory=None)
 
 
 @pytest.mark.parametrize("with_input", [False, True])

@@ -104,6 +104,17 @@ def test_where_not_even_the_index_finds_room_the_messages_stay(tmp_path, storage
 
 
 @both_storages
+def test_messages_that_find_no_room_at_the_end_are_an_error_and_the_others_stay(tmp_path, storage):
+    bag = BagWriter(tmp_path / "bag", storage)
+    fill(bag, 35)
+    for index in range(35, 60):
+        bag.write("/t", 1000 + index, text(index))
+    with largest_file(760_000), pytest.raises(BagError, match="cannot finish bag"):
+        bag.close()
+    assert read(tmp_path / "bag")[0] == list(range(30))
+
+
+@both_storages
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_exception_leaves_the_messages_and_removes_a_bag_without(tmp_path, storage, error):
     for count in (0, 3):

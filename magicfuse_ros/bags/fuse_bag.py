@@ -110,7 +110,7 @@ def fuse_bag(
         finished = left_out_of_finished(target, plan.identity)
         if finished is not None:
             return Summary(fused=plan.frames - finished, left_out=finished, already=True)
-        for note in plan.notes:
+        for note in (*bag.remarks, *plan.notes):
             say(note)
         try:
             with Workspace(target) as space:
