@@ -293,7 +293,7 @@ def test_a_frame_is_expected_to_take_as_long_as_its_steps_and_a_warm_up_takes_fe
     made.warm_up(ignore)
     per_900 = made.expected_frame_s
     made.update(steps=0, tau=None, seed=None, temporal=0.0)
-    own = len(made._sampling.in_force.settings.timesteps)
+    own = made._sampling.in_force.steps
     assert made.expected_frame_s == made.first_frame_s > 0.0
     assert per_900 == pytest.approx(made.first_frame_s * 900 / own)
 

@@ -301,6 +301,20 @@ def test_a_gap_a_step_back_and_a_deactivation_begin_a_new_stream(system, stamps)
     listener.forget(confidence)
 
 
+def test_steps_that_the_model_was_not_trained_for_are_told_in_log_and_diagnostics(system):
+    node, _, listener = system
+    warning = "not trained for 900 steps"
+    for _ in range(2):
+        (result,) = listener.set_parameters(steps=900)
+        assert result.successful
+        status, _ = listener.next_status(lambda status, _: warning in status.message)
+        assert status.level in {DiagnosticStatus.WARN, DiagnosticStatus.STALE}
+        (result,) = listener.set_parameters(steps=0)
+        assert result.successful
+        listener.next_status(lambda status, _: warning not in status.message)
+    assert len([line for line in node.lines("WARN") if warning in line]) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [

@@ -1,11 +1,13 @@
 """Both nodes as programs: how they explain themselves, start in odd surroundings, and stop."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from support.system import PATIENCE_S, FuseNodeProcess, environment, random_domain
+from support.system import PATIENCE_S, ROOT, FuseNodeProcess, environment, random_domain
 
 from magicfuse_ros.ros.cloud.cloud_parameters import CLOUD_PARAMETERS
 from magicfuse_ros.ros.node.parameters import PARAMETERS
@@ -66,6 +68,25 @@ def test_a_signal_amid_the_imports_is_a_clean_stop(name, number):
     ) as process:
         assert process.stdout.readline() == "importing\n"
         process.send_signal(number)
+        assert process.wait(PATIENCE_S) == 0
+        assert process.stdout.read() == ""
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_signal_amid_the_start_of_python_waits_for_the_program(name):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with subprocess.Popen(
+        [ROOT / "scripts" / name],
+        env=environment(random_domain(), PATH=path, _ROS_WHEELS_BOOTSTRAP_COMPLETE=None),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        command = Path(f"/proc/{process.pid}/cmdline")
+        while b"python" not in command.read_bytes().split(b"\0")[0]:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 0
         assert process.stdout.read() == ""
 

@@ -9,11 +9,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from magicfuse_ros.ros.managed_node import ManagedNode
     from magicfuse_ros.ros.parameter_table import ParameterSpec
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 CANNOT_START = 2
 """Exit status for arguments that ROS cannot read, as of every command line."""
@@ -28,8 +31,10 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._ask)
+        # Whoever started the process may have held them back until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def __call__(self) -> bool:
         """Whether the process was asked to stop."""
@@ -41,7 +46,7 @@ class StopRequest:
         Python takes its handlers away on its way out; one more signal then would kill the process
         and make a clean stop look like a crash.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def _ask(self, _number: int, _frame: object) -> None:
@@ -117,10 +122,15 @@ def _run(
 ) -> bool:
     """Do everything; return whether a thread of the node still runs."""
     import rclpy
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
     from magicfuse_ros.ros import dds
-    from magicfuse_ros.ros.spinning import make_executor, spin_until
+
+    try:  # which costs least for one busy subscription
+        from rclpy.experimental.events_executor import EventsExecutor as Executor
+    except ImportError:  # before Kilted
+        Executor = SingleThreadedExecutor
 
     if stop():
         return False
@@ -134,12 +144,15 @@ def _run(
         raise _CannotStart(" ".join(str(error).split())) from error
     for text in told:
         node.get_logger().warning(text)
-    executor = make_executor()
+    executor = Executor()
     executor.add_node(node)
     try:
         if not stop():
             node.autostart()
-        spin_until(executor, stop)
+        # EventsExecutor.spin() does not return in rclpy 9.1; spin_once does.
+        with suppress(ExternalShutdownException):
+            while rclpy.ok() and not stop():
+                executor.spin_once(timeout_sec=0.1)
     finally:
         node.stop()
         executor.shutdown()

@@ -42,7 +42,6 @@ class NoopEngine:
         self.trained = True
         self.preparing = False
         self.under_way = ""
-        self.steps_warning = ""
         self.expected_frame_s = 0.0
         self.backend_name = "spare" if settings.backend == "spare" else "noop"
         self.steps = settings.steps
@@ -55,6 +54,10 @@ class NoopEngine:
             time.sleep(1.0)
         if settings.steps == NO_LOAD_STEPS:
             raise EngineError("told not to load")
+
+    @property
+    def steps_warning(self):
+        return "" if self.steps <= 500 else f"not trained for {self.steps} steps"
 
     def warm_up(self, progress):
         progress("warm")

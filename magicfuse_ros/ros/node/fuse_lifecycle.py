@@ -35,6 +35,7 @@ class FuseNode(ManagedNode):
         super().__init__("fuse_node", **node_arguments)
         self._engine_factory = engine_factory
         self._session: Session | None = None
+        self._told_of_steps = ""
         self._intake = Intake(self, self._account)
         if outputs.NO_LABEL_INFO:
             self.get_logger().info(outputs.NO_LABEL_INFO)
@@ -147,8 +148,16 @@ class FuseNode(ManagedNode):
         """Match the camera's QoS anew; look after the engine."""
         if self._intake.subscriptions is not None:
             self._intake.subscriptions.refresh()
-        if self._session is not None and self._state in {"active", "inactive"}:
-            self._session.watch()
+        session = self._session
+        if session is not None and self._state in {"active", "inactive"}:
+            session.watch()
+            self._tell_of_steps("" if session.engine is None else session.engine.steps_warning)
+
+    def _tell_of_steps(self, warning: str) -> None:
+        """Log once a change that the model was not trained for the steps in force."""
+        if warning and warning != self._told_of_steps:
+            self.get_logger().warning(warning)
+        self._told_of_steps = warning
 
     def _health(self) -> diagnostics.Health:
         session, subscriptions = self._session, self._intake.subscriptions
@@ -158,9 +167,12 @@ class FuseNode(ManagedNode):
         trouble = ""
         if session is not None and session.labels is not None:
             trouble = session.trouble
-            warnings += [session.loading, session.pipeline.refused, session.pipeline.degraded]
-            if session.engine is not None and not session.engine.trained:
-                warnings.append("the weights are untrained: the pictures mean nothing yet")
+            pipeline = session.pipeline
+            warnings += [session.loading, pipeline.refused, pipeline.degraded, pipeline.advice]
+            if session.engine is not None:
+                warnings.append(session.engine.steps_warning)
+                if not session.engine.trained:
+                    warnings.append("the weights are untrained: the pictures mean nothing yet")
         return diagnostics.Health(
             state=self._state,
             enabled=self._intake.enabled,
