@@ -31,7 +31,7 @@ UNCOUNTED = 2
 NETWORK_STAGES = ("encode", "denoise", "fuse", "decode")
 """Stages of a frame in which networks run."""
 
-_MATMUL_SIDE, _MATMUL_S = 2048, 2.0
+_MATMUL_SIDE, _MATMUL_S = 2048, 1.0
 
 
 def survey(
