@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from magicfuse_ros.evaluation.ablations import Variant, ablated, late_fusion
 from magicfuse_ros.evaluation.metrics import U8
-from magicfuse_ros.model.magicfuse import MagicFuse, late_fusion, upsampled_logits
-from magicfuse_ros.model.one_branch import Branch, OneBranch
-from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, Variant, sample
-from magicfuse_ros.model.unaided import Unaided
+from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
+from magicfuse_ros.model.partial import Branch, OneBranch, Unaided
+from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, sample
 
 
 class Outcome(NamedTuple):
@@ -57,9 +57,8 @@ class Inference:
         self, model: MagicFuse, steps: int | None = None, *, unaided: bool = False
     ) -> None:
         self.model = model
-        self._steps = steps
         self._unaided = unaided
-        self.settings = self._settings("full")
+        self.settings = SamplerSettings.of(model.config, model.labels.thermal_ids(), steps=steps)
 
     @torch.inference_mode()
     def reconstruct(self, image: U8) -> U8:
@@ -85,8 +84,10 @@ class Inference:
     @torch.inference_mode()
     def fuse(self, image: U8, variant: Variant = "full") -> Outcome:
         """Make everything the model makes of an image, or one of the paper's ablations does."""
-        model, settings = self.model, self._settings(variant)
-        networks: Networks = Unaided(model) if self._unaided else model
+        model = self.model
+        networks, settings = ablated(model, self.settings, variant)
+        if self._unaided:
+            networks = Unaided(model)
         planes = _planes(image)
         started = time.perf_counter()
         step = self._sample(networks, planes, settings)
@@ -103,12 +104,6 @@ class Inference:
             mask=np.asarray(mask[0].to(torch.uint8), np.uint8),
             step=step,
             milliseconds=milliseconds,
-        )
-
-    def _settings(self, variant: Variant) -> SamplerSettings:
-        model = self.model
-        return SamplerSettings.of(
-            model.config, model.labels.thermal_ids(), steps=self._steps, variant=variant
         )
 
     def _sample(self, networks: Networks, planes: Tensor, settings: SamplerSettings) -> Step:

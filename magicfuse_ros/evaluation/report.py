@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from magicfuse_ros.evaluation import metrics
+from magicfuse_ros.evaluation.ablations import Variant
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
 from magicfuse_ros.evaluation.inference import Inference, Outcome
 from magicfuse_ros.evaluation.metrics import U8, grey
@@ -26,7 +27,6 @@ from magicfuse_ros.evaluation.scenes import (
 )
 from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.model.sampler import Variant
 from magicfuse_ros.training.degradation_mixes import RECIPES
 
 DEGRADED = "mixed"

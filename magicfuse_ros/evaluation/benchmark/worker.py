@@ -52,7 +52,7 @@ def survey(*, model: str, device: str, threads: int, resolutions: list[Size]) ->
     from magicfuse_ros.model.magicfuse import MagicFuse
     from magicfuse_ros.resources import model_path
     from magicfuse_ros.runtime.backends import candidates
-    from magicfuse_ros.runtime.letterbox import fit
+    from magicfuse_ros.runtime.letterbox import Letterbox
 
     if threads:
         torch.set_num_threads(threads)
@@ -67,7 +67,8 @@ def survey(*, model: str, device: str, threads: int, resolutions: list[Size]) ->
     inputs = []
     for resolution in (config.resolution, *resolutions):
         width, height = camera_of((resolution[0], resolution[1]))
-        size = fit((height, width), (resolution[0], resolution[1]), config.multiple_of).padded
+        camera, within = (height, width), (resolution[0], resolution[1])
+        size = Letterbox.fitting(camera, within, config.multiple_of).padded
         work = part_gflop(network, size)
         work["segformer-b0"] = _gflop(peer, torch.empty((1, 3, *size), device="meta"))
         inputs.append({"input": [size[1], size[0]], "gflop": work})
@@ -172,7 +173,7 @@ def segformer(
     image = torch.rand((1, 3, height, width), generator=torch.Generator().manual_seed(0)).to(where)
     image = image.contiguous(memory_format=torch.channels_last)
     made = chosen.make(threads)
-    network = made.compile(Part.of("segformer-b0", segformer_b0(classes), (image,)), _tell)
+    network = made.compile(Part("segformer-b0", segformer_b0(classes), (image,)), _tell)
 
     def once() -> None:
         network(image)
