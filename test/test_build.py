@@ -10,7 +10,7 @@ import pytest
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, save_few_step, stored
 
 from magicfuse_ros.cli import main
-from magicfuse_ros.model.stored import StoredModel
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.runtime import onnx_export
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.openvino import read_network
@@ -99,7 +99,7 @@ def test_exported_files_give_what_pytorch_gives(folder, tmp_path):
     assert exported.returncode == 0, exported.stderr
     assert exported.stdout == f"5 files for 64x48 in {tmp_path / 'onnx'}\n"
     assert "torchvision" not in exported.stderr
-    parts = parts_of(StoredModel(folder), (48, 64), lambda tensor: tensor)
+    parts = parts_of(MagicFuse.from_pretrained(folder), (48, 64), lambda tensor: tensor)
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {f"{n}.onnx" for n in parts}
     for name, part in parts.items():
         path = tmp_path / "onnx" / f"{name}.onnx"

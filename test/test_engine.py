@@ -646,7 +646,7 @@ def test_the_order_of_what_to_try(backend, monkeypatch):
 def test_eager_leaves_the_weights_on_the_cpu_when_it_runs_elsewhere(folder):
     encoder = MagicFuse.from_pretrained(folder).encoder
     elsewhere = EagerBackend(torch.device("meta"), 0)
-    part = backends.Part.of("encoder", encoder, (torch.zeros(1, 3, 48, 64),))
+    part = backends.Part("encoder", encoder, (torch.zeros(1, 3, 48, 64),))
     compiled = elsewhere.compile(part, ignore)
     assert {one.device.type for one in compiled.parameters()} == {"meta"}
     assert {one.device.type for one in encoder.parameters()} == {"cpu"}

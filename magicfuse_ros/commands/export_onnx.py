@@ -30,14 +30,14 @@ def run(args: argparse.Namespace) -> int:
     """Export; returns 0 when complete, 1 with a message on error."""
     from magicfuse_ros.runtime.contract import EngineError, EngineSettings
     from magicfuse_ros.runtime.engine import load_model
-    from magicfuse_ros.runtime.letterbox import fit
+    from magicfuse_ros.runtime.letterbox import Letterbox
     from magicfuse_ros.runtime.onnx_export import export_onnx
 
     try:
         model = load_model(args.model or EngineSettings.model)
         resolution = args.resolution or model.config.resolution
         width, height = args.camera or resolution
-        size = fit((height, width), resolution, model.config.multiple_of).padded
+        size = Letterbox.fitting((height, width), resolution, model.config.multiple_of).padded
         files = export_onnx(model, size, args.folder, _say)
     except (EngineError, OSError) as error:
         print(f"magicfuse export-onnx: {error}", file=sys.stderr)

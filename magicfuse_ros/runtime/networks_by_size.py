@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from magicfuse_ros.runtime.contract import Progress
-from magicfuse_ros.runtime.letterbox import Fit, within
+from magicfuse_ros.runtime.letterbox import Letterbox
 from magicfuse_ros.runtime.networks import CompiledNetworks
 
 MAX_SIZES = 4
@@ -67,13 +67,13 @@ class NetworksBySize:
         self._ready.move_to_end(size)
         return self._ready[size]
 
-    def get_meanwhile(self, place: Fit, make: Make) -> tuple[CompiledNetworks, Fit]:
+    def get_meanwhile(self, letterbox: Letterbox, make: Make) -> tuple[CompiledNetworks, Letterbox]:
         """Return networks that are ready, and where a frame lies in their input.
 
         There have to be some. Where there are none of the frame's own size they are begun, unless
         that has failed before, and those are returned in which the frame stays largest.
         """
-        size = place.padded
+        size = letterbox.padded
         if self._collect(wait=False):
             # Networks for one size take some 200 MB: those that only stood in are let go.
             for each in self._ready.keys() - self._live - {size}:
@@ -81,14 +81,14 @@ class NetworksBySize:
         if size in self._ready:
             self._live.add(size)
             self._ready.move_to_end(size)
-            return self._ready[size], place
+            return self._ready[size], letterbox
         if self._under_way is None and size not in self._refused:
             self._make_room()
             self._under_way = _UnderWay(size, make, self._progress)
             self._under_way.start(self._background)
-        best = max(self._ready, key=lambda each: _quality(within(place, each)))
+        best = max(self._ready, key=lambda each: _quality(letterbox.inside(each)))
         self._ready.move_to_end(best)
-        return self._ready[best], within(place, best)
+        return self._ready[best], letterbox.inside(best)
 
     def clear(self) -> None:
         """Let go of all networks, and of those under way as soon as their next part is ready."""
@@ -159,6 +159,6 @@ class _UnderWay:
         self.progress(text)
 
 
-def _quality(place: Fit) -> tuple[int, int]:
-    """Rank a place: the more of its pixels are the frame's the better, then the less padding."""
-    return math.prod(place.content), -math.prod(place.padded)
+def _quality(letterbox: Letterbox) -> tuple[int, int]:
+    """Rank how a frame lies: the more pixels are the frame's the better, then the less padding."""
+    return math.prod(letterbox.content), -math.prod(letterbox.padded)

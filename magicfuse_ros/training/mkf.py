@@ -13,8 +13,8 @@ from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import is_one_of
 from magicfuse_ros.model.labels import UNKNOWN
 from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
+from magicfuse_ros.model.partial import Unaided
 from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, sample
-from magicfuse_ros.model.unaided import Unaided
 from magicfuse_ros.training.losses import visual_loss
 from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes, starting_point
 
@@ -78,10 +78,6 @@ class _Streams:
         with torch.no_grad():
             return self._networks.denoise(condition, z_psi, z_phi, t)
 
-    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
-        with torch.no_grad():
-            return self._networks.restore(condition, z_psi, t)
-
     def fuse(
         self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
@@ -97,6 +93,7 @@ class MkfStage(Stage):
         super().__init__({"fusion": model.fusion}, frozen)
         self.__dict__["_model"] = model
         self._loss = loss
+        self.trained_steps = (loss.steps or model.config.diffusion.steps,)
         self._thermal_ids = model.labels.thermal_ids()
         self._settings = SamplerSettings.of(
             model.config, self._thermal_ids, steps=loss.steps or None
