@@ -386,6 +386,16 @@ def test_a_value_that_the_engine_refuses_is_told_until_it_is_changed(error):
     assert doubles.pipeline.refused == ""
 
 
+def test_a_frame_that_nobody_will_see_is_ended_soon_and_the_next_gets_what_is_in_force():
+    engine = small_engine()
+    doubles = Doubles(engine)
+    doubles.send(steps=900, tau=0.5)
+    doubles.pipeline.hurry(engine)
+    assert engine.update.call_args.kwargs == {"steps": 1, "tau": 0.5, "seed": None, "temporal": 0.0}
+    doubles.send(steps=900, tau=0.5)
+    assert engine.update.call_args.kwargs["steps"] == 900
+
+
 def test_a_frame_that_ends_as_the_watchdog_looks_leaves_nobody_busy():
     """The executor's thread looks at a frame while the worker's ends it."""
     looking = threading.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -135,12 +136,18 @@ class Pipeline:
             self._applied = engine, settings.sampling
         self._failures, self._proven, self.refused = 0, settings.sampling, ""
 
-    def update(self, engine: Engine) -> None:
-        """Give an engine the sampling parameters in force, if it has others."""
+    def hurry(self, engine: Engine) -> None:
+        """End a frame of many steps soon: nobody will see it."""
+        with self._update_lock, suppress(Exception):
+            self._applied = None  # the next frame gets what is in force
+            engine.update(**(self.settings.sampling | {"steps": 1}))
+
+    def update(self, engine: Engine) -> bool:
+        """Give an engine the sampling parameters in force; returns whether it had others."""
         with self._update_lock:
             wanted = self.settings.sampling
             if self._applied == (engine, wanted):
-                return
+                return False
             self._applied = engine, wanted
             try:
                 engine.update(**wanted)
@@ -149,6 +156,7 @@ class Pipeline:
                 self._log.error(f"{self.refused[0].upper()}{self.refused[1:]}")
             else:
                 self.refused, self._failures = "", 0
+            return True
 
     def degrade(self, text: str) -> None:
         """Say that the node runs worse than configured, and why."""

@@ -149,8 +149,8 @@ class Session:
         """Take live parameters over; an engine that is gone is loaded again with them at once."""
         self.pipeline.settings = settings
         if self.worker.engine is not None:
-            self.pipeline.update(self.worker.engine)
-            self.worker.begin_anew()
+            if self.pipeline.update(self.worker.engine):
+                self.worker.begin_anew()
         elif self.worker.error is not None:
             self._load_again()
 
@@ -203,6 +203,8 @@ class Session:
     def pause(self) -> None:
         """See the frame under way to its end; nothing is published afterwards."""
         self.pipeline.active = False
+        if self.worker.engine is not None and self.worker.busy_s:
+            self.pipeline.hurry(self.worker.engine)
         self.worker.wait_idle(_STOP_TIMEOUT_S)
         self.pipeline.begin()
 
