@@ -26,12 +26,20 @@ _YOUNGEST_S = 2.0
 
 
 def prepare(environment: MutableMapping[str, str]) -> list[str]:
-    """Make a process ready for its first node; returns warnings for its user.
+    """Make a command's process ready for its first node; returns warnings for its user.
 
-    Sets the shipped Fast DDS profile unless the user chose one, gives ROS a folder for its logs
-    that can be written, and clears shared memory of what killed processes left in it.
+    Does what `tidy` does, and sets the shipped Fast DDS profile unless the user chose one.
     """
     use_shipped_profile(environment)
+    return tidy(environment)
+
+
+def tidy(environment: MutableMapping[str, str]) -> list[str]:
+    """See that a first node can be made; returns warnings for the user.
+
+    Gives ROS a folder for its logs that can be written, and clears shared memory of what killed
+    processes left in it.
+    """
     warnings = writable_log_folder(environment), clear_shared_memory(SHARED_MEMORY)
     return [text for text in warnings if text]
 

@@ -134,7 +134,7 @@ def _run(
 
     if stop():
         return False
-    told = dds.prepare(os.environ)
+    told = dds.tidy(os.environ)
     try:
         rclpy.init(args=list(words), signal_handler_options=SignalHandlerOptions.NO)
         node = make(stop)
