@@ -109,8 +109,8 @@ def test_cut_short_cache_is_named(tmp_path):
     TREES["camvid"](tmp_path / "camvid")
     source = read_source("camvid", tmp_path / "camvid", "train")
     open_cache(source, tmp_path / "cache", SMALL)
-    (array,) = (tmp_path / "cache").glob("*.npy")
-    np.save(array, np.zeros(10, np.uint8))
+    (array,) = (tmp_path / "cache").glob("*.raw")
+    array.write_bytes(bytes(10))
     with pytest.raises(DatasetError, match="delete it"):
         open_cache(source, tmp_path / "cache", SMALL)
 

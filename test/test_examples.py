@@ -8,6 +8,7 @@ import importlib
 import pytest
 
 MODULES = (
+    "magicfuse_ros.evaluation.metrics",
     "magicfuse_ros.ros.images.bit_depth",
     "magicfuse_ros.ros.images.codec",
     "magicfuse_ros.sources.pictures",

@@ -33,6 +33,12 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """A run folder that no test changes."""
+    return run_folder(tmp_path_factory.mktemp("untouched"))
+
+
 @pytest.fixture
 def train(data, cache, capfd):
     """Run `magicfuse train` here; returns its exit status and what it said."""
@@ -185,6 +191,8 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
         ("mkf", {"mkf": {"steps": 2000}}, "steps is 2000"),
         ("psi", {"labels": "mfnet"}, "labels is 'mfnet'"),
         ("mkf", {"labels": "moon"}, "unknown label set 'moon'"),
+        ("mkf", {"labels": "mfnet", "mkf": {"class_weights": [1.0]}}, "has 1 entries"),
+        ("mkf", {"labels": "mfnet", "data": {"crop": 36}}, "data.crop is 36"),
         ("distill", {}, "accepted: a section `distill` with `branch` and `teacher`"),
         ("distill", {"distill": TAUGHT | {"teacher": "no/such"}}, "no model folder no/such"),
         ("distill", {"distill": TAUGHT | {"steps": 0}}, "steps is 0; accepted: 1 to 1000"),
@@ -194,10 +202,12 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
         ("psi", {"distill": TAUGHT}, "for stage 'distill', and for no other"),
     ],
 )
-def test_a_wrong_config_names_the_key(tmp_path, train, stage, change, says):
+def test_a_wrong_config_names_the_key(tmp_path, train, untouched, stage, change, says):
     config = write_recipe(tmp_path, stage)
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | change))
-    status, said = train(stage, config, run_folder(tmp_path / "run"))
+    before = {path: path.read_bytes() for path in files(untouched)}
+    status, said = train(stage, config, untouched)
+    assert {path: path.read_bytes() for path in files(untouched)} == before
     assert status == 1
     assert "magicfuse train: " in said
     assert says in said

@@ -186,28 +186,32 @@ class _Work:
             self._space.journal() as journal,
             BagWriter(target, str(plan.identity["storage"])) as writer,
         ):
-            writer.add_copies(self._bag, plan.left_out)
-            writer.add_note(NOTE, note_of(identity, left_out))
-            for each in plan.cameras.values():
-                for name in plan.identity["outputs"]:
-                    if name != "camera_info" or each.info_topic is not None:
-                        writer.add_topic(Topic(f"{each.node}/{name}", OUTPUTS[name]))
-            records = _Records(journal, self._bag.path)
-            total = self._bag.message_count
-            for count, message in enumerate(self._messages(), 1):
-                camera = self._camera_of(message)
-                if camera is not None:
-                    record = records.of(message)
-                    if record is None:
-                        raise BagError(
-                            f"the records in {self._space.path} are damaged; run the same command "
-                            "again to make the damaged ones anew"
-                        )
-                    for name, data in record.outputs.items():
-                        writer.write(f"{camera.node}/{name}", message.received_ns, data)
-                elif (message.topic.name, message.topic.type) not in plan.left_out:
-                    writer.copy(message)
-                self._progress(f"{self._bag.path.name} joined: {count} of {total} messages")
+            try:
+                writer.add_copies(self._bag, plan.left_out)
+                writer.add_note(NOTE, note_of(identity, left_out))
+                for each in plan.cameras.values():
+                    for name in plan.identity["outputs"]:
+                        if name != "camera_info" or each.info_topic is not None:
+                            writer.add_topic(Topic(f"{each.node}/{name}", OUTPUTS[name]))
+                records = _Records(journal, self._bag.path)
+                total = self._bag.message_count
+                for count, message in enumerate(self._messages(), 1):
+                    camera = self._camera_of(message)
+                    if camera is not None:
+                        record = records.of(message)
+                        if record is None:
+                            raise BagError(  # noqa: TRY301
+                                f"the records in {self._space.path} are damaged; run the same "
+                                "command again to make the damaged ones anew"
+                            )
+                        for name, data in record.outputs.items():
+                            writer.write(f"{camera.node}/{name}", message.received_ns, data)
+                    elif (message.topic.name, message.topic.type) not in plan.left_out:
+                        writer.copy(message)
+                    self._progress(f"{self._bag.path.name} joined: {count} of {total} messages")
+            except BaseException:
+                writer.discard()  # the records stay, and the room is wanted
+                raise
         self._space.finish()
 
     def _messages(self) -> Iterator[BagMessage]:

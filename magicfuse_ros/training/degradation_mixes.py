@@ -1,4 +1,4 @@
-"""Recipes: which degradations meet at once, how strong, and how often in training."""
+"""Recipes of degradation: which effects meet in an image, how strong they are, and how often."""
 
 from __future__ import annotations
 

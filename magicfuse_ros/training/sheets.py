@@ -19,7 +19,7 @@ STRENGTHS = (0.3, 0.6, 1.0)
 
 
 def degradation_sheet(image: Rgb, seed: int = 0, strengths: Sequence[float] = STRENGTHS) -> Rgb:
-    """Rows: one effect each, clean first, then at each strength; last row: four `mixed` draws."""
+    """Draw a row for each effect, clean and then at each strength, and a last one of `mixed`."""
     rows = []
     for name in EFFECTS:
         row = [caption(image, "clean")]
@@ -37,7 +37,7 @@ def degradation_sheet(image: Rgb, seed: int = 0, strengths: Sequence[float] = ST
 
 
 def caption(image: Rgb, text: str) -> Rgb:
-    """Copy of an image with a line of text at its top left."""
+    """Return a copy of an image with a line of text at its top left."""
     result: Rgb = np.array(image)
     for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
         cv2.putText(result, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, color, thickness)

@@ -1,4 +1,4 @@
-"""What a dataset is made of: references to files, and the decoded item they become."""
+"""What a dataset is made of: frames, which name their files, and the items decoded from these."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FALSE_COLOURS = 8.0
 
 
 class DatasetError(ValueError):
-    """A dataset's files are missing, unreadable or misaligned; names the first such file."""
+    """A file of a dataset is missing, unreadable, misaligned or wrong; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ class Box:
     y1: float
 
     def pixels(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Corners (x0, y0, x1, y1) in whole pixels, inside the image and at least one apart."""
+        """Return its corners (x0, y0, x1, y1) in whole pixels of an image of this size.
+
+        They lie inside the image and at least one pixel apart.
+        """
         x0 = min(max(round(self.x0 * width), 0), width - 1)
         y0 = min(max(round(self.y0 * height), 0), height - 1)
         x1 = min(max(round(self.x1 * width), x0 + 1), width)
@@ -81,7 +84,7 @@ class Frame:
     clean: bool = True
 
     def paths(self) -> list[Path]:
-        """Every file the frame is read from."""
+        """Return every file that the frame is read from."""
         return [p for p in (self.visible, self.infrared, self.labels) if p is not None]
 
 
@@ -132,7 +135,8 @@ class Source:
         Raises
         ------
         DatasetError
-            At the first file that is unreadable, or whose size differs from its visible image.
+            At the first file that is unreadable, differs in size from its visible image, has more
+            than 8 bits a channel, or holds label ids that are none of the dataset's.
         """
         videos = _Videos()
         for frame in self.frames:

@@ -1,4 +1,4 @@
-"""Validation: a fixed list of images, each with its recipe and seed."""
+"""The images that models are validated on: a fixed list, each with its degradation and seed."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ class ValidationItem:
 
     @property
     def item(self) -> CachedItem:
-        """Name, size, boxes, night, clean."""
+        """Return what is known of the image: name, size, boxes, whether it is dark or clean."""
         return self.source.items[self.index]
 
     def clean(self) -> Rgb:
-        """(H, W, 3) uint8 RGB."""
+        """Return the image without degradation, (H, W, 3) uint8 RGB."""
         return np.array(self.source.visible(self.index))
 
     def degraded(self) -> Rgb:
-        """(H, W, 3) uint8 RGB, the clean image under the recipe."""
+        """Return the image under the recipe, (H, W, 3) uint8 RGB."""
         return degrade(self.clean(), np.random.default_rng(self.seed), self.recipe)
 
     def infrared(self) -> U8 | None:
-        """(H, W) uint8 on the common scale, or None."""
+        """Return its infrared, (H, W) uint8 on the common scale, or None."""
         return self.source.infrared(self.index)
 
     def labels(self) -> U8 | None:
-        """(H, W) uint8 canonical ids; `label_maps.from_canonical` turns them into a label set's."""
+        """Return (H, W) uint8 canonical ids; `from_canonical` maps them to those of a label set."""
         return self.source.labels(self.index)
 
 
