@@ -20,6 +20,9 @@ from magicfuse_ros.ros.statistics import Recent, Timings
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 
+TICK_S = 1.0
+"""How often a node looks after itself and publishes diagnostics."""
+
 
 class ManagedNode(LifecycleNode, ABC):
     """A lifecycle node that says how it is; subclasses configure and activate it.
@@ -50,7 +53,7 @@ class ManagedNode(LifecycleNode, ABC):
         self._account, self._timings, self._recent = Ledger(), Timings(), Recent()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Steady: diagnostics go on while simulated time stands still.
-        self.create_timer(1.0, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.create_timer(TICK_S, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_service(SetBool, "~/enable", self._on_enable)
 
     def autostart(self) -> None:
