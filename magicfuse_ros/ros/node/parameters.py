@@ -171,6 +171,8 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
     ),
 )
 
+_ENGINE = fields(EngineSettings)
+
 SPECS: Mapping[str, ParameterSpec] = {spec.name: spec for spec in PARAMETERS}
 
 
@@ -217,18 +219,15 @@ class Settings:
                 "accepted: both 0 (the model's own), or both set"
             )
         try:
+            # The others have the names and meanings of the engine's own.
             engine = EngineSettings(
-                model=checked["model"],
-                device=checked["device"],
-                backend=checked["backend"],
-                steps=checked["steps"],
-                tau=None if checked["tau"] < 0.0 else float(checked["tau"]),
-                seed=None if checked["seed"] < 0 else checked["seed"],
-                temporal=float(checked["temporal"]),
-                resolution=None if width == 0 else (width, height),
-                labels=checked["labels"] or None,
-                threads=checked["threads"],
-                parallel=checked["parallel"],
+                **{each.name: checked[each.name] for each in _ENGINE if each.name in checked}
+                | {
+                    "tau": None if checked["tau"] < 0.0 else float(checked["tau"]),
+                    "seed": None if checked["seed"] < 0 else checked["seed"],
+                    "resolution": None if width == 0 else (width, height),
+                    "labels": checked["labels"] or None,
+                }
             )
         except EngineError as error:
             raise ParameterError(str(error)) from error
@@ -268,7 +267,7 @@ class Settings:
         """Name what differs from the settings that an engine was loaded with."""
         return [
             each.name
-            for each in fields(EngineSettings)
+            for each in _ENGINE
             if each.name not in SAMPLING
             and getattr(self.engine, each.name) != getattr(loaded.engine, each.name)
         ]
