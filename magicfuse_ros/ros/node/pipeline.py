@@ -14,7 +14,7 @@ from rclpy.clock import Clock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
-from magicfuse_ros.ros import ledger
+from magicfuse_ros.ros import dds, ledger
 from magicfuse_ros.ros.images.codec import ImageError, decode_compressed, decode_image
 from magicfuse_ros.ros.ledger import Ledger, Throttle
 from magicfuse_ros.ros.node.id_map import remap
@@ -114,7 +114,8 @@ class Pipeline:
                 camera_info=self._camera_info(),
             )
         except Exception as error:  # noqa: BLE001 - one result that cannot be sent must not stop the node
-            self._count(ledger.PUBLISH_ERROR, f"{type(error).__name__}: {error}")
+            causes = f"{type(error).__name__}: {error}", dds.shared_memory_warning()
+            self._count(ledger.PUBLISH_ERROR, "; ".join(filter(None, causes)))
             return
         self._account.published()
         times["publish"] = _since_ms(started)
