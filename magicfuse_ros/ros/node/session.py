@@ -91,7 +91,7 @@ class Session:
             log=node.get_logger(),
         )
         self._hung: list[EngineWorker] = []
-        self._ever_hung = False
+        self._ever_hung = self._hangs = False
         self._attempts, self._next_attempt_at = 0, math.inf
         self.worker = self._make_worker(None)
 
@@ -205,14 +205,14 @@ class Session:
         self.pipeline.active = False
         if self.worker.engine is not None and self.worker.busy_s:
             self.pipeline.hurry(self.worker.engine)
-        self.worker.wait_idle(_STOP_TIMEOUT_S)
+        self._hangs = not self.worker.wait_idle(_STOP_TIMEOUT_S)
         self.pipeline.begin()
 
     def close(self) -> bool:
         """Close the engine and the outputs; False if the engine does not come back in time."""
         for worker in self._hung:
             worker.stop(0.0)
-        closed = self.worker.stop(_STOP_TIMEOUT_S)
+        closed = self.worker.stop(0.0 if self._hangs else _STOP_TIMEOUT_S)
         if not closed:
             self._node.get_logger().error(
                 f"The engine did not come back within {_STOP_TIMEOUT_S:.0f} s; going on without it"
