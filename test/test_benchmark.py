@@ -120,9 +120,9 @@ def test_a_quick_runs_engine_figures_make_sense(quick):
         assert set(row["stage_ms"]) >= {"preprocess", *measurements.NETWORK_STAGES, "postprocess"}
         assert min(row["stage_ms"].values()) >= 0.0
         assert row["gflops"] == pytest.approx(row["gflop"] / row["network_ms"] * 1e3)
-    (begun,) = engine["start"]
-    for temperature in ("cold", "warm"):
-        parts = dict(begun[temperature])
+    default, reference = engine["engine"]
+    for start_s in (default["cold_start_s"], default["start_s"], reference["start_s"]):
+        parts = dict(start_s)
         assert parts.pop("total") == pytest.approx(sum(parts.values()))
 
 
@@ -155,7 +155,7 @@ def test_a_quick_runs_claims_are_its_own_figures(quick):
 def test_a_quick_runs_page_has_tables_a_picture_and_no_paths(quick, small_model):
     results, _, markdown = quick
     text = markdown.read_text(encoding="utf-8")
-    for title in ("What this run shows", "Parity", "Engine", "Start-up", "Node"):
+    for title in ("What this run shows", "Engine", "Node"):
         assert f"### {title}\n" in text
     assert "| SegFormer-B0, " in text
     assert "![time and work of a frame](images/page.png)" in text
@@ -246,13 +246,7 @@ def test_a_backend_that_is_itself_has_parity(tmp_path, small_model):
     found = measurements.parity(
         settings=settings | {"parallel": "off"}, frames=str(tmp_path / "frames.npy")
     )
-    assert found == {
-        "frames": 2,
-        "magimg_mean": 0.0,
-        "magimg_max": 0,
-        "confidence_max": 0,
-        "mask_agreement": 1.0,
-    }
+    assert found == {"magimg_mean": 0.0, "mask_agreement": 1.0}
 
 
 class FakeMeasure:
@@ -267,7 +261,7 @@ class FakeMeasure:
         backend = arguments.get("backend") or arguments["settings"]["backend"]
         if job == "parity":
             apart = 5.0 if backend == "wrong" else 0.1
-            return {"magimg_mean": apart, "mask_agreement": 1.0, "frames": 1}
+            return {"magimg_mean": apart, "mask_agreement": 1.0}
         self.timed.append((job, backend))
         if backend == "right" and arguments.get("settings", {}).get("steps") == 8:
             raise BenchmarkError("engine: out of luck")
@@ -307,7 +301,8 @@ def test_a_backend_without_parity_is_not_timed_and_a_failure_is_told():
     assert "parity, wrong: too far from eager, not timed" in told
     assert "engine, right, 8 steps at 320x240: engine: out of luck" in told
     assert "### What could not be measured" in page(results)
-    assert [row["asked"] for row in found["start"]] == ["right", "eager"]
+    assert "right differs by 0.100 grey levels" in page(results)
+    assert [row["asked"] for row in found["engine"] if "cold_start_s" in row] == ["right"]
     (row,) = [
         row for row in found["engine"] if (row["asked"], row["steps"]) == ("eager", 25)
     ]  # fmt: skip
@@ -392,19 +387,14 @@ def test_drift_leaves_the_warm_up_out():
     assert found["fps"]["first"] == pytest.approx(10.0, abs=0.05)
     assert found["fps"]["last"] == pytest.approx(9.0, abs=0.05)
     assert len(found["series"]["minute"]) == len(found["series"]["memory_mb"]) <= 120
-    row = {
-        "camera": VGA, "rate_hz": 10.0, "sent": 90, "out": 60, "received": 59, "lost": 1,
-        "dropped": {"replaced": 20, "non_finite": 9}, "accounted": True,
-        "arrival_age_ms": {"p50": 50.0, "p95": 60.0, "p99.9": 70.0, "max": 80.0},
+    row = figures(session, samples) | {
+        "camera": VGA, "rate_hz": 10.0, "drift": found, "active_s": 3.0,
     }  # fmt: skip
-    text = page(results_of(soak=row | {"drift": found}))
-    assert "### Soak: 10.0 minutes, 640x480 at 10 Hz" in text
-    shown = dict(line.strip("| ").split("|") for line in text.splitlines() if line.count("|") == 3)
-    shown = {name.strip(): value.strip() for name, value in shown.items()}
-    assert shown["memory's slope (MiB/h)"] == "+120.00"
-    assert shown["threads"] == "9 → 10, at most 10"
-    assert shown["of those: out, dropped, lost on the way"] == "60, 29, 1"
-    assert shown["sent = out + dropped + lost"] == "yes"
+    text = page(results_of(soak=row))
+    assert "| 640x480 at 10 Hz, soak |" in text
+    assert "Soak of 10.0 minutes, from 60 s on: memory 700.0 → 718.0, at most 718.0 MiB" in text
+    assert "(+120.00 MiB/h); file descriptors 40 → 40, at most 40; threads 9 → 10" in text
+    assert "age on arrival here p50 5, p95 5, p99.9 5, max 5 ms" in text
 
 
 def words(**stages):
@@ -465,7 +455,8 @@ def test_claims_take_the_right_rows():
         return {
             "asked": asked, "backend": "openvino on cpu", "steps": steps, "parallel": parallel,
             "resolution": list(resolution), "ms": {"p50": p50, "p95": p50 + 10.0},
-            "side_by_side": parallel != "off",
+            "side_by_side": parallel != "off", "start_s": {"total": 6.0},
+            "cold_start_s": {"total": 30.0},
         }  # fmt: skip
 
     engine = {
@@ -482,7 +473,6 @@ def test_claims_take_the_right_rows():
             {"asked": "eager", "ms": {"p50": 1.0}},
             {"asked": "openvino", "ms": {"p50": 160.0}},
         ],
-        "start": [{"asked": "auto", "cold": {"total": 30.0}, "warm": {"total": 6.0}}],
     }
     node = [
         {"camera": [640, 480], "rate_hz": 10.0},
@@ -501,6 +491,7 @@ def test_claims_take_the_right_rows():
         (0.5, True),
         (0.8, None),
         (8.0, True),
+        (30.0, None),
         (6.0, False),
         (700.0, True),
         (-0.25, None),

@@ -14,6 +14,7 @@ from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
 from magicfuse_ros.evaluation.inference import Inference
 from magicfuse_ros.evaluation.report import VARIANTS
+from magicfuse_ros.evaluation.scene_sheet import BAND, picture_sheet, sheet_items
 from magicfuse_ros.evaluation.scenes import (
     ValidationSet,
     has_anything,
@@ -23,7 +24,6 @@ from magicfuse_ros.evaluation.scenes import (
     has_weak_masks,
 )
 from magicfuse_ros.evaluation.segmentation import segmentation_table
-from magicfuse_ros.evaluation.sheet import BAND, picture_sheet, sheet_items
 from magicfuse_ros.evaluation.steps import STEPS, fewest_steps
 from magicfuse_ros.evaluation.subject import Evaluation
 from magicfuse_ros.evaluation.tables import Column, Scores, Table

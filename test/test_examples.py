@@ -12,6 +12,8 @@ MODULES = (
     "magicfuse_ros.ros.images.bit_depth",
     "magicfuse_ros.ros.images.codec",
     "magicfuse_ros.sources.pictures",
+    "magicfuse_ros.training.datasets.layouts",
+    "magicfuse_ros.training.degradation_mixes",
 )
 
 

@@ -332,14 +332,16 @@ class Doubles:
             log=self.log,
         )
         self.engine = engine
+        self.image = Image(height=1, width=1, step=3, encoding="rgb8", data=bytes(3))
         self.pipeline.loaded(engine, self.settings)
         self.pipeline.active = True
 
     def send(self, **parameters):
         self.pipeline.settings = Settings.from_values(DEFAULTS | parameters)
-        image = Image(height=1, width=1, step=3, encoding="rgb8", data=bytes(3))
         self.account.received()
-        self.pipeline.process(self.engine, Frame(image, time.monotonic(), 0, True), lambda _: None)
+        self.pipeline.process(
+            self.engine, Frame(self.image, time.monotonic(), 0, True), lambda _: None
+        )
 
 
 def small_engine(**attributes):
@@ -404,6 +406,27 @@ def test_a_frame_that_nobody_will_see_is_ended_soon_and_the_next_gets_what_is_in
     assert engine.update.call_args.kwargs == {"steps": 1, "tau": 0.5, "seed": None, "temporal": 0.0}
     doubles.send(steps=900, tau=0.5)
     assert engine.update.call_args.kwargs["steps"] == 900
+
+
+def test_a_camera_of_12_bits_is_told_what_to_set_and_is_not_dark_then():
+    engine = small_engine()
+    doubles = Doubles(engine)
+    doubles.image = Image(height=1, width=2, step=4, encoding="mono16", data=b"\0\0\xff\x0f")
+    for _ in range(40):
+        doubles.send()
+    assert engine.fuse.call_args.args[0].max() == 16
+    assert "set input_bits to 12" in doubles.pipeline.advice
+    doubles.log.warning.assert_called_once()  # not with every frame
+
+    doubles.send(input_bits=12)
+    assert engine.fuse.call_args.args[0][0, :, 0].tolist() == [0, 255]
+    assert doubles.pipeline.advice == ""
+
+
+@pytest.mark.parametrize("bits", [1, 7])
+def test_bits_that_no_camera_has_are_refused(bits):
+    with pytest.raises(ParameterError, match=f"input_bits is {bits}; accepted: 0, or 8 to 16"):
+        Settings.from_values(DEFAULTS | {"input_bits": bits})
 
 
 def test_a_frame_that_ends_as_the_watchdog_looks_leaves_nobody_busy():

@@ -65,13 +65,12 @@ def spin_until(node, condition, timeout_s=90.0):
 
 
 @contextmanager
-def magicfuse(*arguments, **options):
+def magicfuse(*arguments):
     process = subprocess.Popen(
         [sys.executable, "-m", "magicfuse_ros", "bag", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
     try:
         yield process
@@ -381,11 +380,11 @@ def test_record_takes_what_is_published_until_ctrl_c(tmp_path, node, storage):
 def test_record_keeps_what_it_has_when_the_disk_is_full(tmp_path, node):
     images = node.create_publisher(Image, "/image", RELIABLE)
 
-    def small_files():  # the kernel refuses the rest, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_500_000, resource.RLIM_INFINITY))
-
-    with magicfuse("record", tmp_path / "out", "/image", preexec_fn=small_files) as recorder:
+    with magicfuse("record", tmp_path / "out", "/image") as recorder:
         spin_until(node, images.get_subscription_count)
+        # From here on the kernel refuses longer files, as on a full disk.
+        limit = 2_500_000, resource.RLIM_INFINITY
+        resource.prlimit(recorder.pid, resource.RLIMIT_FSIZE, limit)
         frame = encode_image(np.zeros((300, 400, 3), np.uint8), "rgb8", Header())
         while recorder.poll() is None:
             images.publish(frame)

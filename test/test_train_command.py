@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from support.curves import curve
-from support.training_runs import ROOT, data_folder, run_folder, start, write_recipe
+from support.training_runs import ROOT, data_folder, on_one_thread, run_folder, start, write_recipe
 
 from magicfuse_ros import cli
 from magicfuse_ros.model.checkpoint import PARTS
@@ -21,6 +21,11 @@ from magicfuse_ros.training.recipe import STAGES, read_recipe, recipe_files
 
 CONFIGS = ROOT / "config" / "training"
 TAUGHT = {"branch": "psi", "teacher": "tiny"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    yield from on_one_thread()
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +118,7 @@ def wait_for(condition, process, seconds=180.0):
         time.sleep(0.02)
 
 
-@pytest.fixture
-def one_thread():
-    """As the processes that are started have; another number would round otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def test_stopped_killed_and_resumed_is_as_never_interrupted(
-    tmp_path, data, cache, train, one_thread
-):
+def test_stopped_killed_and_resumed_is_as_never_interrupted(tmp_path, data, cache, train):
     steps, name = 40, "psi.state.safetensors"
     loop = {"steps": steps, "checkpoint_minutes": 1e-4, "decay": "cosine", "workers": 1}
     config = write_recipe(tmp_path, "psi", loop=loop, data={"crop": 16})

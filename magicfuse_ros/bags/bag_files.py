@@ -22,7 +22,7 @@ from typing import Any, cast
 import yaml
 from rosbags.interfaces import Connection, ConnectionExtRosbag2, MessageDefinitionFormat, Qos
 from rosbags.rosbag2 import ReaderError
-from rosbags.rosbag2.metadata import parse_qos
+from rosbags.rosbag2.metadata import ReaderMetadata, parse_qos
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 
 if sys.version_info >= (3, 14):
@@ -66,6 +66,8 @@ class BagFiles:
         Of all files; the times are 0 in an empty bag.
     storage : str
         ``mcap`` or ``sqlite3``.
+    parts : list[tuple[str, int, int, int]]
+        Name, start, end (ns) and number of messages of each file.
     notes : Mapping[str, str]
         The texts of metadata.yaml's custom_data.
     remarks : list[str]
@@ -217,11 +219,12 @@ class BagFiles:
         for said in metadata.topics:
             self._apply(said, joined)
         self.connections = list(joined.values())
-        full = [each.metadata for each in self._storages if each.metadata.message_count]
-        self.message_count = sum(each.message_count for each in full)
-        # rosbags counts the end one nanosecond past the last message.
-        self.start_ns = min((each.start_time for each in full), default=0)
-        self.end_ns = max((each.end_time - 1 for each in full), default=0)
+        self.parts = [
+            (Path(str(storage.path)).name, *_extent(storage.metadata)) for storage in self._storages
+        ]
+        self.message_count = sum(count for *_, count in self.parts)
+        self.start_ns = min((start for _, start, _, count in self.parts if count), default=0)
+        self.end_ns = max((end for _, _, end, count in self.parts if count), default=0)
 
     def _apply(self, said: dict[str, Any], joined: dict[tuple[str, str], Connection]) -> None:
         """Take over what metadata.yaml says of a topic."""
@@ -314,6 +317,13 @@ def _full_name(topic: object) -> str:
     if not isinstance(topic, str) or not topic.strip("/"):
         raise ReaderError(f"a topic has {topic!r:.60} for a name")
     return f"/{topic.strip('/')}"
+
+
+def _extent(said: ReaderMetadata) -> tuple[int, int, int]:
+    """Return start, end and number of messages; the times are 0 where there are none."""
+    if not said.message_count:
+        return 0, 0, 0
+    return said.start_time, said.end_time - 1, said.message_count  # rosbags counts one ns more
 
 
 def _both(old: Connection, new: Connection) -> Connection:

@@ -42,9 +42,9 @@ class Reserve:
         self._file.close()
 
 
-def sync(folder: Path) -> None:
-    """Wait until the files of a folder are on the disk, against a power failure."""
-    for path in (*folder.iterdir(), folder, folder.parent):
+def sync(folder: Path, *, only: Path | None = None) -> None:
+    """Wait until the files of a folder are on the disk, or `only` one: against power failures."""
+    for path in (*folder.iterdir(), folder, folder.parent) if only is None else (only,):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -153,7 +153,7 @@ def _write_tables(evaluation: Evaluation, args: argparse.Namespace) -> None:
 
 
 def _write_sheet(evaluation: Evaluation, args: argparse.Namespace) -> None:
-    from magicfuse_ros.evaluation.sheet import picture_sheet
+    from magicfuse_ros.evaluation.scene_sheet import picture_sheet
     from magicfuse_ros.training.sheets import write_sheet
 
     rows = SHEET_ROWS if args.limit is None else args.limit

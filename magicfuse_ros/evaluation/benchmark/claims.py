@@ -76,8 +76,11 @@ def claims(results: Results) -> list[Claim]:
             "decode, encode and publish, VGA at 30 Hz", "≤", 10.0,
         ),
         Claim(
-            "warm start to first fused frame",
-            _get(_first(engine.get("start", ()), asked="auto"), "warm", "total"), "s",
+            "cold start to first fused frame", _get(default, "cold_start_s", "total"), "s",
+            "from starting the process, nothing compiled yet",
+        ),
+        Claim(
+            "warm start to first fused frame", _get(default, "start_s", "total"), "s",
             "from starting the process, artifact cache filled", "≤", 5.0,
         ),
         Claim(

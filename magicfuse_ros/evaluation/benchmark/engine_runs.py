@@ -176,26 +176,19 @@ class EngineRuns:
             if backend != "eager" or survey["device"] != "cpu"
         ]
         refused = {row["asked"] for row in parity if not row["passed"]}
-        start: dict[str, dict[str, Any]] = {}
-        engine = []
+        engine: list[dict[str, Any]] = []
         for case in plan(survey, quick=self.quick):
-            backend = best if case.backend == "auto" else case.backend
-            if backend in refused:
+            if (best if case.backend == "auto" else case.backend) in refused:
                 continue
-            first = backend not in start and case.steps == survey["steps"]
-            cold = self._engine(case, seconds=0.0, least=0) if first else {}
+            # Without this the default's own start would be a cold one.
+            cold = {} if engine else self._engine(case, seconds=0.0, least=0)
             row = self._engine(case, **self._effort)
-            engine.append(row if "error" in row else row | _against_peak(row, case, survey))
-            if first:  # the artifacts of the cold start make the row's own start a warm one
-                start[backend] = {
-                    name: row[name] for name in ("asked", "backend", "error") if name in row
-                } | {"cold": cold.get("start_s"), "warm": row.get("start_s")}
+            if "error" not in row:
+                row |= _against_peak(row, case, survey)
+            engine.append(row | ({"cold_start_s": cold.get("start_s")} if cold else {}))
         backends = survey["backends"][:1] if self.quick else survey["backends"]
         peers = [self._peer(each, survey) for each in backends if each not in refused]
-        return {
-            "survey": survey, "parity": parity, "start": [*start.values()], "engine": engine,
-            "peers": peers,
-        }  # fmt: skip
+        return {"survey": survey, "parity": parity, "engine": engine, "peers": peers}
 
     @property
     def _effort(self) -> dict[str, Any]:

@@ -16,16 +16,9 @@ _ENGINE_NOTE = (
     "its peak. GFLOP/s: the networks' multiplications and additions over the time of the stages "
     "that run them, and their share of what an fp32 matrix product reaches here. Where the CPU "
     "can, OpenVINO computes in bfloat16 and may pass that. Side by side, D runs while the masks "
-    "are made, which is charged to postprocess: there GFLOP/s is too high by that time."
-)
-_START_NOTE = (
-    "From starting the process to the first fused frame; cold: no compiled artifacts, warm: with "
-    "those of the run before. Of the warm start: Python and PyTorch, loading or compiling the "
-    "networks and running them once, one frame."
-)
-_PARITY_NOTE = (
-    "Against eager on the CPU, on frames of the sample video: differences in grey levels of 255, "
-    "and the share of pixels with the same class."
+    "are made, which is charged to postprocess: there GFLOP/s is too high by that time. Start: "
+    "from starting the process to the first fused frame; the first row of a backend at a "
+    "resolution compiles, except the default's."
 )
 _NODE_NOTE = (
     "Three processes: a camera that plays frames, the node, and this command, which hears MagImg, "
@@ -46,14 +39,10 @@ def page(results: Results, picture: str | None = None) -> str:
     if picture is not None:
         lines += [f"![time and work of a frame]({picture})", ""]
     tables = [_claim_table(results)]
-    if engine.get("parity"):
-        tables.append(_parity_table(engine))
     if engine:
-        tables += [_engine_table(engine), _start_table(engine)]
-    if results.get("node"):
+        tables.append(_engine_table(engine))
+    if results.get("node") or results.get("soak"):
         tables.append(_node_table(results))
-    if (results.get("soak") or {}).get("drift"):
-        tables.append(_soak_table(results["soak"]))
     lines += [table.markdown() for table in tables]
     problems = errors(results)
     if problems:
@@ -72,7 +61,6 @@ def errors(results: Results) -> list[str]:
     ]
     for kind, rows in (
         ("engine", engine.get("engine", ())),
-        ("start-up", engine.get("start", ())),
         ("SegFormer-B0", engine.get("peers", ())),
         ("node", results.get("node") or ()),
         ("soak", [results["soak"]] if results.get("soak") else ()),
@@ -117,21 +105,6 @@ def _claim_table(results: Results) -> Table:
     return _table("What this run shows", "what, measured, wanted, holds, from", rows)
 
 
-def _parity_table(engine: Results) -> Table:
-    names = ("frames", "magimg_mean", "magimg_max", "confidence_max")
-    rows: list[Row] = [
-        (
-            row["asked"], *(row.get(name, NAN) for name in names),
-            100.0 * row.get("mask_agreement", NAN), "yes" if row["passed"] else "NO",
-        )
-        for row in engine["parity"]
-    ]  # fmt: skip
-    columns = (
-        "backend, frames, MagImg: mean:3, MagImg: max, confidence: max, same class (%), passed"
-    )
-    return _table("Parity", columns, rows, _PARITY_NOTE)
-
-
 def _engine_table(engine: Results) -> Table:
     rows: list[Row] = [
         (
@@ -149,39 +122,34 @@ def _engine_table(engine: Results) -> Table:
     ]  # fmt: skip
     columns = (
         "backend, steps, resolution, threads, Ψ and Φ, frames, p50 (ms):1, p95 (ms):1, fps:1, "
-        "memory (MB):0, peak (MB):0, GFLOP a frame, GFLOP/s:1, of peak (%):0, load:1"
+        "memory (MB):0, peak (MB):0, GFLOP a frame, GFLOP/s:1, of peak (%):0, load:1, start (s)"
     )
-    return _table("Engine", columns, rows, _ENGINE_NOTE)
+    parities = [
+        f"{row['asked']} differs by {row['magimg_mean']:.3f} grey levels of 255 in the mean of "
+        f"MagImg and agrees on {100.0 * row['mask_agreement']:.2f} % of the mask"
+        for row in engine["parity"]
+        if "magimg_mean" in row
+    ]
+    told = f" Against eager on the CPU, {'; '.join(parities)}." if parities else ""
+    return _table("Engine", columns, rows, _ENGINE_NOTE + told)
 
 
 def _times(row: Results) -> Row:
     return (
         row["frames"], row["ms"]["p50"], row["ms"]["p95"], row["fps"], row["memory_mb"]["steady"],
         row["memory_mb"]["peak"], row["gflop"], row["gflops"], 100.0 * row["peak_share"],
-        row["load"],
+        row["load"], row.get("start_s", {}).get("total", NAN),
     )  # fmt: skip
 
 
-def _start_table(engine: Results) -> Table:
-    rows: list[Row] = [
-        (
-            _name(row), row["cold"]["total"],
-            *(row["warm"][part] for part in ("total", "import", "warm_up", "first_frame")),
-        )
-        for row in engine["start"]
-        if row["cold"] and row["warm"]
-    ]  # fmt: skip
-    columns = "backend, cold (s), warm (s), import (s), networks (s), first frame (s)"
-    return _table("Start-up", columns, rows, _START_NOTE)
-
-
 def _node_table(results: Results) -> Table:
-    rows: list[Row] = []
-    for row in results["node"]:
+    soak, rows = results.get("soak") or {}, list[Row]()
+    for row in (*(results.get("node") or ()), *([soak] if soak else ())):
         if "error" not in row:
             share = row["ros_share"]
+            name = _camera(row) + (", soak" if row is soak else "")
             rows.append((
-                _camera(row), row["backend"], row["sent"], row["out"],
+                name, row["backend"], row["sent"], row["out"],
                 sum(row["dropped"].values()), row["lost"], "yes" if row["accounted"] else "NO",
                 row["fps_out"], *(row["age_ms"].get(name, NAN) for name in ("p50", "p95", "max")),
                 row["cpu_percent"], row["memory_mb"]["steady"],
@@ -191,37 +159,26 @@ def _node_table(results: Results) -> Table:
         "camera, backend, sent, out, dropped, lost, adds up, fps out:1, age p50 (ms):0, p95:0, "
         "max:0, CPU (%):0, memory (MB):0, ROS (%):1, to active (s):1"
     )
-    return _table("Node", columns, rows, _NODE_NOTE)
+    told = f" {_soak_in_words(soak)}" if "drift" in soak else ""
+    return _table("Node", columns, rows, _NODE_NOTE + told)
 
 
-def _soak_table(soak: Results) -> Table:
+def _soak_in_words(soak: Results) -> str:
     drift = soak["drift"]
 
     def course(name: str, decimals: int = 0) -> str:
         first, last, most = (f"{drift[name][at]:.{decimals}f}" for at in ("first", "last", "max"))
         return f"{first} → {last}, at most {most}"
 
+    ages = ", ".join(f"{name} {value:.0f}" for name, value in soak["arrival_age_ms"].items())
     fps = drift["fps"]
-    ages = ", ".join(f"{value:.0f}" for value in soak["arrival_age_ms"].values())
-    rows: list[Row] = [
-        ("memory's slope (MiB/h)", f"{drift['memory_slope_mb_per_hour']:+.2f}"),
-        ("memory (MiB)", course("memory_mb", 1)),
-        ("file descriptors", course("descriptors")),
-        ("threads", course("threads")),
-        ("fps", f"{fps['first']:.2f} → {fps['last']:.2f}"),
-        ("age on arrival (ms): p50, p95, p99.9, max", ages),
-        ("frames sent", str(soak["sent"])),
-        ("of those: out, dropped, lost on the way",
-         f"{soak['out']}, {sum(soak['dropped'].values())}, {soak['lost']}"),
-        ("sent = out + dropped + lost", "yes" if soak["accounted"] else "NO"),
-        ("frames received here, of those out", str(soak["received"])),
-    ]  # fmt: skip
-    note = (
-        f"First and last after a warm-up of {drift['warm_up_s']:.0f} s; fps: of the first and the "
-        "last tenth. Age: here, when the MagImg arrived, of every frame."
+    return (
+        f"Soak of {drift['minutes']:.1f} minutes, from {drift['warm_up_s']:.0f} s on: memory "
+        f"{course('memory_mb', 1)} MiB ({drift['memory_slope_mb_per_hour']:+.2f} MiB/h); file "
+        f"descriptors {course('descriptors')}; threads {course('threads')}; fps {fps['first']:.2f} "
+        f"in the first tenth, {fps['last']:.2f} in the last; age on arrival here {ages} ms; "
+        f"{soak['received']} of {soak['out']} published frames arrived."
     )
-    title = f"Soak: {drift['minutes']:.1f} minutes, {_camera(soak)}"
-    return _table(title, "what, value", rows, note)
 
 
 def _table(title: str, columns: str, rows: list[Row], note: str = "") -> Table:

@@ -167,7 +167,8 @@ class FuseNode(ManagedNode):
         trouble = ""
         if session is not None and session.labels is not None:
             trouble = session.trouble
-            warnings += [session.loading, session.pipeline.refused, session.pipeline.degraded]
+            pipeline = session.pipeline
+            warnings += [session.loading, pipeline.refused, pipeline.degraded, pipeline.advice]
             if session.engine is not None:
                 warnings.append(session.engine.steps_warning)
                 if not session.engine.trained:
