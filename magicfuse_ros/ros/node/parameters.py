@@ -243,10 +243,6 @@ class Settings:
             raise ParameterError(str(error)) from error
         if 0 < checked["input_bits"] < 8:
             raise ParameterError(f"input_bits is {checked['input_bits']}; accepted: 0, or 8 to 16")
-        try:
-            id_map = IdMap.parse(checked["semantic.id_map"])
-        except ValueError as error:
-            raise ParameterError(f"semantic.id_map: {error}") from error
         return cls(
             engine=engine,
             watchdog_s=float(checked["watchdog_s"]),
@@ -254,7 +250,7 @@ class Settings:
             input_reliability=checked["input_reliability"],
             input_bits=checked["input_bits"],
             jpeg_quality=checked["jpeg_quality"],
-            id_map=id_map,
+            id_map=read_id_map(checked["semantic.id_map"]),
             min_confidence=float(checked["semantic.min_confidence"]),
         )
 
@@ -271,10 +267,7 @@ class Settings:
         ParameterError
             `semantic.id_map` names a class that is not in `names`.
         """
-        try:
-            return self.id_map.table(names)
-        except ValueError as error:
-            raise ParameterError(f"semantic.id_map: {error}") from error
+        return ids_of(self.id_map, names)
 
     def needing_reconfigure(self, loaded: Settings) -> list[str]:
         """Name what differs from the settings that an engine was loaded with."""
@@ -284,3 +277,19 @@ class Settings:
             if each.name not in SAMPLING
             and getattr(self.engine, each.name) != getattr(loaded.engine, each.name)
         ]
+
+
+def read_id_map(text: str) -> IdMap:
+    """Read `semantic.id_map`; raises `ParameterError`."""
+    try:
+        return IdMap.parse(text)
+    except ValueError as error:
+        raise ParameterError(f"semantic.id_map: {error}") from error
+
+
+def ids_of(id_map: IdMap, names: Sequence[str]) -> NDArray[np.uint8]:
+    """Return the published id of each id, as `IdMap.table`; raises `ParameterError`."""
+    try:
+        return id_map.table(names)
+    except ValueError as error:
+        raise ParameterError(f"semantic.id_map: {error}") from error
