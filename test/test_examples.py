@@ -11,6 +11,8 @@ MODULES = (
     "magicfuse_ros.ros.images.bit_depth",
     "magicfuse_ros.ros.images.codec",
     "magicfuse_ros.sources.pictures",
+    "magicfuse_ros.sources.source",
+    "magicfuse_ros.sources.videos",
 )
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicfuse_ros.commands import bag_fuse
 from magicfuse_ros.commands.arguments import size
+from magicfuse_ros.commands.exit_status import DONE, FAILED, INCOMPLETE, stop_on_signals
 
 if TYPE_CHECKING:
     from rclpy.context import Context
@@ -78,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one action: 0 when it succeeded, 1 with one line on stderr otherwise."""
+    """Run one action and return its exit status; errors are one line on stderr."""
     from magicfuse_ros.bags.reader import BagError
 
     actions = {
@@ -92,42 +91,40 @@ def run(args: argparse.Namespace) -> int:
         return actions[args.action](args)
     except (BagError, ValueError) as error:  # SourceError and the settings' checks are ValueErrors
         print(f"magicfuse bag {args.action}: {error}", file=sys.stderr)
-        return 1
-
-
-def stop_on_signals() -> threading.Event:
-    """Return an event that SIGINT, SIGTERM or SIGHUP sets; a second SIGINT interrupts at once."""
-    stop = threading.Event()
-
-    def request(number: int, _frame: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, request)
-    return stop
+        return FAILED
 
 
 def _from_video(args: argparse.Namespace) -> int:
-    from magicfuse_ros.bags.from_video import FrameSource, write_bag
+    from magicfuse_ros.bags.from_video import write_bag
+    from magicfuse_ros.sources.source import open_source
 
-    source = FrameSource(args.input, fps=args.fps, size=args.size)
+    source = open_source(args.input)
+    if args.fps is not None:
+        source = source.at_rate(args.fps)
+    if args.size is not None:
+        source = source.of_size(args.size)
     options = _given(storage=args.storage, frame_id=args.frame_id)
     options["topic"] = args.topic or ("/image/compressed" if args.compressed else "/image")
     if args.degrade is not None:
         options["transform"] = _degradation(args.degrade)
     stop = stop_on_signals()
+    faults: list[str] = []
+
+    def left_out(fault: str) -> None:
+        faults.append(fault)
+        print(f"left out: {fault}", file=sys.stderr)
+
     count = write_bag(
         source,
         args.out,
         start_ns=time.time_ns(),
         compressed=args.compressed,
         stop=stop,
+        left_out=left_out,
         **options,
     )
-    print(f"{args.out}: {count} frames, {count / source.rate:.1f} s at {source.rate:g} fps")
-    return 130 if stop.is_set() else 0
+    print(f"{args.out}: {count} frames, {count / source.rate:.1f} s at {source.rate:.4g} fps")
+    return stop.status or (INCOMPLETE if faults else DONE)
 
 
 def _play(args: argparse.Namespace) -> int:
@@ -162,7 +159,7 @@ def _play(args: argparse.Namespace) -> int:
         finally:
             node.destroy_node()
             context.shutdown()
-    return 130 if stop.is_set() else 0
+    return stop.status
 
 
 def _record(args: argparse.Namespace) -> int:

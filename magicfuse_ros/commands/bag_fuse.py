@@ -115,8 +115,8 @@ def _fuse_one(source: Path, target: Path, options: FuseOptions) -> int:
 
     from magicfuse_ros.bags.fuse_bag import fuse_bag
     from magicfuse_ros.bags.fuse_engine import LazyEngine
-    from magicfuse_ros.commands.bag import stop_on_signals
     from magicfuse_ros.commands.demo import ProgressLine
+    from magicfuse_ros.commands.exit_status import stop_on_signals
 
     stop = stop_on_signals()
     show = ProgressLine(sys.stderr)
@@ -136,8 +136,8 @@ def _fuse_one(source: Path, target: Path, options: FuseOptions) -> int:
 
 def _fuse_many(args: argparse.Namespace, options: FuseOptions) -> int:
     from magicfuse_ros.bags import fleet
-    from magicfuse_ros.commands.bag import stop_on_signals
     from magicfuse_ros.commands.demo import ProgressLine
+    from magicfuse_ros.commands.exit_status import stop_on_signals
 
     jobs = fleet.jobs(_expanded(args.input), args.output)
     stop = stop_on_signals()

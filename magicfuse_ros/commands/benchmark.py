@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and tell: 0, 1 with the reason on stderr if something failed, 130 after Ctrl-C."""
-    from magicfuse_ros.commands.bag import stop_on_signals
     from magicfuse_ros.commands.demo import ProgressLine
+    from magicfuse_ros.commands.exit_status import stop_on_signals
     from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError
 
     show = ProgressLine(sys.stderr)
@@ -179,16 +179,16 @@ def _frames(folder: Path, size: tuple[int, int]) -> Path:
     """Write camera frames of this size, from the sample video, as a .npy file; once for each."""
     import itertools
 
-    import cv2
     import numpy as np
 
-    from magicfuse_ros.commands.fuse_files import open_source
     from magicfuse_ros.resources import sample_video
+    from magicfuse_ros.sources.source import open_source
 
     path = folder / f"frames_{size[0]}x{size[1]}.npy"
     if not path.exists():
-        pictures = itertools.islice(open_source(sample_video()).pictures(), PICTURES)
-        frames = [cv2.resize(each.frame, size) for each in pictures if each.frame is not None]
+        source = open_source(sample_video()).of_size(size)
+        first = itertools.islice(source.frames(), PICTURES)
+        frames = [each.rgb for each in first if each.rgb is not None]
         np.save(path, np.stack(frames))
     return path
 

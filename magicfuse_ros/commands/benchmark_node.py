@@ -15,7 +15,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.client import Client
 
-from magicfuse_ros.bags.from_video import FrameSource, write_bag
+from magicfuse_ros.bags.from_video import write_bag
 from magicfuse_ros.bags.recorder import Recorder
 from magicfuse_ros.commands.benchmark_camera import CameraProcess
 from magicfuse_ros.commands.node_session import (
@@ -34,6 +34,7 @@ from magicfuse_ros.evaluation.benchmark.plan import Size
 from magicfuse_ros.evaluation.benchmark.process import CACHE_VARIABLE
 from magicfuse_ros.ros.dds import isolate, use_shipped_profile
 from magicfuse_ros.ros.node.node_process import NodeProcess, fuse_node_command
+from magicfuse_ros.sources.source import open_source
 
 TOPIC = "/image"
 OUTPUTS = (MAGIMG, MASK, CONFIDENCE)
@@ -261,7 +262,7 @@ class NodeBenchmark:
                 if written >= BAG_FRAMES or self.stop.is_set():
                     enough.set()
 
-            source = FrameSource(self.video, fps=BAG_RATE_HZ, size=size)
+            source = open_source(self.video).at_rate(BAG_RATE_HZ).of_size(size)
             write_bag(
                 source, bag, start_ns=time.time_ns(), topic=TOPIC, stop=enough, progress=count
             )

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo: 0 when frames came out, 1 with the reason on stderr, 130 after Ctrl-C."""
     from magicfuse_ros.bags.reader import BagError
-    from magicfuse_ros.commands.bag import stop_on_signals
+    from magicfuse_ros.commands.exit_status import stop_on_signals
     from magicfuse_ros.commands.node_session import SessionError, Stopped
 
     stop = stop_on_signals()
@@ -169,11 +169,12 @@ class Demo:
         )
 
     def _convert(self, path: Path, degrade: str | None) -> Path:
-        from magicfuse_ros.bags.from_video import FrameSource, write_bag
+        from magicfuse_ros.bags.from_video import write_bag
         from magicfuse_ros.commands.degrade import degradation
         from magicfuse_ros.commands.node_session import Stopped
+        from magicfuse_ros.sources.source import open_source
 
-        source = FrameSource(path)
+        source = open_source(path)
         bag = self._folder / "input.bag"
         remove_bag(bag)
         write_bag(
