@@ -15,7 +15,6 @@ NAME = "magicfuse_ros"
 
 # Everything that runs a model on an image; torch pulls in most of the weight.
 REQUIRES = [
-    "diffusers>=0.30",
     "numpy>=1.23",
     "opencv-python-headless>=4.8",
     "pyyaml>=6.0",
@@ -45,6 +44,7 @@ FLEET = ["ray>=2.40"]  # many bags at once; 240 MB installed
 # SegFormer-B0 to compare with, the plots, and the video that is fused.
 BENCHMARK = ["matplotlib>=3.8", "torchmetrics>=1.4", "transformers>=4.40", *DEMO]
 TEST = [
+    "diffusers>=0.30",  # whose U-Net and DDIM ours are compared with
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8.0",

@@ -10,7 +10,13 @@ import sys
 from typing import TYPE_CHECKING
 
 # Nothing that takes time to import may stand here: signals are caught from `main` on.
-from magicfuse_ros.commands.exit_status import FAILED, SCHEME, raise_on_signals, status_of
+from magicfuse_ros.commands.exit_status import (
+    FAILED,
+    SCHEME,
+    ignore_signals,
+    raise_on_signals,
+    status_of,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -20,6 +26,7 @@ COMMANDS = {
     "fuse": "fuse",
     "bag": "bag",
     "demo": "demo",
+    "node": "node",
     "train": "train",
     "evaluate": "evaluate",
     "benchmark": "benchmark",
@@ -71,9 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _run(sys.argv[1:])
         except SystemExit as leave:  # of argparse, after --help or a wrong argument
             status = leave.code if isinstance(leave.code, int) else FAILED
-        return status if flushed() else FAILED
+        if not flushed():
+            status = FAILED
     except KeyboardInterrupt as stop:
-        return status_of(stop)
+        status = status_of(stop)
+    ignore_signals()
+    return status
 
 
 def _run(words: Sequence[str]) -> int:

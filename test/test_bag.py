@@ -2,8 +2,7 @@
 
 import contextlib
 import sqlite3
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -14,14 +13,20 @@ from hypothesis import strategies as st
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
+from support.videos import UNEVEN, evenly, write_video
 
+from magicfuse_ros import cli
 from magicfuse_ros.bags import pictures
-from magicfuse_ros.bags.from_video import FrameSource, SourceError, image_files, write_bag
+from magicfuse_ros.bags.from_video import write_bag
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES, BagWriter
+from magicfuse_ros.commands import bag as bag_command
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros import stamps
 from magicfuse_ros.ros.images.codec import decode_compressed, decode_image, encode_image
+from magicfuse_ros.sources.frame import SourceError
+from magicfuse_ros.sources.pictures import picture_files
+from magicfuse_ros.sources.source import open_source
 
 START_NS = 1_700_000_000_123_456_789
 
@@ -41,14 +46,17 @@ def picture_folder(folder, count, width=64, height=48):
     return folder
 
 
-def magicfuse(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "magicfuse_ros", "bag", *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.fixture
+def magicfuse(capsys, monkeypatch):
+    """`magicfuse bag …` in this process: exit status, stdout, stderr."""
+    monkeypatch.setattr(bag_command, "stop_on_signals", lambda **_: threading.Event())
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = cli.main(["bag", *map(str, arguments)])
+        return (status, *capsys.readouterr())
+
+    return run
 
 
 # --- round trips ---------------------------------------------------------------------------------
@@ -140,7 +148,7 @@ def test_a_stamp_outside_ros_time_and_a_message_without_header_are_refused():
 
 @pytest.mark.parametrize("storage", sorted(STORAGES))
 def test_raw_frames_come_back_exactly(tmp_path, storage):
-    source = FrameSource(picture_folder(tmp_path / "in", 12), fps=20.0)
+    source = open_source(picture_folder(tmp_path / "in", 12)).at_rate(20.0)
     count = write_bag(
         source,
         tmp_path / "bag",
@@ -161,7 +169,7 @@ def test_raw_frames_come_back_exactly(tmp_path, storage):
 
 
 def test_compressed_frames_come_back_close(tmp_path):
-    source = FrameSource(picture_folder(tmp_path / "in", 3))
+    source = open_source(picture_folder(tmp_path / "in", 3))
     write_bag(
         source, tmp_path / "bag", start_ns=START_NS, topic="/image/compressed", compressed=True
     )
@@ -176,28 +184,55 @@ def test_compressed_frames_come_back_close(tmp_path):
 
 def test_a_video_keeps_its_rate_and_another_rate_keeps_its_speed():
     video = sample_video()
-    source = FrameSource(video)
+    source = open_source(video)
     assert (source.rate, source.count) == (25.0, 250)
-    sizes = {frame.shape for frame in source}
+    sizes = {frame.rgb.shape for frame in source.frames()}
     assert sizes == {(272, 640, 3)}
-    slower = FrameSource(video, fps=10.0, size=(160, 68))
-    frames = list(slower)
-    assert (len(frames), slower.count, frames[0].shape) == (100, 100, (68, 160, 3))
-    faster = sum(1 for _ in FrameSource(video, fps=50.0, size=(32, 16)))
+    slower = source.at_rate(10.0).of_size((160, 68))
+    frames = list(slower.frames())
+    assert (len(frames), slower.count, frames[0].rgb.shape) == (100, 100, (68, 160, 3))
+    faster = sum(1 for _ in source.at_rate(50.0).frames())
     assert faster == 500
+
+
+def test_a_variable_frame_rate_keeps_its_times_in_the_bag(tmp_path):
+    video = write_video(tmp_path / "v.mp4", UNEVEN)
+    assert cli.main(["bag", "from-video", str(video), str(tmp_path / "bag")]) == 0
+    with BagReader(tmp_path / "bag") as bag:
+        messages = [
+            (message.time_ns, stamps.read_stamp(message.data)) for message in bag.messages()
+        ]
+    start_ns = messages[0][0]
+    assert [(time - start_ns) / 1e9 for time, _ in messages] == pytest.approx(UNEVEN, abs=1e-4)
+    assert all(time == stamp for time, stamp in messages)
+
+
+def test_a_video_that_is_cut_short_is_kept_as_far_as_it_goes_and_told(tmp_path, capsys):
+    video = write_video(tmp_path / "v.avi", evenly(30), codec="mjpeg")
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    assert cli.main(["bag", "from-video", str(video), str(tmp_path / "bag")]) == 1
+    assert "v.avi is cut short after" in capsys.readouterr().err
+    with BagReader(tmp_path / "bag") as bag:
+        assert 5 < bag.message_count < 20
 
 
 def test_images_are_taken_in_natural_order(tmp_path):
     for name in ("f10.png", "f2.png", "f1.PNG", "notes.txt", "a.jpg"):
         (tmp_path / name).touch()
-    assert [file.name for file in image_files(tmp_path)] == ["a.jpg", "f1.PNG", "f2.png", "f10.png"]
+    assert [file.name for file in picture_files(tmp_path)] == [
+        "a.jpg",
+        "f1.PNG",
+        "f2.png",
+        "f10.png",
+    ]
 
 
 def test_an_image_folder_may_mix_sizes(tmp_path):
     folder = picture_folder(tmp_path / "in", 1)
     cv2.imwrite(str(folder / "z.png"), np.zeros((10, 20, 3), np.uint8))
-    assert [frame.shape for frame in FrameSource(folder)] == [(48, 64, 3), (10, 20, 3)]
-    assert [frame.shape for frame in FrameSource(folder, size=(30, 40))] == [(40, 30, 3)] * 2
+    assert [frame.rgb.shape for frame in open_source(folder).frames()] == [(48, 64, 3), (10, 20, 3)]
+    scaled = open_source(folder).of_size((30, 40))
+    assert [frame.rgb.shape for frame in scaled.frames()] == [(40, 30, 3)] * 2
 
 
 # --- what cannot be read or written --------------------------------------------------------------
@@ -207,21 +242,21 @@ def test_an_image_folder_may_mix_sizes(tmp_path):
     ("make", "text"),
     [
         (lambda _path: None, "does not exist"),
-        (lambda path: path.mkdir(), "holds no images"),
-        (lambda path: path.write_bytes(b"no video" * 99), "not a readable video"),
+        (lambda path: path.mkdir(), "holds no pictures"),
+        (lambda path: path.write_bytes(b"no video" * 99), "cannot be read as a video"),
     ],
 )
 def test_an_unreadable_source_is_one_clear_error(tmp_path, make, text):
     make(tmp_path / "in")
     with pytest.raises(SourceError, match=text):
-        FrameSource(tmp_path / "in")
+        open_source(tmp_path / "in")
 
 
 def test_a_broken_image_leaves_no_bag(tmp_path):
     folder = picture_folder(tmp_path / "in", 2)
     (folder / "f9.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(SourceError, match=r"f9\.png is not a readable image"):
-        write_bag(FrameSource(folder), tmp_path / "bag", start_ns=START_NS)
+    with pytest.raises(SourceError, match=r"f9\.png is not a readable picture"):
+        write_bag(open_source(folder), tmp_path / "bag", start_ns=START_NS)
     assert not (tmp_path / "bag").exists()
 
 
@@ -331,24 +366,26 @@ def test_a_bag_is_never_overwritten_and_unknown_things_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("storage", sorted(STORAGES))
-def test_from_video_and_info(tmp_path, storage):
+def test_from_video_and_info(tmp_path, magicfuse, storage):
     folder = picture_folder(tmp_path / "in", 4)
     out = tmp_path / "out.bag"
-    made = magicfuse("from-video", folder, out, "--fps", 8, "--size", "32x24", "--storage", storage)
-    assert (made.returncode, made.stderr) == (0, "")
-    info = magicfuse("info", out)
-    assert info.returncode == 0
+    status, _, errors = magicfuse(
+        "from-video", folder, out, "--fps", 8, "--size", "32x24", "--storage", storage
+    )
+    assert (status, errors) == (0, "")
+    status, told, errors = magicfuse("info", out)
+    assert (status, errors) == (0, "")
     for part in (f"({storage})", "messages  4", "/image", "32x24 rgb8", "8.00 Hz", "reliable"):
-        assert part in info.stdout
+        assert part in told
 
 
-def test_from_video_degrades_the_same_way_every_time(tmp_path):
+def test_from_video_degrades_the_same_way_every_time(tmp_path, magicfuse):
     folder = picture_folder(tmp_path / "in", 3)
     for name in ("a", "b"):
         made = magicfuse(
             "from-video", folder, tmp_path / name, "--degrade", "low-light:0.8,noise:0.2"
         )
-        assert made.returncode == 0, made.stderr
+        assert made[0] == 0, made
     with BagReader(tmp_path / "a") as a, BagReader(tmp_path / "b") as b:
         frames = [[each.frame for each in pictures.frames(bag, "/image")] for bag in (a, b)]
     np.testing.assert_array_equal(frames[0], frames[1])
@@ -365,14 +402,17 @@ def test_from_video_degrades_the_same_way_every_time(tmp_path):
         (["from-video", "{}/in", "{}/in"], "exists already"),
         (["info", "{}/none"], "does not exist"),
         (["play", "{}/none"], "does not exist"),
+        (["record", "{}/in"], "exists already"),
     ],
 )
-def test_a_wrong_argument_is_one_line_on_stderr_and_leaves_nothing(tmp_path, arguments, text):
+def test_a_wrong_argument_is_one_line_on_stderr_and_leaves_nothing(
+    tmp_path, magicfuse, arguments, text
+):
     picture_folder(tmp_path / "in", 1)
-    result = magicfuse(*(argument.replace("{}", str(tmp_path)) for argument in arguments))
-    assert result.returncode == 1
-    assert text in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    status, _, errors = magicfuse(*(each.replace("{}", str(tmp_path)) for each in arguments))
+    assert status == 2
+    assert text in errors
+    assert len(errors.strip().splitlines()) == 1
     assert [path.name for path in Path(tmp_path).iterdir()] == ["in"]
 
 

@@ -385,7 +385,7 @@ def test_a_cut_off_png_is_refused(share):
 
 
 @pytest.mark.parametrize("data", [jpeg_of(scene()), png_of(scene())], ids=["jpeg", "png"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=8))
 def test_a_damaged_picture_is_decoded_or_refused(data, changes):
     damaged = bytearray(data)

@@ -9,7 +9,7 @@ from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.training.datasets import (
     CacheSettings,
     CropDataset,
-    CropSettings,
+    DataConfig,
     find_sources,
     open_cache,
 )
@@ -101,8 +101,8 @@ def test_samples_hold_more_people_where_it_is_asked_for(source):
     person = next(label.id for label in labels.labels if label.name == "person")
 
     def pixels(paste):
-        settings = CropSettings(size=HEIGHT, width=WIDTH, paste=paste, warp=0.0)
-        samples = CropDataset([source], settings, labels, seed=1, samples=30)
+        config = DataConfig(crop=HEIGHT, crop_width=WIDTH, paste=paste, warp=0.0)
+        samples = CropDataset([source], config, labels, seed=1, samples=30)
         found = [samples[k] for k in range(30)]
         weighed = sum(float((sample["thermal_weight"] == 1.0).sum()) for sample in found)
         return sum(int((sample["labels"] == person).sum()) for sample in found), weighed
@@ -114,4 +114,4 @@ def test_samples_hold_more_people_where_it_is_asked_for(source):
 
 def test_a_chance_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"paste is 1\.5"):
-        CropSettings(paste=1.5)
+        DataConfig(crop=32, paste=1.5)

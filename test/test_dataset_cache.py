@@ -11,9 +11,8 @@ from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.training.datasets import (
     CacheSettings,
     CropDataset,
-    CropSettings,
+    DataConfig,
     DatasetError,
-    brighten_night_target,
     find_sources,
     open_cache,
     read_source,
@@ -43,8 +42,9 @@ def sources(tree, cache_dir):
 
 
 def crops(sources, **options):
-    settings = CropSettings(**{"size": 24, **options})
-    return CropDataset(sources, settings, DRIVE, seed=5, samples=100)
+    needs = options.pop("needs", frozenset())
+    config = DataConfig(**{"crop": 24, **options})
+    return CropDataset(sources, config, DRIVE, seed=5, samples=100, needs=needs)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_failed_build_leaves_nothing_that_could_be_taken_for_a_cache(tmp_path):
     TREES["camvid"](tmp_path / "camvid")
     (tmp_path / "camvid/train/labels/0001.png").write_bytes(b"no image")
     source = read_source("camvid", tmp_path / "camvid", "train")
-    with pytest.raises(DatasetError, match=r"labels/0001.png is not a readable image"):
+    with pytest.raises(DatasetError, match=r"labels/0001.png is not a readable picture"):
         open_cache(source, tmp_path / "cache", SMALL)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -109,8 +109,8 @@ def test_cut_short_cache_is_named(tmp_path):
     TREES["camvid"](tmp_path / "camvid")
     source = read_source("camvid", tmp_path / "camvid", "train")
     open_cache(source, tmp_path / "cache", SMALL)
-    (array,) = (tmp_path / "cache").glob("*.npy")
-    np.save(array, np.zeros(10, np.uint8))
+    (array,) = (tmp_path / "cache").glob("*.raw")
+    array.write_bytes(bytes(10))
     with pytest.raises(DatasetError, match="delete it"):
         open_cache(source, tmp_path / "cache", SMALL)
 
@@ -158,7 +158,7 @@ def test_samples_depend_on_seed_and_index_alone(sources):
     for index in (3, 0, 99):
         a, b = first[index], second[index]
         assert all(torch.equal(a[name], b[name]) for name in a)
-    other = CropDataset(sources, CropSettings(size=24), DRIVE, seed=6, samples=100)
+    other = CropDataset(sources, DataConfig(crop=24), DRIVE, seed=6, samples=100)
     assert any(not torch.equal(first[k]["degraded"], other[k]["degraded"]) for k in range(5))
 
 
@@ -182,7 +182,7 @@ def test_every_plane_of_a_sample_is_cut_alike(tmp_path, warp):
     write(tmp_path / "fmb/train/Label/1.png", np.where(left, 8, 1).astype("u1"))
     settings = CacheSettings(width=64, height=48)
     source = open_cache(read_source("fmb", tmp_path / "fmb", "train"), tmp_path / "c", settings)
-    dataset = crops([source], size=32, warp=warp, around_box=0.0)
+    dataset = crops([source], crop=32, warp=warp, around_box=0.0)
     sides = set()
     for index in range(30):
         sample = dataset[index]
@@ -197,7 +197,7 @@ def test_every_plane_of_a_sample_is_cut_alike(tmp_path, warp):
 
 @pytest.mark.parametrize("warp", [0.0, 1.0])
 def test_crops_may_be_wider_than_high(sources, warp):
-    dataset = crops(sources, size=20, width=36, warp=warp)
+    dataset = crops(sources, crop=20, crop_width=36, warp=warp)
     for index in range(20):
         shapes = {name: tuple(value.shape[-2:]) for name, value in dataset[index].items()}
         for name in ("degraded", "clean", "infrared", "labels", "thermal_weight"):
@@ -208,9 +208,13 @@ def test_a_crop_of_the_whole_image_is_the_image(tmp_path):
     TREES["camvid"](tmp_path / "camvid")
     source = read_source("camvid", tmp_path / "camvid", "train")
     cached = open_cache(source, tmp_path / "cache", CacheSettings(width=64, height=48))
-    sample = crops([cached], size=48, width=64, warp=0.0, flip=0.0)[0]
-    image = (sample["clean"].permute(1, 2, 0) * 255.0).round().byte().numpy()
-    np.testing.assert_array_equal(image, cached.visible(0))
+    dataset, mirrored = crops([cached], crop=48, crop_width=64, warp=0.0), 0
+    for index in range(20):
+        image = (dataset[index]["clean"].permute(1, 2, 0) * 255.0).round().byte().numpy()
+        is_mirrored = not np.array_equal(image, cached.visible(0))
+        mirrored += is_mirrored
+        np.testing.assert_array_equal(image[:, :: -1 if is_mirrored else 1], cached.visible(0))
+    assert 0 < mirrored < 20
 
 
 def test_needs_choose_the_items(sources):
@@ -261,9 +265,7 @@ def test_recolouring_is_seeded_and_leaves_its_input_alone():
 
 def test_weights_mix_the_sources(sources):
     weights = {source.name: 0.0 for source in sources} | {"camvid/train": 3.0, "msrs/train": 1.0}
-    dataset = CropDataset(
-        sources, CropSettings(size=16), DRIVE, seed=0, samples=400, weights=weights
-    )
+    dataset = crops(sources, crop=16, weights=tuple(weights.items()))
     names = [sources[int(dataset[k]["source"])].name for k in range(400)]
     assert names.count("camvid/train") / 400 == pytest.approx(0.75, abs=0.07)
     assert set(names) == {"camvid/train", "msrs/train"}
@@ -273,29 +275,10 @@ def test_crops_around_boxes_hold_people_more_often(sources):
     msrs = [source for source in sources if source.name == "msrs/train"]
 
     def share(chance):
-        dataset = crops(msrs, size=16, warp=0.0, around_box=chance)
+        dataset = crops(msrs, crop=16, warp=0.0, around_box=chance)
         return np.mean([bool((dataset[k]["thermal_weight"] == 1.0).any()) for k in range(100)])
 
     assert share(1.0) > share(0.0)
-
-
-def test_night_target_is_brighter_when_asked_for(sources):
-    msrs = [source for source in sources if source.name == "msrs/train"]
-    dark, lit = (crops(msrs, brighten_night_target=on) for on in (False, True))
-    nights = [k for k in range(40) if dark[k]["night"]]
-    days = [k for k in range(40) if not dark[k]["night"]]
-    assert nights
-    for k in nights:
-        assert lit[k]["clean"].mean() > dark[k]["clean"].mean()
-        assert torch.equal(lit[k]["degraded"], dark[k]["degraded"])
-    assert all(torch.equal(lit[k]["clean"], dark[k]["clean"]) for k in days)
-
-
-def test_brightening_is_deterministic_and_never_darkens():
-    image = np.random.default_rng(0).integers(0, 60, (60, 80, 3), dtype=np.uint8)
-    result = brighten_night_target(image)
-    np.testing.assert_array_equal(result, brighten_night_target(image))
-    assert result.mean() > image.mean()
 
 
 def test_validation_items_are_fixed_and_independent_of_what_else_is_asked(tree, tmp_path):
@@ -316,16 +299,14 @@ def test_validation_items_are_fixed_and_independent_of_what_else_is_asked(tree, 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda s: crops(s, size=8), "crop size is 8"),
-        (lambda s: crops(s, needs=frozenset({"depth"})), "depth"),
-        (lambda s: crops(s, flip=1.5), "flip is 1.5"),
-        (lambda s: crops(s, recolour=-0.1), "recolour is -0.1"),
-        (lambda s: crops(s, scale=(2.0, 1.0)), "scale is"),
+        (lambda s: crops(s, crop=8), r"data\.crop is 8"),
+        (lambda s: crops(s, recolour=-0.1), r"data\.recolour is -0\.1"),
+        (lambda s: crops(s, warp=float("nan")), r"data\.warp is nan"),
+        (lambda s: crops(s, scale=(2.0, 1.0)), r"data\.scale is"),
+        (lambda s: crops(s, weights=(("camvid/train", float("nan")),)), "camvid/train: nan"),
         (lambda _: CacheSettings(width=4), "4x240"),
         (
-            lambda s: CropDataset(
-                s, CropSettings(), DRIVE, seed=0, samples=1, weights={"kitti": 1.0}
-            ),
+            lambda s: crops(s, weights=(("kitti", 1.0),)),
             "kitti",
         ),
     ],

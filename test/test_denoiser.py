@@ -112,7 +112,7 @@ def test_attention_stands_where_the_configuration_says():
 def test_both_attentions_of_a_transformer_look_at_its_own_input():
     with torch.device("meta"):
         network = Denoiser(PAPER_LIKE, 8)
-    blocks = [m for m in network.modules() if type(m).__name__ == "BasicTransformerBlock"]
+    blocks = [m for m in network.modules() if type(m).__name__ == "TransformerBlock"]
     assert blocks
     for block in blocks:
         for attention in (block.attn1, block.attn2):

@@ -18,6 +18,7 @@ from magicfuse_ros.runtime import backends, networks_by_size
 from magicfuse_ros.runtime.backends import candidates
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.engine import EXTRAS, EngineError, EngineSettings, load_engine
+from magicfuse_ros.runtime.networks import CompiledNetworks
 from magicfuse_ros.runtime.stopwatch import STAGES
 
 LABELS = LabelSet.load(SMALL_FEW_STEP.labels)
@@ -266,6 +267,35 @@ def test_settings_may_change_while_a_frame_is_fused(load):
 
 
 # --- temporal -----------------------------------------------------------------------------------
+
+
+def test_a_frame_of_too_many_steps_begins_anew_when_fewer_are_asked_for(load):
+    expected = load(steps=2).fuse(street())
+    made = load()
+    networks = CompiledNetworks.denoise
+    taken = []
+
+    def denoise(self, condition, z_psi, z_phi, t):
+        taken.append(t)
+        if len(taken) == 5:
+            made.update(steps=2, tau=None, seed=None, temporal=0.0)
+        return networks(self, condition, z_psi, z_phi, t)
+
+    made.update(steps=900, tau=None, seed=None, temporal=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompiledNetworks, "denoise", denoise)
+        assert same(made.fuse(street()), expected)
+    assert len(taken) == 5 + 2
+
+
+def test_a_frame_is_expected_to_take_as_long_as_its_steps_and_a_warm_up_takes_few(load):
+    made = load(steps=900)
+    made.warm_up(ignore)
+    per_900 = made.expected_frame_s
+    made.update(steps=0, tau=None, seed=None, temporal=0.0)
+    own = made._sampling.in_force.steps
+    assert made.expected_frame_s == made.first_frame_s > 0.0
+    assert per_900 == pytest.approx(made.first_frame_s * 900 / own)
 
 
 def changes(results):

@@ -8,11 +8,14 @@ import importlib
 import pytest
 
 MODULES = (
+    "magicfuse_ros.evaluation.metrics",
     "magicfuse_ros.ros.images.bit_depth",
     "magicfuse_ros.ros.images.codec",
     "magicfuse_ros.sources.pictures",
     "magicfuse_ros.sources.source",
     "magicfuse_ros.sources.videos",
+    "magicfuse_ros.training.datasets.layouts",
+    "magicfuse_ros.training.degradation_mixes",
 )
 
 

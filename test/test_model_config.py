@@ -195,3 +195,22 @@ def test_whole_numbers_pass_for_numbers():
 def test_configurations_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         PAPER.diffusion.steps = 3
+
+
+@pytest.mark.parametrize(("name", "steps"), [("tiny", 1), ("paper", 25)])
+def test_a_model_says_for_which_steps_it_was_trained(name, steps):
+    trained = dataclasses.replace(SIZES[name], trained=True)
+    assert trained.diffusion.trained_steps == (steps,)
+    assert trained.steps_warning(steps) == ""
+    for other in (2, 4, 1000):
+        warning = trained.steps_warning(other)
+        assert f"trained for {steps} step" in warning
+        assert f"not for {other}" in warning
+    assert SIZES[name].steps_warning(4) == ""  # random weights: worthless with any number
+
+
+def test_trained_steps_are_the_models_own_where_a_folder_does_not_say():
+    assert DiffusionConfig(steps=4).trained_steps == (4,)
+    assert DiffusionConfig(steps=2, trained_steps=(1, 2)).trained_steps == (1, 2)
+    with pytest.raises(ConfigError, match=r"trained_steps is \(0,\); accepted: numbers from 1 to"):
+        DiffusionConfig(trained_steps=(0,))

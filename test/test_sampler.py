@@ -164,13 +164,25 @@ def test_the_latents_between_steps_lie_on_the_diffusion_path():
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_the_networks_are_asked_at_the_timesteps(spacing):
-    config = config_of(steps=4, spacing=spacing)
+    config = config_of(steps=25, spacing=spacing)
     networks = Oracle(config)
     seen = steps_of(networks, config)
-    expected = {"leading": [750, 500, 250, 0], "trailing": [999, 749, 499, 249]}[spacing]
+    last = {"leading": 0, "trailing": 39}[spacing]
+    expected = list(range(last + 960, -1, -40))
+    assert len(expected) == 25
     assert [t for t, *_ in networks.asked] == expected
     assert [t for *_, t in networks.fused] == expected
     assert [step.t for step in seen] == expected
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_few_steps_begin_at_pure_noise_whatever_the_models_spacing(spacing):
+    """With leading spacing one step would start at t = 0, and show noise for the picture."""
+    config = config_of(steps=25, spacing=spacing)
+    for steps in range(1, 25):
+        chosen = SamplerSettings.of(config, (), steps=steps).timesteps
+        assert (chosen[0], len(chosen)) == (999, steps)
+    assert SamplerSettings.of(config, (), steps=4).timesteps == (999, 749, 499, 249)
 
 
 def test_the_state_goes_from_step_to_step():
@@ -316,7 +328,7 @@ class Wavy(Oracle):
 @pytest.mark.parametrize(
     ("steps", "spacing"),
     # diffusers takes T / steps as the distance to the next timestep: exact only where it divides T.
-    [(1, "trailing"), (4, "trailing"), (25, "trailing"), (7, "leading"), (25, "leading")],
+    [(1, "trailing"), (4, "trailing"), (25, "trailing"), (40, "leading"), (25, "leading")],
 )
 def test_each_branch_is_diffusers_ddim(steps, spacing, kind, clip):
     config = config_of(steps=steps, spacing=spacing, clip=clip, psi=kind, phi=kind)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,28 +70,46 @@ def write_bag(
     BagError, SourceError
         Nothing is left at `out` then.
     """
-    written = 0
     with BagWriter(out, storage) as bag:
         bag.add_topic(Topic(topic, COMPRESSED_TYPE if compressed else IMAGE_TYPE))
-        for index, frame in enumerate(source.frames()):
-            if stop is not None and stop.is_set():
-                break
-            if frame.rgb is None:
-                if left_out is None:
-                    raise SourceError(frame.fault)
-                left_out(frame.fault)
-                continue
-            picture = frame.rgb if transform is None else transform(frame.rgb, index)
-            stamp_ns = start_ns + frame.time_ns
-            header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
-            message = (
-                encode_compressed(picture, header, JPEG_QUALITY)
-                if compressed
-                else encode_image(picture, "rgb8", header)
-            )
-            bag.write(topic, stamp_ns, serialize_message(message))
-            written += 1
-            progress(written)
-        if written == 0 and (stop is None or not stop.is_set()):
-            raise SourceError(f"no frame of it can be read; nothing is left at {out}")
+        written = 0
+        try:
+            for index, frame in enumerate(_readable(source, left_out)):
+                if stop is not None and stop.is_set():
+                    break
+                picture = frame.rgb if transform is None else transform(frame.rgb, index)
+                stamp_ns = start_ns + frame.time_ns
+                header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
+                message = (
+                    encode_compressed(picture, header, JPEG_QUALITY)
+                    if compressed
+                    else encode_image(picture, "rgb8", header)
+                )
+                bag.write(topic, stamp_ns, serialize_message(message))
+                written += 1
+                progress(written)
+        except Exception:
+            bag.discard()  # half of a video would pass for all of it, and it can be made again
+            raise
     return written
+
+
+class _Readable(NamedTuple):
+    time_ns: int
+    rgb: NDArray[np.uint8]
+
+
+def _readable(source: Source, left_out: Callable[[str], None] | None) -> Iterator[_Readable]:
+    """Yield the frames that have a picture; there is at least one, or a `SourceError`."""
+    fault, found = "", False
+    for frame in source.frames():
+        if frame.rgb is not None:
+            found = True
+            yield _Readable(frame.time_ns, frame.rgb)
+            continue
+        fault = frame.fault
+        if left_out is None:
+            raise SourceError(fault)
+        left_out(fault)
+    if not found:
+        raise SourceError(f"no frame can be read: {fault}")

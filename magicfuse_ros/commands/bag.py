@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from magicfuse_ros.commands.exit_status import DONE, FAILED, INCOMPLETE, stop_on
 if TYPE_CHECKING:
     from rclpy.context import Context
     from rclpy.node import Node
+
+    from magicfuse_ros.bags.reader import BagReader
 
 HELP = "make, play, record, fuse and describe ROS 2 bags, without a ROS installation"
 
@@ -138,97 +142,125 @@ def _play(args: argparse.Namespace) -> int:
         **_given(rate=args.rate, reliability=args.reliability),
     )
     stop = stop_on_signals()
-    with BagReader(args.bag) as reader:
-        context, node = _start_node("magicfuse_bag_play")
-        try:
-            player = Player(reader, node, settings)
-            for name, kind in player.skipped.items():
-                print(f"not playing {name}: {kind} is not installed here", file=sys.stderr)
-            if args.wait_for_subscribers is not None:
-                ready = player.wait_for_subscribers(args.wait_for_subscribers, stop)
-                if not ready and not stop.is_set():
-                    print(
-                        f"magicfuse bag play: no subscriber on every topic within "
-                        f"{args.wait_for_subscribers:g} s; check topic names and ROS_DOMAIN_ID",
-                        file=sys.stderr,
-                    )
-                    return 1
-            print(f"playing {args.bag}: {reader.duration_s:.1f} s", flush=True)
-            sent = player.play(stop)
-            print(f"sent {sent} messages")
-        finally:
-            node.destroy_node()
-            context.shutdown()
-    return stop.status
+    with BagReader(args.bag) as reader, _node("magicfuse_bag_play") as (_, node):
+        _remark(reader)
+        player = Player(reader, node, settings)
+        for name, kind in player.skipped.items():
+            print(f"not playing {name}: {kind} is not installed here", file=sys.stderr)
+        if args.wait_for_subscribers is not None:
+            ready = player.wait_for_subscribers(args.wait_for_subscribers, stop)
+            if not ready and not stop.is_set():
+                print(
+                    f"magicfuse bag play: no subscriber on every topic within "
+                    f"{args.wait_for_subscribers:g} s; check topic names and ROS_DOMAIN_ID",
+                    file=sys.stderr,
+                )
+                return FAILED
+        _say(f"playing {args.bag}: {player.duration_s:.1f} s")
+        sent = player.play(stop)
+        _say(f"sent {sent} messages")
+    for name, text in player.left_out.items():
+        print(f"left out of {name}: {text}", file=sys.stderr)
+    return stop.status or (INCOMPLETE if player.left_out else DONE)
 
 
 def _record(args: argparse.Namespace) -> int:
+    stop = stop_on_signals(impatient=False)  # two Ctrl-C are one wish, and the bag has to be closed
     from rclpy.executors import SingleThreadedExecutor
 
+    from magicfuse_ros.bags.reader import BagError
     from magicfuse_ros.bags.recorder import Recorder
     from magicfuse_ros.bags.writer import BagWriter
 
-    stop = stop_on_signals()
-    context, node = _start_node("magicfuse_bag_record")
+    writer = BagWriter(args.out, **_given(storage=args.storage))
+    recorder, trouble = None, ""
     try:
-        with BagWriter(args.out, **_given(storage=args.storage)) as writer:
+        with writer, _node("magicfuse_bag_record") as (context, node):
             recorder = Recorder(node, writer, args.topics or None)
             executor = SingleThreadedExecutor(context=context)
             executor.add_node(node)
-            print(f"recording into {args.out}; Ctrl-C ends it", flush=True)
+            _say(f"recording into {args.out}; Ctrl-C ends it")
             end = time.monotonic() + (args.duration or float("inf"))
             while not stop.is_set() and time.monotonic() < end:
                 executor.spin_once(timeout_sec=0.1)
             recorder.take_arrived(executor)
             recorder.close()
             executor.shutdown()
-    finally:
-        node.destroy_node()
-        context.shutdown()
-    for name, count in sorted(recorder.counts.items()):
-        print(f"{count:8d}  {name}")
-    missing = sorted(set(args.topics) - set(recorder.counts))
+    except BagError as error:
+        trouble = str(error)
+    counts = recorder.counts if recorder is not None else {}
+    for name, count in sorted(counts.items()):
+        _say(f"{count:8d}  {name}")
+    if trouble:
+        kept = f"{writer.count} messages are kept in it" if writer.count else "nothing is in it"
+        print(f"magicfuse bag record: {trouble}; {kept}", file=sys.stderr)
+        return FAILED
+    missing = sorted(set(args.topics) - set(counts))
     if missing:
         print(f"nothing was published on {', '.join(missing)}", file=sys.stderr)
-    return 1 if missing else 0
+    return INCOMPLETE if missing else DONE
 
 
 def _info(args: argparse.Namespace) -> int:
-    from magicfuse_ros.bags.pictures import describe_images
-    from magicfuse_ros.bags.reader import BagReader
+    from magicfuse_ros.bags.pictures import describe_topic, image_topics
+    from magicfuse_ros.bags.reader import BagError, BagReader
 
     with BagReader(args.bag) as bag:
+        _remark(bag)
         print(f"bag       {args.bag} ({bag.storage})")
         if bag.message_count:
             start = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(bag.start_ns / 1e9))
             print(f"start     {start} ({bag.start_ns / 1e9:.3f})")
         print(f"duration  {bag.duration_s:.2f} s")
         print(f"messages  {bag.message_count}")
-        images = describe_images(bag)
+        unreadable = []
         for topic in bag.topics:
             rate = (topic.count - 1) / bag.duration_s if bag.duration_s and topic.count > 1 else 0
             details = [f"{topic.count:6d}", f"{rate:6.2f} Hz", topic.reliability]
             if topic.durability == "transient_local":
                 details.append(topic.durability)
-            if topic.name in images:
-                details.append(images[topic.name])
+            if topic in image_topics(bag):
+                try:
+                    details.append(describe_topic(bag, topic))
+                except BagError as error:
+                    unreadable.append(str(error))
             print(f"  {topic.name}  {topic.type}  {'  '.join(details)}")
-    return 0
+    for text in unreadable:
+        print(text, file=sys.stderr)
+    return INCOMPLETE if unreadable else DONE
 
 
-def _start_node(name: str) -> tuple[Context, Node]:
-    """Start ROS with signals left to us, on the shipped DDS profile."""
+def _remark(bag: BagReader) -> None:
+    for text in bag.remarks:
+        print(f"bag {bag.path}: {text}", file=sys.stderr)
+
+
+def _say(text: str) -> None:
+    """Print what nobody has to hear: whoever reads it may have gone."""
+    with suppress(OSError):
+        print(text, flush=True)
+
+
+@contextmanager
+def _node(name: str) -> Iterator[tuple[Context, Node]]:
+    """Run a ROS node on the shipped DDS profile, with signals left to us."""
     import rclpy
     from rclpy.context import Context
     from rclpy.node import Node
     from rclpy.signals import SignalHandlerOptions
 
-    from magicfuse_ros.ros.dds import use_shipped_profile
+    from magicfuse_ros.ros.dds import prepare
 
-    use_shipped_profile(os.environ)
+    for warning in prepare(os.environ):
+        print(f"magicfuse bag: {warning}", file=sys.stderr)
     context = Context()
     rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
-    return context, Node(name, context=context, start_parameter_services=False)
+    node = Node(name, context=context, start_parameter_services=False)
+    try:
+        yield context, node
+    finally:
+        node.destroy_node()
+        context.shutdown()
 
 
 def _degradation(kind: str) -> Any:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from magicfuse_ros.commands.exit_status import DONE, FAILED, stop_on_signals
+
 if TYPE_CHECKING:
     from magicfuse_ros.bags.reader import Topic
     from magicfuse_ros.commands.node_session import Session
@@ -51,9 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo: 0 when frames came out, 1 with the reason on stderr, 130 after Ctrl-C."""
+    """Run the demo: 0 when frames came out, 2 with the reason on stderr."""
     from magicfuse_ros.bags.reader import BagError
-    from magicfuse_ros.commands.exit_status import stop_on_signals
     from magicfuse_ros.commands.node_session import SessionError, Stopped
 
     stop = stop_on_signals()
@@ -62,12 +63,12 @@ def run(args: argparse.Namespace) -> int:
         Demo(args, stop, show).run()
     except Stopped:
         show.end("stopped")
-        return 130
+        return stop.status
     except (SessionError, BagError, ValueError, OSError) as error:
         show.end()
         print(f"magicfuse demo: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return FAILED
+    return DONE
 
 
 class ProgressLine:
@@ -198,12 +199,13 @@ class Demo:
         from magicfuse_ros.bags.reader import BagReader
         from magicfuse_ros.bags.writer import BagWriter
         from magicfuse_ros.commands.demo_session import DemoSession
+        from magicfuse_ros.commands.node_process import NodeProcess, fuse_node_command
         from magicfuse_ros.commands.node_session import SessionError
-        from magicfuse_ros.ros.dds import isolate, use_shipped_profile
-        from magicfuse_ros.ros.node.node_process import NodeProcess, fuse_node_command
+        from magicfuse_ros.ros.dds import isolate, prepare
 
         # In this process too: it plays and records.
-        use_shipped_profile(os.environ)
+        for warning in prepare(os.environ):
+            self._show.end(warning)
         isolate(os.environ, 1 + os.getpid() % 100)
         compressed = source.topic.type == COMPRESSED_TYPE
         parameters = {"input_transport": "compressed" if compressed else "raw"}

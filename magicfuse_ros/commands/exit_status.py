@@ -58,6 +58,16 @@ def raise_on_signals() -> None:
     errors of their own: the process then ends at once, with the same status.
     """
     _on_signals(_raise)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # in case the starter held them back
+
+
+def ignore_signals() -> None:
+    """Ignore SIGINT, SIGTERM and SIGHUP from now on, as the last thing before the process ends.
+
+    Python takes its handlers away on its way out; a signal then would turn a good end into a bad.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def stop_on_signals(*, impatient: bool = True) -> StopRequest:

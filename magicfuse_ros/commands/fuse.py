@@ -69,7 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace results that are there already"
     )
     parser.add_argument("--model", help="shipped model or folder of weights (default: tiny)")
-    parser.add_argument("--steps", type=int, help="DDIM steps a picture (default: the model's)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="DDIM steps a picture (default: the model's; others than it was trained for are "
+        "warned of)",
+    )
     parser.add_argument(
         "--tau",
         type=float,

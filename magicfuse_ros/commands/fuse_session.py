@@ -48,6 +48,8 @@ def fuse_all(
     ):
         if not engine.trained:
             _say("WARNING: the weights of this model are untrained, its results mean nothing")
+        if engine.steps_warning:
+            _say(f"WARNING: {engine.steps_warning}")
         left_out, fused, fuse_ms = 0, 0, 0.0
         started = told = time.monotonic()
         for frame in source.frames():

@@ -20,7 +20,7 @@ from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
 
 from magicfuse_ros.bags.recorder import Recorder
-from magicfuse_ros.ros.node.node_process import NodeProcess
+from magicfuse_ros.commands.node_process import NodeProcess
 from magicfuse_ros.ros.stamps import read_stamp
 
 NODE = "/fuse_node"

@@ -241,6 +241,9 @@ class DiffusionConfig:
         T, and the linear β schedule over it.
     steps, spacing
         DDIM steps at inference, and how their timesteps are spread over T.
+    trained_steps
+        The numbers of DDIM steps that F and S were trained for; with others their masks and
+        pictures may be worthless. Left empty, it becomes `steps` alone.
     clip_z0
         Clip every z0 estimate to [-1, 1]; latents are bounded, so this is legitimate and steadies
         few-step sampling.
@@ -259,6 +262,7 @@ class DiffusionConfig:
     beta_end: float = 0.0120
     steps: int = 25
     spacing: Spacing = "leading"
+    trained_steps: tuple[int, ...] = ()
     clip_z0: bool = False
     scale_inputs: bool = False
     tau: float = 0.4
@@ -273,6 +277,15 @@ class DiffusionConfig:
             "0 < beta_start <= beta_end < 1",
         )
         check_steps(self.steps, self.train_steps)
+        if not self.trained_steps:
+            object.__setattr__(self, "trained_steps", (self.steps,))
+        for steps in self.trained_steps:
+            _require(
+                1 <= steps <= self.train_steps,
+                "diffusion.trained_steps",
+                self.trained_steps,
+                f"numbers from 1 to {self.train_steps}",
+            )
         check_tau(self.tau)
         _require_choice("diffusion.spacing", self.spacing, Spacing)
 
@@ -333,6 +346,20 @@ class MagicFuseConfig:
         """Image sides must be multiples of this; inside, the networks take odd sizes."""
         patch = math.lcm(self.psi.patch, self.phi.patch, self.fusion.patch)
         return self.autoencoder.stride * patch
+
+    def steps_warning(self, steps: int) -> str:
+        """Say that the model was not trained for this number of DDIM steps; empty where it was.
+
+        A model with random weights was trained for none, and is told of by `trained` instead.
+        """
+        known = self.diffusion.trained_steps
+        if not self.trained or steps in known:
+            return ""
+        numbers = " or ".join(str(each) for each in known)
+        return (
+            f"model {self.name!r} was trained for {numbers} step{'s' * (known != (1,))} a picture, "
+            f"not for {steps}: its pictures and masks may be wrong; set steps to {numbers}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` is its inverse."""

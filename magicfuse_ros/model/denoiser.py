@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-from diffusers import UNet2DConditionModel
 from torch import Tensor, cat, nn
 from torch.nn import functional
 
 from magicfuse_ros.model.config import DenoiserConfig
+from magicfuse_ros.model.unet import UNet
 
 _GAIN_LIMIT = 4.0  # of |G|: gains from 0.018 to 55
-
-
-def _unet(config: DenoiserConfig, channels: int) -> nn.Module:
-    widths = tuple(config.width * multiplier for multiplier in config.multipliers)
-    levels = range(len(widths))
-    # To mypy, diffusers' classes are neither typed nor Modules.
-    unet: Any = UNet2DConditionModel(  # type: ignore[no-untyped-call]
-        in_channels=2 * channels,
-        out_channels=2 * channels if config.condition_skip else channels,
-        block_out_channels=widths,
-        down_block_types=tuple(
-            "CrossAttnDownBlock2D" if level in config.attention_levels else "DownBlock2D"
-            for level in levels
-        ),
-        up_block_types=tuple(
-            "CrossAttnUpBlock2D" if level in config.attention_levels else "UpBlock2D"
-            for level in reversed(levels)
-        ),
-        layers_per_block=config.blocks,
-        # Without a context both attentions of a transformer block attend to their own input, so
-        # the context is as wide as it.
-        cross_attention_dim=widths,
-        # diffusers keeps this misnomer for compatibility: it is the number of heads.
-        attention_head_dim=config.heads,
-        norm_num_groups=config.norm_groups,
-    )
-    return cast("nn.Module", unet)
 
 
 class Denoiser(nn.Module):
@@ -49,7 +20,16 @@ class Denoiser(nn.Module):
     def __init__(self, config: DenoiserConfig, latent_channels: int) -> None:
         super().__init__()
         self.config = config
-        self.unet = _unet(config, latent_channels * config.patch**2)
+        channels = latent_channels * config.patch**2
+        self.unet = UNet(
+            2 * channels,
+            2 * channels if config.condition_skip else channels,
+            widths=[config.width * multiplier for multiplier in config.multipliers],
+            blocks=config.blocks,
+            attention_levels=config.attention_levels,
+            heads=config.heads,
+            groups=config.norm_groups,
+        )
 
     def forward(self, condition: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
         """Predict from the condition latent and the noisy latent.
@@ -69,9 +49,7 @@ class Denoiser(nn.Module):
             (B, 8, h, w): ε, v or z0.
         """
         x = functional.pixel_unshuffle(cat([condition, z_t], dim=1), self.config.patch)
-        # return_dict=False keeps the graph exportable.
-        x = self.unet(x, t, encoder_hidden_states=None, return_dict=False)[0]
-        x = functional.pixel_shuffle(x, self.config.patch)
+        x = functional.pixel_shuffle(self.unet(x, t), self.config.patch)
         if not self.config.condition_skip:
             return x
         gain, offset = x.chunk(2, dim=1)

@@ -14,6 +14,13 @@ from torch import Tensor
 
 from magicfuse_ros.model.config import DiffusionConfig, Prediction, Spacing, check_steps
 
+FEW_STEPS = 25
+"""Below this number of steps the spacing is trailing, whatever the model's own.
+
+Leading spacing starts too late then: one step would start at t = 0, where the networks take the
+noise that they are given for the picture.
+"""
+
 
 class Estimate(NamedTuple):
     """What a prediction says at one timestep: the clean latent and the noise, each (B, C, h, w)."""
@@ -44,6 +51,12 @@ def timesteps(steps: int, train_steps: int, spacing: Spacing) -> list[int]:
         return [index * stride for index in reversed(range(steps))]
     # Half-way values round to even, as in diffusers' schedulers.
     return [int(t) - 1 for t in np.round(np.arange(train_steps, 0, -train_steps / steps))][:steps]
+
+
+def timesteps_of(config: DiffusionConfig, steps: int) -> list[int]:
+    """Return a model's timesteps for this many steps: its own spacing, trailing for `FEW_STEPS`."""
+    spacing = config.spacing if steps >= FEW_STEPS else "trailing"
+    return timesteps(steps, config.train_steps, spacing)
 
 
 def coefficients(alpha_bar: float) -> tuple[float, float]:

@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.single_file_utils import LDM_UNET_KEY, convert_ldm_unet_checkpoint
 from torch import Tensor, nn
 
 from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.checkpoint import PARTS, CheckpointError
-from magicfuse_ros.model.config import AutoencoderConfig, FusionConfig, MagicFuseConfig
+from magicfuse_ros.model.config import (
+    AutoencoderConfig,
+    DenoiserConfig,
+    FusionConfig,
+    MagicFuseConfig,
+)
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER
 
@@ -31,8 +35,25 @@ Progress = Callable[[str], None]
 Names = dict[str, str]
 """Name of a tensor in the release → its name in our part."""
 
+_RESIDUAL_BLOCK = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_TRANSFORMER_BLOCK = (
+    *("norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2"),
+    *(f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in _ATTENTION),
+)
+_SPATIAL_TRANSFORMER = {name: name for name in ("norm", "proj_in", "proj_out")} | {
+    f"transformer_blocks.0.{name}": f"transformer_blocks.0.{name}" for name in _TRANSFORMER_BLOCK
+}
+
 _WRAPPERS = ("state_dict", "model")
-_PREFIXES = ("module.", LDM_UNET_KEY)
+_PREFIXES = ("module.", "model.diffusion_model.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,12 +202,12 @@ def converted(
     CheckpointError
         A tensor is missing, unknown, of another shape or not of real numbers.
     """
-    names = _names(part, tensors, config, source)
+    names = _names(part, config)
     theirs = {ours: name for name, ours in names.items()}
     expected = module.state_dict()
     result: dict[str, Tensor] = {}
     for ours, parameter in expected.items():
-        name = theirs.get(ours, f"that becomes {ours} of {part}")
+        name = theirs[ours]
         tensor = tensors.get(name)
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{source} lacks the tensor {name!r}; download the file again")
@@ -209,15 +230,14 @@ def converted(
     return result
 
 
-def _names(part: str, tensors: Mapping[str, Any], config: MagicFuseConfig, source: str) -> Names:
+def _names(part: str, config: MagicFuseConfig) -> Names:
     if part == "encoder":
         return encoder_names(config.autoencoder)
     if part == "decoder":
         return decoder_names(config.autoencoder)
     if part == "fusion":
         return fusion_names(config.fusion)
-    blocks = (config.psi if part == "psi" else config.phi).blocks
-    return denoiser_names(tensors, blocks, source)
+    return denoiser_names(config.psi if part == "psi" else config.phi)
 
 
 def _tensors(layers: Names) -> Names:
@@ -275,24 +295,48 @@ def fusion_names(config: FusionConfig) -> Names:
     return _tensors(layers)
 
 
-def denoiser_names(tensors: Mapping[str, Any], blocks: int, source: str) -> Names:
-    """Names in `ikr.pth` or `ckg.pth` → names in `Denoiser`, for those that diffusers knows.
+def denoiser_names(config: DenoiserConfig) -> Names:
+    """Names in `ikr.pth` or `ckg.pth`, which are latent diffusion's → names in `Denoiser`.
 
-    `blocks` is the number of residual blocks a level. diffusers' conversion only moves values from
-    key to key, so it is given the keys themselves as values.
+    They cover every tensor that such a U-Net may have: a `skip_connection` exists only where a
+    residual block changes the number of channels, and some layers have no bias.
     """
-    keys = {LDM_UNET_KEY + name: name for name in tensors}
-    try:
-        moved = convert_ldm_unet_checkpoint(  # type: ignore[no-untyped-call]
-            keys, {"layers_per_block": blocks}
-        )
-    except KeyError as error:
-        raise CheckpointError(
-            f"{source} lacks the tensor {error.args[0]!r}; download the file again"
-        ) from error
-    except (ValueError, LookupError) as error:  # it takes names apart at their dots
-        raise CheckpointError(
-            f"{source} has names that are not those of a U-Net ({error}); it is not the file of "
-            "this part"
-        ) from error
-    return {theirs: f"unet.{ours}" for ours, theirs in moved.items() if theirs is not None}
+    blocks, levels, attention_levels = (
+        config.blocks,
+        len(config.multipliers),
+        config.attention_levels,
+    )
+    layers = {
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "input_blocks.0.0": "conv_in",
+        "out.0": "conv_norm_out",
+        "out.2": "conv_out",
+    }
+
+    def add(theirs: str, ours: str, parts: Names) -> None:
+        layers.update({f"{theirs}.{a}": f"{ours}.{b}" for a, b in parts.items()})
+
+    add("middle_block.0", "mid_block.resnets.0", _RESIDUAL_BLOCK)
+    add("middle_block.1", "mid_block.attentions.0", _SPATIAL_TRANSFORMER)
+    add("middle_block.2", "mid_block.resnets.1", _RESIDUAL_BLOCK)
+    each = blocks + 1  # entries of a level in their flat lists, on either side
+    for level in range(levels):
+        down, up = f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}"
+        for index in range(blocks):
+            theirs = f"input_blocks.{1 + level * each + index}"
+            add(f"{theirs}.0", f"{down}.resnets.{index}", _RESIDUAL_BLOCK)
+            if level in attention_levels:
+                add(f"{theirs}.1", f"{down}.attentions.{index}", _SPATIAL_TRANSFORMER)
+        if level != levels - 1:
+            layers[f"input_blocks.{(level + 1) * each}.0.op"] = f"{down}.downsamplers.0.conv"
+        first = (levels - 1 - level) * each
+        for index in range(each):
+            theirs = f"output_blocks.{first + index}"
+            add(f"{theirs}.0", f"{up}.resnets.{index}", _RESIDUAL_BLOCK)
+            if level in attention_levels:
+                add(f"{theirs}.1", f"{up}.attentions.{index}", _SPATIAL_TRANSFORMER)
+        if level != 0:
+            place = 2 if level in attention_levels else 1
+            layers[f"output_blocks.{first + blocks}.{place}.conv"] = f"{up}.upsamplers.0.conv"
+    return _tensors({theirs: f"unet.{ours}" for theirs, ours in layers.items()})

@@ -117,10 +117,8 @@ class SamplerSettings:
         diffusion_config = config.diffusion
         return cls(
             timesteps=tuple(
-                diffusion.timesteps(
-                    diffusion_config.steps if steps is None else steps,
-                    diffusion_config.train_steps,
-                    diffusion_config.spacing,
+                diffusion.timesteps_of(
+                    diffusion_config, diffusion_config.steps if steps is None else steps
                 )
             ),
             tau=diffusion_config.tau if tau is None else tau,

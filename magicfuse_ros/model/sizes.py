@@ -17,6 +17,8 @@ PAPER = MagicFuseConfig(
     psi=DenoiserConfig(width=64, heads=4, attention_levels=(2, 3)),
     phi=DenoiserConfig(width=256, heads=8, attention_levels=(2,)),
     fusion=FusionConfig(head_activation=False),
+    # Ψ and Φ were trained at every timestep; the state of S was trained over these 25 steps.
+    diffusion=DiffusionConfig(steps=25, trained_steps=(25,)),
 )
 """The published model.
 
@@ -71,7 +73,9 @@ TINY = MagicFuseConfig(
         norm_groups=8,
         patch=2,
     ),
-    diffusion=DiffusionConfig(steps=1, spacing="trailing", clip_z0=True, scale_inputs=True),
+    diffusion=DiffusionConfig(
+        steps=1, spacing="trailing", trained_steps=(1,), clip_z0=True, scale_inputs=True
+    ),
 )
 """The embedded default, for two CPU cores."""
 

@@ -20,7 +20,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from magicfuse_ros.resources import share_dir
 from magicfuse_ros.ros.dds import PROFILE_VARIABLE, use_shipped_profile
-from magicfuse_ros.ros.parameter_spec import ParameterSpec
+from magicfuse_ros.ros.parameter_table import ParameterSpec
 
 PACKAGE = "magicfuse_ros"
 

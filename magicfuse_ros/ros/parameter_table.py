@@ -1,24 +1,127 @@
-"""A table of parameters as declared on a node: start-up values, live changes, refusals."""
+"""A node's parameters: one table of them, checked at the start and whenever one is set."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    ParameterType,
+    SetParametersResult,
+)
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from magicfuse_ros.ros.parameter_spec import ParameterError, ParameterSpec
-
 T = TypeVar("T")
+Value = bool | int | float | str
+
+_ROS_TYPES = {
+    bool: ParameterType.PARAMETER_BOOL,
+    int: ParameterType.PARAMETER_INTEGER,
+    float: ParameterType.PARAMETER_DOUBLE,
+    str: ParameterType.PARAMETER_STRING,
+}
+_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a decimal number", str: "a string"}
+
+
+class ParameterError(ValueError):
+    """A parameter value that is not accepted; the message names it and what is accepted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterSpec:
+    """One row of the table.
+
+    Attributes
+    ----------
+    name, default, description
+        As `ros2 param describe` shows them; the default's Python type is the parameter's type.
+    low, high
+        Inclusive range of a number; None for strings and booleans.
+    choices
+        The accepted strings; empty where any string may be given.
+    live
+        May change while the node is active, between two frames; the others may not.
+    """
+
+    name: str
+    default: Value
+    description: str
+    live: bool
+    low: int | float | None = None
+    high: int | float | None = None
+    choices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.check(self.default)
+
+    @property
+    def type(self) -> type[Value]:
+        """`bool`, `int`, `float` or `str`."""
+        return type(self.default)
+
+    @property
+    def accepted(self) -> str:
+        """The accepted values, in words."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.low is not None:
+            return f"{_TYPE_NAMES[self.type]} from {self.low} to {self.high}"
+        return _TYPE_NAMES[self.type]
+
+    def understood(self, value: Any) -> Any:
+        """Return a value as it was meant: YAML reads the words on and off as true and false."""
+        word = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+        return word if word in self.choices else value
+
+    def check(self, value: object) -> None:
+        """Raise `ParameterError` unless `value` has this parameter's type and range.
+
+        A decimal number may be given as an integer.
+        """
+        right_type = type(value) is self.type or (self.type is float and type(value) is int)
+        accepted = right_type and (not self.choices or value in self.choices)
+        if accepted and self.low is not None and self.high is not None:
+            accepted = self.low <= value <= self.high  # type: ignore[operator]  # False for NaN
+        if not accepted:
+            raise ParameterError(f"{self.name} is {value!r}; accepted: {self.accepted}")
+
+    def descriptor(self) -> ParameterDescriptor:
+        """Build what rclpy declares the parameter with."""
+        descriptor = ParameterDescriptor(
+            name=self.name, type=_ROS_TYPES[self.type], description=self.description
+        )
+        # `check` guards the type: rclpy refuses 1 for 1.0, and "expected '3' got '2'" helps nobody.
+        descriptor.dynamic_typing = True
+        constraints = [f"one of: {self.accepted}"] if self.choices else []
+        if not self.live:
+            constraints.append("cannot change while the node is active")
+        descriptor.additional_constraints = "; ".join(constraints)
+        if self.low is not None and self.high is not None:
+            if self.type is int:
+                descriptor.integer_range = [
+                    IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)
+                ]
+            else:
+                descriptor.floating_point_range = [
+                    FloatingPointRange(
+                        from_value=float(self.low), to_value=float(self.high), step=0.0
+                    )
+                ]
+        return descriptor
 
 
 class ParameterTable(Generic[T]):
     """Declares every parameter and guards its changes; used in the executor thread.
 
     A start-up value that is not accepted does not stop the node from starting: it is remembered,
-    and `settings` raises until a good value is set.
+    and `settings` raises until a good value is set. A start-up value for a parameter that the node
+    does not have is named in a warning, with the parameter whose name is nearest.
 
     Parameters
     ----------
@@ -49,6 +152,8 @@ class ParameterTable(Generic[T]):
         self._bad_values: dict[str, ParameterError] = {}
         for spec in table:
             self._declare(spec)
+        self._warn_of_unknown()
+        node.add_pre_set_parameters_callback(self._as_meant)
         node.add_on_set_parameters_callback(self._on_set)
         node.add_post_set_parameters_callback(self._after_set)
 
@@ -71,7 +176,8 @@ class ParameterTable(Generic[T]):
         """Declare with the start-up value if it is accepted, else with the default."""
         # Untyped first: rclpy's own check of a start-up value ends the process without naming it.
         untyped = ParameterDescriptor(dynamic_typing=True)
-        value: Any = self._node.declare_parameter(spec.name, spec.default, untyped).value
+        given: Any = self._node.declare_parameter(spec.name, spec.default, untyped).value
+        value = spec.understood(given)
         self._node.undeclare_parameter(spec.name)
         try:
             spec.check(value)
@@ -79,6 +185,26 @@ class ParameterTable(Generic[T]):
             self._bad_values[spec.name] = error
             value = spec.default
         self._node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
+
+    def _warn_of_unknown(self) -> None:
+        """Name the start-up values that no parameter takes; ROS itself drops them silently."""
+        # rclpy has no public way to the overrides that does not declare them.
+        for name in self._node._parameter_overrides:  # noqa: SLF001
+            if self._node.has_parameter(name) or name.startswith("qos_overrides."):
+                continue
+            nearest = difflib.get_close_matches(name, self._specs, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "see --help for those it has"
+            self._node.get_logger().warning(
+                f"Parameter {name} is ignored: the node has none of that name; {hint}"
+            )
+
+    def _as_meant(self, parameters: list[Parameter[Any]]) -> list[Parameter[Any]]:
+        return [
+            Parameter(each.name, value=self._specs[each.name].understood(each.value))
+            if each.name in self._specs
+            else each
+            for each in parameters
+        ]
 
     def _on_set(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
         values = self._values()

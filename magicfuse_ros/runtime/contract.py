@@ -21,6 +21,9 @@ Progress = Callable[[str], None]
 
 PARALLEL = ("auto", "on", "off")
 
+SAMPLING = ("steps", "tau", "seed", "temporal")
+"""The settings that `Engine.update` changes while the engine runs."""
+
 MOST_TEMPORAL = 0.9
 """Largest `temporal`: at 1 a picture that does not move would never be renewed."""
 
@@ -134,11 +137,20 @@ class Engine(Protocol):
     labels: LabelSet
     trained: bool
     preparing: bool
-    first_frame_s: float
+
+    @property
+    def expected_frame_s(self) -> float:
+        """Seconds that a frame should take with the steps in force; 0 before the warm-up."""
+        ...
 
     @property
     def backend_name(self) -> str:
         """What runs the networks now, such as `eager on cpu`."""
+        ...
+
+    @property
+    def steps_warning(self) -> str:
+        """Say that the model was not trained for the steps in force; empty where it was."""
         ...
 
     @property
@@ -157,7 +169,10 @@ class Engine(Protocol):
         ...
 
     def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:
-        """Change how to sample from the next frame on; may be called while a frame is fused."""
+        """Change how to sample from the next frame on; may be called while a frame is fused.
+
+        A frame that is being sampled in more steps than are asked for now begins anew.
+        """
         ...
 
     def forget(self) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from magicfuse_ros.model.checkpoint import CheckpointError
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.labels import LabelSet, LabelSetError
-from magicfuse_ros.model.sampler import SamplerSettings
 from magicfuse_ros.model.stored import StoredModel
 from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.resources import model_path
@@ -33,6 +32,7 @@ from magicfuse_ros.runtime.heartbeat import heartbeat
 from magicfuse_ros.runtime.memory import keep_freed_memory
 from magicfuse_ros.runtime.networks import CompiledNetworks
 from magicfuse_ros.runtime.networks_by_size import NetworksBySize
+from magicfuse_ros.runtime.sampling import FewerSteps, LiveSampling, Sampling
 from magicfuse_ros.runtime.stopwatch import Stopwatch
 from magicfuse_ros.runtime.threads import pytorch_threads
 
@@ -94,7 +94,7 @@ class FuseEngine:
             )
         self.settings = settings
         self._threads, self._progress = settings.threads, progress
-        self._sampling = self._sampling_of(settings)
+        self._sampling, self._warm_up_steps = LiveSampling(self._config, self.labels, settings), 1
         self._candidates = candidates(settings.backend, settings.device)
         self._candidate: Candidate = self._candidates.pop(0)
         self._backend: Backend | None = None
@@ -106,6 +106,19 @@ class FuseEngine:
     def backend_name(self) -> str:
         """The backend and its device in words, such as `eager on cpu`."""
         return str(self._candidate)
+
+    @property
+    def steps_warning(self) -> str:
+        """One sentence where the model was not trained for the steps in force, else empty.
+
+        It follows `update`, and belongs wherever people look: log, diagnostics, command line.
+        """
+        return self._config.steps_warning(self.settings.steps or self._config.diffusion.steps)
+
+    @property
+    def expected_frame_s(self) -> float:
+        """Seconds that a frame should take with the steps in force; 0 before the warm-up."""
+        return self.first_frame_s * max(1.0, self._sampling.in_force.steps / self._warm_up_steps)
 
     @property
     def built(self) -> tuple[str, ...]:
@@ -192,7 +205,11 @@ class FuseEngine:
         place = letterbox.fit(size, self._resolution, self._config.multiple_of)
         networks, place = self._networks_for(place, self._progress, wait=wait)
         with torch.inference_mode(), pytorch_threads(networks.backend.pytorch_threads):
-            return self._fuse(frame, extras, networks, place)
+            while True:
+                try:
+                    return self._fuse(frame, extras, networks, place, self._sampling.in_force)
+                except FewerSteps:
+                    continue  # with those that are in force now
 
     def _fuse(
         self,
@@ -200,18 +217,19 @@ class FuseEngine:
         extras: frozenset[str],
         networks: CompiledNetworks,
         place: letterbox.Fit,
+        sampling: Sampling,
     ) -> FuseResult:
-        settings, seed, temporal = self._sampling
+        networks.before_step = self._sampling.guard(sampling)
         watch = networks.watch = Stopwatch(self._candidate.device)
         with watch.stage("preprocess"):
             image = letterbox.to_input(frame, place)
-        condition = networks.encode(image, seed)
+        condition = networks.encode(image, sampling.seed)
         with watch.stage("fuse"):
-            step = networks.sample(condition, seed, settings)
+            step = networks.sample(condition, sampling.seed, sampling.settings)
             if place != self._place_before:  # another camera, or other networks
                 self.forget()
                 self._place_before = place
-            fused = self._memory.carry(step.z0_fused, temporal)
+            fused = self._memory.carry(step.z0_fused, sampling.temporal)
 
         def classes() -> tuple[UInt8, UInt8]:
             with watch.stage("postprocess"):
@@ -240,14 +258,16 @@ class FuseEngine:
     def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:
         """Change how to sample from the next frame on; values as in `EngineSettings`.
 
+        A frame that is being sampled in more steps than are asked for now begins anew: a thousand
+        steps on a CPU take minutes.
+
         Raises
         ------
         EngineError
             A value is out of range; what was in force stays.
         """
         settings = replace(self.settings, steps=steps, tau=tau, seed=seed, temporal=temporal)
-        # One assignment, so that a frame under way in another thread sees the old or the new.
-        self._sampling = self._sampling_of(settings)
+        self._sampling.update(settings)
         self.settings = settings
 
     def forget(self) -> None:
@@ -294,7 +314,8 @@ class FuseEngine:
         progress(f"preparing model {self._config.name!r} at {width}x{height}, {self.backend_name}")
         place = letterbox.fit((height, width), self._resolution, self._config.multiple_of)
         self._networks_for(place, progress, wait=True)
-        result = self.fuse(np.full((height, width, 3), 127, np.uint8), frozenset(EXTRAS))
+        with self._sampling.warm_up() as self._warm_up_steps:
+            result = self.fuse(np.full((height, width, 3), 127, np.uint8), frozenset(EXTRAS))
         self.forget()  # that frame
         self.first_frame_s = sum(result.stage_ms.values()) / 1e3
         progress(
@@ -337,20 +358,6 @@ class FuseEngine:
         if self._backend is not None:
             self._backend.close()
             self._backend = None
-
-    def _sampling_of(self, settings: EngineSettings) -> tuple[SamplerSettings, int, float]:
-        diffusion = self._config.diffusion
-        try:
-            sampling = SamplerSettings.of(
-                self._config,
-                self.labels.thermal_ids(),
-                steps=settings.steps or None,
-                tau=settings.tau,
-            )
-        except ConfigError as error:
-            raise EngineError(f"{error}, for model {self._config.name!r}") from error
-        seed = diffusion.seed if settings.seed is None else settings.seed
-        return sampling, seed, settings.temporal
 
     def _finite(self, values: Tensor) -> Tensor:
         # One that is not makes their sum so; looking at each takes 20 times as long.
@@ -401,10 +408,10 @@ def _labels(model: StoredModel, override: str | None) -> LabelSet:
     try:
         labels = LabelSet.load(override)
     except LabelSetError as error:
-        raise EngineError(_one_line(error)) from error
+        raise EngineError(f"labels: {_one_line(error)}") from error
     if len(labels) != len(model.labels):
         raise EngineError(
-            f"label set {labels.name!r} has {len(labels)} classes, but model "
+            f"labels: set {labels.name!r} has {len(labels)} classes, but model "
             f"{model.config.name!r} tells {len(model.labels)} apart; give a set with a label for "
             f"each of these, in this order: {', '.join(model.labels.names())}"
         )

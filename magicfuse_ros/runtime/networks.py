@@ -45,6 +45,8 @@ class CompiledNetworks:
     watch
         Charged with the stages encode, denoise, fuse and decode; the caller puts a fresh one in
         place for each frame.
+    before_step
+        Called before each step of a sampling that is no CUDA graph; it may raise to end it.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class CompiledNetworks:
         self._model, self._device, self._size = model, device, size
         self._memory_format = backend.memory_format
         self._timesteps: dict[int, Tensor] = {}
+        self.before_step: Callable[[], None] = _nothing
         self._image = self._place(torch.zeros((1, 3, *size)))
         self._seed = model.config.diffusion.seed
         self._noise, self._encoder_noise = self._draw(self._seed)
@@ -115,6 +118,7 @@ class CompiledNetworks:
 
         if self._graph is None:
             return loop(condition)
+        self.before_step = _nothing
         # What ends a stage waits for the GPU, which a capture does not allow.
         watch, self.watch = self.watch, Stopwatch(torch.device("cpu"))
         try:
@@ -136,6 +140,7 @@ class CompiledNetworks:
         self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
         """Predictions of Ψ and Φ at timestep t."""
+        self.before_step()
         step = self._timestep(t)
         with self.watch.stage("denoise"):
             if self._pair is not None:
@@ -202,3 +207,7 @@ class CompiledNetworks:
         if t not in self._timesteps:
             self._timesteps[t] = torch.tensor([t], device=self._device)
         return self._timesteps[t]
+
+
+def _nothing() -> None:
+    pass

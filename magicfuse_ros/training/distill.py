@@ -32,8 +32,6 @@ class Distillation:
         student's crops as they are, whatever resolution it was made for.
     steps
         DDIM steps of the teacher.
-    student_steps
-        DDIM steps of the student, at whose timesteps it is trained; 0 takes its model's.
     truth
         Share of samples that learn from the true picture instead, from 0 to below 1. At 0 images
         need not have one: Φ then learns without any infrared.
@@ -42,7 +40,6 @@ class Distillation:
     branch: Branch
     teacher: str
     steps: int = 25
-    student_steps: int = 0
     truth: float = 0.0
 
     def __post_init__(self) -> None:
@@ -88,9 +85,8 @@ class DistillStage(BranchStage):
         self._settings = SamplerSettings.of(
             teacher.config, teacher.labels.thermal_ids(), steps=distill.steps
         )
-        steps = distill.student_steps or config.steps
         self._schedule = torch.tensor(
-            diffusion.timesteps(steps, config.train_steps, config.spacing)
+            diffusion.timesteps(config.steps, config.train_steps, config.spacing)
         )
         self._truth = distill.truth
 

@@ -15,22 +15,29 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar, Protocol, cast
 
 import cv2
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from magicfuse_ros.training.optimization import LoopConfig, make_average, make_optimizer
 from magicfuse_ros.training.progress import Progress
 from magicfuse_ros.training.stage import Batch, Stage
-from magicfuse_ros.training.state import Checkpointed, TrainingState, read_state, write_state
+from magicfuse_ros.training.state import (
+    Checkpointed,
+    TrainingState,
+    read_state,
+    state_path,
+    write_state,
+)
 
 # Steps in a row with far too high a loss that make a divergence.
 _DIVERGED = 50
+# Norm to which a longer gradient is cut.
+_LARGEST_GRADIENT = 1.0
 
 
 class TrainingError(RuntimeError):
@@ -56,10 +63,12 @@ class _StepSampler(Sampler[list[int]]):
         return len(self._steps)
 
 
-class _StopRequest:
+class StopRequest:
     """Turns SIGTERM and SIGINT into a flag, so that the loop saves before it ends."""
 
     asked = False
+    last: ClassVar[int] = signal.SIGINT
+    """The signal that last stopped a loop of this process; SIGINT where another process was."""
 
     def __enter__(self) -> None:
         numbers = (signal.SIGTERM, signal.SIGINT)
@@ -69,15 +78,34 @@ class _StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
         self.asked = True
+        StopRequest.last = number
 
 
-def run(stage: Stage, dataset: Dataset[Batch], config: LoopConfig, folder: Path, name: str) -> bool:
+class Export(Protocol):
+    """Puts the averaged networks, by name, to use; `complete` when they have all their steps."""
+
+    def __call__(self, trained: nn.ModuleDict, *, complete: bool) -> None:
+        """Do so; only the main process calls it."""
+
+
+def run(
+    stage: Stage,
+    dataset: Dataset[Batch],
+    config: LoopConfig,
+    folder: Path,
+    name: str,
+    export: Export | None = None,
+) -> bool:
     """Train `stage` to the end of `config.steps`.
 
     It resumes from `folder/<name>.state.safetensors` where that exists. On return the stage holds
     the averaged weights. With several processes each calls this with the same arguments.
+
+    `export` is called in the main process when training ends, before the last checkpoint is
+    written: one that has all its steps says that its weights were exported. It is not called when
+    there was nothing left to train.
 
     Returns
     -------
@@ -92,18 +120,13 @@ def run(stage: Stage, dataset: Dataset[Batch], config: LoopConfig, folder: Path,
     CheckpointError
         The checkpoint to resume from is corrupt, or of another model or optimiser.
     """
-    # One process may train stages of different precision after one another, which accelerate's
-    # shared state would refuse.
-    AcceleratorState._reset_state()  # noqa: SLF001
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available()
-    )
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     for module in (stage, *stage.frozen.values()):
         # mypy knows only the overloads of `to` without a memory format.
         module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loop = _Loop(accelerator, stage, config, folder, name)
+    loop = _Loop(accelerator, stage, config, folder, name, export)
     if loop.state.step < config.steps:
-        stop = _StopRequest()
+        stop = StopRequest()
         with stop:
             loop.run(dataset, stop)
     stage.trained.load_state_dict(loop.parts.average.module.state_dict())
@@ -114,20 +137,23 @@ class _Loop:
     """One stage, its optimiser and average, and the file they are kept in."""
 
     def __init__(
-        self, accelerator: Accelerator, stage: Stage, config: LoopConfig, folder: Path, name: str
+        self,
+        accelerator: Accelerator,
+        stage: Stage,
+        config: LoopConfig,
+        folder: Path,
+        name: str,
+        export: Export | None,
     ) -> None:
         self._accelerator, self._stage, self._config = accelerator, stage, config
-        self._folder, self._name = folder, name
-        self._path = folder / f"{name}.state.safetensors"
+        self._folder, self._name, self._export = folder, name, export
+        self._path = state_path(folder, name)
         self.parts = Checkpointed(
-            stage.trained,
-            make_average(config, stage.trained),
-            make_optimizer(config, stage),
-            accelerator.scaler,
+            stage.trained, make_average(config, stage.trained), make_optimizer(config, stage)
         )
         self.state = read_state(self._path, self.parts) if self._path.is_file() else TrainingState()
 
-    def run(self, dataset: Dataset[Batch], stop: _StopRequest) -> None:
+    def run(self, dataset: Dataset[Batch], stop: StopRequest) -> None:
         """Take every step that is left, or those until `stop` is asked for in any process."""
         config, state = self._config, self.state
         # DDP's forward averages the gradients; both come back with types that mypy cannot know.
@@ -141,8 +167,7 @@ class _Loop:
                     progress.received()
                 tensors = {k: value.to(self._accelerator.device) for k, value in batch.items()}
                 generator = self._generator()
-                with self._accelerator.autocast():
-                    loss, scalars = prepared(tensors, generator)
+                loss, scalars = prepared(tensors, generator)
                 value, stopping = self._agree(loss, stop)
                 self._check(value)
                 if stopping:
@@ -163,7 +188,14 @@ class _Loop:
         finally:
             if progress:
                 progress.close()
-        if progress and (state.high == 0 or state.step >= config.steps):
+        if progress:
+            self._end()
+
+    def _end(self) -> None:
+        complete = self.state.step >= self._config.steps
+        if self._export:
+            self._export(cast("nn.ModuleDict", self.parts.average.module), complete=complete)
+        if self.state.high == 0 or complete:
             self._save()
 
     def _progress(self) -> Progress | None:
@@ -192,8 +224,8 @@ class _Loop:
         seed = self._config.seed * 1_000_003 + self.state.step
         return torch.Generator().manual_seed(seed * 1_009 + self._accelerator.process_index)
 
-    def _agree(self, loss: Tensor, stop: _StopRequest) -> tuple[float, bool]:
-        """Mean loss, and whether to stop: the same in every process, so that none waits alone."""
+    def _agree(self, loss: Tensor, stop: StopRequest) -> tuple[float, bool]:
+        """Return the mean loss and whether to stop, the same in every process: none waits alone."""
         wanted = torch.full_like(loss.detach(), float(stop.asked))
         both = self._accelerator.reduce(torch.stack([loss.detach(), wanted]), "mean").tolist()
         return both[0], both[1] > 0.0
@@ -214,9 +246,8 @@ class _Loop:
             group["lr"] = self._config.rate_at(self.state.step)
         optimizer.zero_grad()
         self._accelerator.backward(loss)
-        norm = self._accelerator.clip_grad_norm_(prepared.parameters(), self._config.gradient_clip)
-        # fp16's gradient scaler leaves such a step out and scales less in the next.
-        if self._accelerator.scaler is None and not bool(torch.isfinite(norm)):
+        norm = self._accelerator.clip_grad_norm_(prepared.parameters(), _LARGEST_GRADIENT)
+        if not bool(torch.isfinite(norm)):
             raise self._error(f"the gradient's norm is {float(norm)}")
         optimizer.step()
         self.parts.average.update_parameters(self._stage.trained)

@@ -30,8 +30,6 @@ class LoopConfig:
     ema
         Decay of the exponential moving average of the weights; what is exported is the average.
         Step n uses at most (1 + n) / (10 + n), so that the first weights are soon forgotten.
-    gradient_clip
-        Largest norm of the gradient.
     checkpoint_minutes
         Minutes between checkpoints.
     sheet_every
@@ -40,8 +38,6 @@ class LoopConfig:
         Data processes for each training process; 0 makes the samples in the training process.
     seed
         With the step and the process's rank, the only source of randomness.
-    mixed_precision
-        `no`, `fp16` or `bf16`, as accelerate takes it.
     """
 
     steps: int
@@ -54,20 +50,17 @@ class LoopConfig:
     decay: Literal["cosine", "halve", "constant"] = "constant"
     halve_every: int = 0
     ema: float = 0.999
-    gradient_clip: float = 1.0
     checkpoint_minutes: float = 3.0
     sheet_every: int = 1000
     workers: int = 1
     seed: int = 0
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "sheet_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: 1 or more")
-        for name in ("learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0.0:
-                raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: more than 0")
+        if not self.learning_rate > 0.0:
+            raise ConfigError(f"loop.learning_rate is {self.learning_rate}; accepted: more than 0")
         for name in ("weight_decay", "warmup_steps", "checkpoint_minutes", "workers", "seed"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: 0 or more")
@@ -81,7 +74,7 @@ class LoopConfig:
             )
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of optimiser step `step` (from 0)."""
+        """Return the learning rate of optimiser step `step`, counted from 0."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.decay == "cosine":
             factor = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / self.steps)))

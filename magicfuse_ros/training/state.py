@@ -6,6 +6,8 @@ The file is safetensors with metadata, written atomically.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,11 @@ from magicfuse_ros.model.checkpoint import CheckpointError
 # The running mean looks back over about this many steps, and is trusted after the second number.
 _MEAN_OVER, _MEAN_AFTER = 100, 20
 _TOO_HIGH = 10.0
+
+
+def state_path(folder: Path, name: str) -> Path:
+    """Return where the checkpoint of stage `name` lies in a run folder."""
+    return folder / f"{name}.state.safetensors"
 
 
 @dataclass
@@ -61,15 +68,11 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Checkpointed:
-    """What a checkpoint holds besides the `TrainingState`.
-
-    `scaler` is the gradient scaler of fp16 training, else None.
-    """
+    """What a checkpoint holds besides the `TrainingState`."""
 
     trained: nn.Module
     average: AveragedModel
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler | None = None
 
 
 def write_state(path: Path, state: TrainingState, parts: Checkpointed) -> None:
@@ -90,12 +93,24 @@ def write_state(path: Path, state: TrainingState, parts: Checkpointed) -> None:
         "lowest": repr(state.lowest),
         "optimizer": json.dumps(scalars),
     }
-    if parts.scaler is not None:
-        metadata["scaler"] = json.dumps(parts.scaler.state_dict())
     partial = path.with_suffix(".partial")
     plain = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     save_file(plain, partial, metadata)
     partial.replace(path)
+
+
+def read_step(path: Path) -> int:
+    """Return how many steps a checkpoint holds, 0 where there is none.
+
+    Raises
+    ------
+    CheckpointError
+        The file is no checkpoint.
+    """
+    if not path.is_file():
+        return 0
+    with _refusing(path), safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"])
 
 
 def read_state(path: Path, parts: Checkpointed) -> TrainingState:
@@ -106,7 +121,7 @@ def read_state(path: Path, parts: Checkpointed) -> TrainingState:
     CheckpointError
         The file is corrupt, or of another model or optimiser.
     """
-    try:
+    with _refusing(path):
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
             metadata = file.metadata()
@@ -118,10 +133,15 @@ def read_state(path: Path, parts: Checkpointed) -> TrainingState:
                 "param_groups": parts.optimizer.state_dict()["param_groups"],
             }
         )
-        if parts.scaler is not None and "scaler" in metadata:
-            parts.scaler.load_state_dict(json.loads(metadata["scaler"]))
         loss = float(metadata["loss"])
         return TrainingState(int(metadata["step"]), loss, float(metadata.get("lowest", loss)))
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Raise `CheckpointError` for whatever reading the checkpoint raises."""
+    try:
+        yield
     except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from magicfuse_ros.cli import main
-from magicfuse_ros.ros.node import node_process
+from magicfuse_ros.commands import node_process
 
 command_of_the_real_node = node_process.fuse_node_command
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from magicfuse_ros.ros.cloud.extrinsics import RigidTransform
 from magicfuse_ros.ros.cloud.painting import Occlusion
-from magicfuse_ros.ros.parameter_spec import ParameterError, ParameterSpec
+from magicfuse_ros.ros.parameter_table import ParameterError, ParameterSpec
 
 CLOUD_PARAMETERS: tuple[ParameterSpec, ...] = (
     ParameterSpec(

@@ -7,13 +7,22 @@ by a test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from magicfuse_ros.ros.node.id_map import IdMap
-from magicfuse_ros.ros.parameter_spec import ParameterError, ParameterSpec
-from magicfuse_ros.runtime.contract import MOST_TEMPORAL, PARALLEL
+from magicfuse_ros.ros.parameter_table import ParameterError, ParameterSpec
+from magicfuse_ros.runtime.contract import (
+    MOST_TEMPORAL,
+    PARALLEL,
+    SAMPLING,
+    EngineError,
+    EngineSettings,
+)
 
 PARAMETERS: tuple[ParameterSpec, ...] = (
     ParameterSpec(
@@ -113,8 +122,8 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         high=3600.0,
         live=True,
         description="Seconds after which an engine that does not come back from a frame is given "
-        "up for the next backend, and never less than three times what its first frame took; 0 "
-        "waits for ever.",
+        "up for the next backend, and never less than three times what a frame of so many steps "
+        "should take; 0 waits for ever.",
     ),
     ParameterSpec(
         name="autostart",
@@ -135,6 +144,15 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         choices=("auto", "reliable", "best_effort"),
         live=True,
         description="Reliability of the image subscription; auto matches the camera's publisher.",
+    ),
+    ParameterSpec(
+        name="input_bits",
+        default=0,
+        low=0,
+        high=16,
+        live=True,
+        description="Bits that a camera fills of its 16-bit pixels (mono16, 16UC1, bayer 16 bit, "
+        "16-bit PNG), 8 to 16; 0 takes all 16, and warns where the upper ones stay empty.",
     ),
     ParameterSpec(
         name="jpeg_quality",
@@ -169,24 +187,21 @@ SPECS: Mapping[str, ParameterSpec] = {spec.name: spec for spec in PARAMETERS}
 class Settings:
     """One consistent set of parameter values; the worker takes a snapshot of it for each frame.
 
-    None stands for "the model's own value".
+    Attributes
+    ----------
+    engine
+        How to run the model.
+    watchdog_s, input_transport, input_reliability, input_bits, jpeg_quality, min_confidence
+        The parameters of these names.
+    id_map
+        `semantic.id_map`, read.
     """
 
-    model: str
-    device: str
-    backend: str
-    steps: int
-    tau: float | None
-    seed: int | None
-    temporal: float
-    resolution: tuple[int, int] | None
-    labels: str | None
-    threads: int
-    parallel: str
+    engine: EngineSettings
     watchdog_s: float
-    autostart: bool
     input_transport: str
     input_reliability: str
+    input_bits: int
     jpeg_quality: int
     id_map: IdMap
     min_confidence: float
@@ -198,8 +213,8 @@ class Settings:
         Raises
         ------
         ParameterError
-            On the first value of wrong type or range, a half-set resolution, or an unreadable
-            id map.
+            On the first value of the wrong type or range, on a resolution of which only one side is
+            given, and on an id map that cannot be read.
         """
         for spec in PARAMETERS:
             spec.check(values[spec.name])
@@ -212,31 +227,61 @@ class Settings:
                 "accepted: both 0 (the model's own), or both set"
             )
         try:
+            engine = EngineSettings(
+                model=checked["model"],
+                device=checked["device"],
+                backend=checked["backend"],
+                steps=checked["steps"],
+                tau=None if checked["tau"] < 0.0 else float(checked["tau"]),
+                seed=None if checked["seed"] < 0 else checked["seed"],
+                temporal=float(checked["temporal"]),
+                resolution=None if width == 0 else (width, height),
+                labels=checked["labels"] or None,
+                threads=checked["threads"],
+                parallel=checked["parallel"],
+            )
+        except EngineError as error:
+            raise ParameterError(str(error)) from error
+        if 0 < checked["input_bits"] < 8:
+            raise ParameterError(f"input_bits is {checked['input_bits']}; accepted: 0, or 8 to 16")
+        try:
             id_map = IdMap.parse(checked["semantic.id_map"])
         except ValueError as error:
             raise ParameterError(f"semantic.id_map: {error}") from error
         return cls(
-            model=checked["model"],
-            device=checked["device"],
-            backend=checked["backend"],
-            steps=checked["steps"],
-            tau=None if checked["tau"] < 0.0 else float(checked["tau"]),
-            seed=None if checked["seed"] < 0 else checked["seed"],
-            temporal=float(checked["temporal"]),
-            resolution=None if width == 0 else (width, height),
-            labels=checked["labels"] or None,
-            threads=checked["threads"],
-            parallel=checked["parallel"],
+            engine=engine,
             watchdog_s=float(checked["watchdog_s"]),
-            autostart=checked["autostart"],
             input_transport=checked["input_transport"],
             input_reliability=checked["input_reliability"],
+            input_bits=checked["input_bits"],
             jpeg_quality=checked["jpeg_quality"],
             id_map=id_map,
             min_confidence=float(checked["semantic.min_confidence"]),
         )
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What `Engine.update` takes: the settings of an engine that may change while it runs."""
+        return {name: getattr(self.engine, name) for name in SAMPLING}
+
+    def ids(self, names: Sequence[str]) -> NDArray[np.uint8]:
+        """Return the published id of each id in the mask; see `IdMap.table`.
+
+        Raises
+        ------
+        ParameterError
+            `semantic.id_map` names a class that is not in `names`.
+        """
+        try:
+            return self.id_map.table(names)
+        except ValueError as error:
+            raise ParameterError(f"semantic.id_map: {error}") from error
+
     def needing_reconfigure(self, loaded: Settings) -> list[str]:
         """Name what differs from the settings that an engine was loaded with."""
-        names = ("model", "device", "backend", "resolution", "labels", "threads", "parallel")
-        return [name for name in names if getattr(self, name) != getattr(loaded, name)]
+        return [
+            each.name
+            for each in fields(EngineSettings)
+            if each.name not in SAMPLING
+            and getattr(self.engine, each.name) != getattr(loaded.engine, each.name)
+        ]

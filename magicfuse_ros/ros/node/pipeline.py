@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
 from magicfuse_ros.ros import ledger
+from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.codec import ImageError, decode_compressed, decode_image
 from magicfuse_ros.ros.ledger import Ledger, Throttle
 from magicfuse_ros.ros.node.id_map import remap
@@ -20,7 +22,7 @@ from magicfuse_ros.ros.node.parameters import Settings
 from magicfuse_ros.ros.node.publishers import FusePublishers
 from magicfuse_ros.ros.node.worker import Frame, LoadCancelled
 from magicfuse_ros.ros.statistics import Timings, age_ms
-from magicfuse_ros.runtime.contract import Engine, EngineError, FuseResult, Progress
+from magicfuse_ros.runtime.contract import Engine, FuseResult, Progress
 
 _FALL_BACK_AFTER = 2
 """Failures in a row, so that a passing fault does not cost the fast backend."""
@@ -47,6 +49,10 @@ class Pipeline:
         While False, frames are dropped unpublished.
     degraded
         What is worse than configured; empty while all is well.
+    refused
+        Why the engine goes on with former sampling parameters; empty while it has those in force.
+    advice
+        Which parameter the camera's pictures seem to ask for; empty while all seems well.
     """
 
     def __init__(
@@ -62,10 +68,14 @@ class Pipeline:
     ) -> None:
         self.settings = settings
         self.active = False
-        self.degraded = ""
+        self.degraded = self.refused = self.advice = ""
+        self._depth = BitDepth(settings.input_bits)
         self._publishers, self._account, self._timings = publishers, account, timings
         self._camera_info, self._clock, self._log = camera_info, clock, log
-        self._applied = _sampling(settings)
+        # Two threads update the engine: the worker's before each frame, the executor's at once.
+        self._update_lock = threading.Lock()
+        self._applied: tuple[Engine, dict[str, Any]] | None = None
+        self._proven: dict[str, Any] = {}
         self._failures = 0
         self._stamp_before_ns: int | None = None
         self._throttle = Throttle()
@@ -78,7 +88,7 @@ class Pipeline:
         times = {"wait": _since_ms(frame.received_at)}
         try:
             started = time.monotonic()
-            picture = _decode(frame.message)
+            picture = self._decode(frame.message, settings.input_bits)
             times["read"] = _since_ms(started)  # the engine has a stage `decode` of its own
         except ImageError as error:
             self._drop(frame, error.reason, str(error))
@@ -86,18 +96,22 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - a camera can send what nobody thought of
             self._drop(frame, ledger.UNDECODABLE, f"{type(error).__name__}: {error}")
             return
-        result = self._fuse(engine, frame, picture, settings, progress)
+        result = self._fuse(engine, frame, picture, progress)
         if result is None or self._inactive(frame) or not frame.claim():
             return
-        self._failures = 0
+        self._failures, self._proven = 0, self._applied[1] if self._applied else {}
         try:
             times.update(result.stage_ms)
             started = time.monotonic()
-            table = settings.id_map.table(engine.labels.names())
             self._publishers.publish(
                 result,
                 frame.message.header,
-                mask=remap(result.mask, result.confidence, table, settings.min_confidence),
+                mask=remap(
+                    result.mask,
+                    result.confidence,
+                    settings.ids(engine.labels.names()),
+                    settings.min_confidence,
+                ),
                 palette=engine.labels.palette(),
                 jpeg_quality=settings.jpeg_quality,
                 camera_info=self._camera_info(),
@@ -119,10 +133,26 @@ class Pipeline:
         """Count the frame of an engine that was given up."""
         self._count(ledger.ENGINE_HUNG, text)
 
-    def loaded(self, settings: Settings) -> None:
+    def loaded(self, engine: Engine, settings: Settings) -> None:
         """Take note of what an engine was loaded with, which is what is in force in it."""
-        self._applied = _sampling(settings)
-        self._failures = 0
+        with self._update_lock:
+            self._applied = engine, settings.sampling
+        self._failures, self._proven, self.refused = 0, settings.sampling, ""
+
+    def update(self, engine: Engine) -> None:
+        """Give an engine the sampling parameters in force, if it has others."""
+        with self._update_lock:
+            wanted = self.settings.sampling
+            if self._applied == (engine, wanted):
+                return
+            self._applied = engine, wanted
+            try:
+                engine.update(**wanted)
+            except Exception as error:  # noqa: BLE001 - a value that it refuses must not end the node
+                self.refused = f"the engine keeps its former sampling parameters: {error}"
+                self._log.error(f"{self.refused[0].upper()}{self.refused[1:]}")
+            else:
+                self.refused, self._failures = "", 0
 
     def degrade(self, text: str) -> None:
         """Say that the node runs worse than configured, and why."""
@@ -134,11 +164,10 @@ class Pipeline:
         engine: Engine,
         frame: Frame,
         picture: NDArray[np.uint8],
-        settings: Settings,
         progress: Progress,
     ) -> FuseResult | None:
         try:
-            self._apply(engine, settings)
+            self.update(engine)
             self._follow(engine, _stamp_ns(frame))
             return engine.fuse(picture, self._publishers.wanted_extras(), wait=False)
         except ValueError as error:
@@ -150,6 +179,16 @@ class Pipeline:
             if frame.claim():
                 self._engine_failed(engine, error, progress)
         return None
+
+    def _decode(self, message: Any, input_bits: int) -> NDArray[np.uint8]:
+        if self._depth.bits != input_bits:
+            self._depth = BitDepth(input_bits)
+        decode = decode_compressed if isinstance(message, CompressedImage) else decode_image
+        picture = decode(message, self._depth)
+        before, self.advice = self.advice, self._depth.hint()
+        if self.advice and not before:
+            self._log.warning(f"The pictures may come out too dark: {self.advice}")
+        return picture
 
     def _inactive(self, frame: Frame) -> bool:
         if self.active:
@@ -163,16 +202,6 @@ class Pipeline:
         before_ns, self._stamp_before_ns = self._stamp_before_ns, stamp_ns
         if before_ns is None or not 0 < stamp_ns - before_ns <= _LONGEST_GAP_NS:
             engine.forget()
-
-    def _apply(self, engine: Engine, settings: Settings) -> None:
-        wanted = _sampling(settings)
-        if wanted != self._applied:
-            self._applied = wanted
-            steps, tau, seed, temporal = wanted
-            try:
-                engine.update(steps=steps, tau=tau, seed=seed, temporal=temporal)
-            except EngineError as error:
-                self._log.error(f"The engine keeps its former sampling parameters: {error}")
 
     def _drop(self, frame: Frame, reason: str, text: str) -> None:
         if frame.claim():
@@ -191,6 +220,13 @@ class Pipeline:
             self._log.error(f"The engine failed on a frame ({count} so far): {text}")
         if self._failures < _FALL_BACK_AFTER:
             return
+        unproven = self._unproven()
+        if unproven:  # no other backend would do better, and this one will when they are set back
+            if self._throttle.allows("unproven"):
+                self._log.error(
+                    f"The engine has fused nothing since {unproven}; set that back, or choose less"
+                )
+            return
         failed = engine.backend_name
         try:
             backend = engine.fall_back(progress)
@@ -203,6 +239,12 @@ class Pipeline:
         elif self._throttle.allows("no_fallback"):
             self.degrade(f"backend {failed} fails and there is no other ({text})")
 
+    def _unproven(self) -> str:
+        """Name the sampling parameters that no frame has been fused with yet, and their values."""
+        now = self.settings.sampling
+        changed = [name for name in now if now[name] != self._proven.get(name)]
+        return ", ".join(f"{name} became {now[name]}" for name in changed)
+
     def _measure_age(self, frame: Frame, times: dict[str, float]) -> None:
         stamp_ns = _stamp_ns(frame)
         now_ns = self._clock.now().nanoseconds
@@ -213,16 +255,6 @@ class Pipeline:
         self._timings.ages_unknown += 1
         if frame.in_order and stamp_ns != 0 and self._throttle.allows("age"):
             self._log.warning(_explain_clocks((now_ns - stamp_ns) / 1e9, now_ns))
-
-
-def _decode(message: Any) -> NDArray[np.uint8]:
-    if isinstance(message, CompressedImage):
-        return decode_compressed(message)
-    return decode_image(message)
-
-
-def _sampling(settings: Settings) -> tuple[int, float | None, int | None, float]:
-    return settings.steps, settings.tau, settings.seed, settings.temporal
 
 
 def _stamp_ns(frame: Frame) -> int:

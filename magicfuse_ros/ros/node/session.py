@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import replace
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo
 
+from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.ros.ledger import Ledger
 from magicfuse_ros.ros.node.parameters import Settings
 from magicfuse_ros.ros.node.pipeline import Pipeline
@@ -26,8 +28,14 @@ _STOP_TIMEOUT_S = 4.0
 _SILENCE_S = 5.0
 """Longest silence while loading; an engine at work tells how it goes as often by itself."""
 
-_FIRST_FRAMES = 3.0
-"""A frame takes no longer than this many first ones, which are the slowest."""
+_PATIENCE = 3.0
+"""A frame hangs when it takes longer than this many times what it should take."""
+
+_SHORTEST_LIMIT_S = 1.0
+"""The watchdog gives up no engine sooner: a busy machine can stall a frame for most of this."""
+
+_LONGEST_BACKOFF_S = 60.0
+"""Longest wait between two attempts to load an engine in place of one that is gone."""
 
 _MOST_HUNG = 3
 """Engines given up, each with its memory, before the node waits for the last one."""
@@ -35,6 +43,10 @@ _MOST_HUNG = 3
 
 class Session:
     """Made by configure, which then calls `load`; ended by `close`.
+
+    Once loaded, an engine that is gone is replaced: one that hangs by the next backend, one that
+    could not be loaded by another attempt, at once when a parameter changes and else after 1, 2, 4
+    and so on up to 60 s.
 
     Parameters
     ----------
@@ -49,8 +61,10 @@ class Session:
 
     Attributes
     ----------
-    trouble
-        Why there is no engine any more; empty while there is one or it is being loaded.
+    settings
+        What the first engine was loaded with.
+    labels
+        Label set of the model; None until the first engine is loaded.
     """
 
     def __init__(
@@ -64,7 +78,7 @@ class Session:
         camera_info: Callable[[], CameraInfo | None],
     ) -> None:
         self.settings = settings
-        self.trouble = ""
+        self.labels: LabelSet | None = None
         self._node, self._engine_factory = node, engine_factory
         self.outputs = FusePublishers(node)
         self.pipeline = Pipeline(
@@ -77,7 +91,9 @@ class Session:
             log=node.get_logger(),
         )
         self._hung: list[EngineWorker] = []
-        self.worker = self._make_worker(settings, None)
+        self._ever_hung = False
+        self._attempts, self._next_attempt_at = 0, math.inf
+        self.worker = self._make_worker(None)
 
     @property
     def engine(self) -> Engine | None:
@@ -103,36 +119,85 @@ class Session:
                 shown = time.monotonic()
                 every_second()
                 self.worker.repeat_progress(f"({shown - started:.0f} s so far)", _SILENCE_S)
+        if self.worker.engine is not None:
+            self.labels = self.worker.engine.labels
+        if self.worker.error is None:
+            return ""
+        trace = "".join(traceback.format_exception(self.worker.error))
+        self._node.get_logger().debug(f"Loading failed:\n{trace}")
+        return _one_line(self.worker.error)
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no engine and none is being loaded; empty if there is nothing to tell."""
         error = self.worker.error
         if error is None:
             return ""
-        trace = "".join(traceback.format_exception(error))
-        self._node.get_logger().debug(f"Loading failed:\n{trace}")
-        return _one_line(error)
+        return (
+            f"no engine: {_one_line(error)}; it is loaded again now and then, and at once when a "
+            "parameter changes"
+        )
+
+    @property
+    def loading(self) -> str:
+        """What is being done to get an engine; empty while there is one, and with `trouble`."""
+        if self.worker.loaded:
+            return ""
+        return f"no engine yet, frames are dropped meanwhile: {self.worker.last_progress}"
+
+    def adopt(self, settings: Settings) -> None:
+        """Take live parameters over; an engine that is gone is loaded again with them at once."""
+        self.pipeline.settings = settings
+        if self.worker.engine is not None:
+            self.pipeline.update(self.worker.engine)
+            self.worker.begin_anew()
+        elif self.worker.error is not None:
+            self._load_again()
 
     def watch(self) -> None:
-        """Give up an engine that hangs in a frame, and load one on the next backend.
+        """Replace an engine that hangs in a frame or is gone; call it once a second.
 
-        Call it once a second. Meanwhile frames are counted as replaced; when there is no other
-        backend, the same one is loaded again.
+        Meanwhile frames are counted as replaced. When there is no other backend, the same one is
+        loaded again.
         """
-        limit_s = self.pipeline.settings.watchdog_s
         worker, engine = self.worker, self.worker.engine
-        if worker.error is not None and self._hung and not self.trouble:
-            self.trouble = f"no engine after one hung: {_one_line(worker.error)}"
-            self._node.get_logger().error(f"{self.trouble[0].upper()}{self.trouble[1:]}")
-        if limit_s == 0.0 or engine is None or len(self._hung) >= _MOST_HUNG:
-            return
-        limit_s = max(limit_s, _FIRST_FRAMES * engine.first_frame_s)
+        self._hung = [each for each in self._hung if each.alive]
+        if worker.error is not None:
+            if self._next_attempt_at == math.inf:
+                self._plan_attempt(worker.error)
+            elif time.monotonic() >= self._next_attempt_at:
+                self._load_again()
+        elif engine is not None:
+            self._attempts = 0
+            limit_s = self.pipeline.settings.watchdog_s
+            if limit_s > 0.0 and len(self._hung) < _MOST_HUNG:
+                expected_s = _PATIENCE * engine.expected_frame_s
+                self._replace_hung(worker, engine, max(limit_s, expected_s, _SHORTEST_LIMIT_S))
+
+    def _plan_attempt(self, error: Exception) -> None:
+        wait_s = min(2.0**self._attempts, _LONGEST_BACKOFF_S)
+        self._attempts += 1
+        self._next_attempt_at = time.monotonic() + wait_s
+        self._node.get_logger().error(
+            f"No engine: {_one_line(error)}. It is loaded again in {wait_s:.0f} s, and at once "
+            "when a parameter changes"
+        )
+
+    def _load_again(self) -> None:
+        self._next_attempt_at = math.inf
+        self.worker = self._make_worker(None, self.worker)
+        self.worker.start()
+
+    def _replace_hung(self, worker: EngineWorker, engine: Engine, limit_s: float) -> None:
         if not worker.give_up(limit_s):
             return
-        hung, settings = engine.backend_name, self.pipeline.settings
-        successor = engine.successor()
+        hung, successor = engine.backend_name, engine.successor()
         self.pipeline.hung(f"{hung} did not come back from it within {limit_s:.0f} s")
         self._hung.append(worker)
+        self._ever_hung = True
         following = "the same again" if successor is None else successor.backend
         self.pipeline.degrade(f"backend {hung} hung, loading {following} in its place")
-        self.worker = self._make_worker(settings, successor, worker)
+        self.worker = self._make_worker(successor, worker)
         self.worker.start()
 
     def pause(self) -> None:
@@ -154,51 +219,35 @@ class Session:
         return closed and not any(worker.alive for worker in self._hung)
 
     def _make_worker(
-        self,
-        settings: Settings,
-        successor: EngineSettings | None,
-        hung: EngineWorker | None = None,
+        self, successor: EngineSettings | None, before: EngineWorker | None = None
     ) -> EngineWorker:
         return EngineWorker(
-            load=lambda progress: self._load_engine(settings, successor, progress),
+            load=lambda progress: self._load_engine(successor, progress),
             process=self.pipeline.process,
             log=lambda text: self._node.get_logger().info(text),
-            mailbox=None if hung is None else hung.mailbox,
+            mailbox=None if before is None else before.mailbox,
         )
 
-    def _load_engine(
-        self, settings: Settings, successor: EngineSettings | None, progress: Progress
-    ) -> Engine:
+    def _load_engine(self, successor: EngineSettings | None, progress: Progress) -> Engine:
         """Make a warm engine; runs in the worker thread, where importing PyTorch delays nobody."""
-        wanted = EngineSettings(
-            model=settings.model,
-            device=settings.device,
-            backend=settings.backend,
-            steps=settings.steps,
-            tau=settings.tau,
-            seed=settings.seed,
-            temporal=settings.temporal,
-            resolution=settings.resolution,
-            labels=settings.labels,
-            threads=settings.threads,
-            parallel=settings.parallel,
-        )
+        settings = self.pipeline.settings
+        wanted = settings.engine
         if successor is not None:
             wanted = replace(wanted, backend=successor.backend, device=successor.device)
         engine = (self._engine_factory or _load_engine)(wanted, progress)
         try:
-            settings.id_map.table(engine.labels.names())
+            settings.ids(engine.labels.names())
             wanted_backend = engine.backend_name
             engine.warm_up(progress)
         except BaseException:
             engine.close()
             raise
-        self.pipeline.loaded(settings)
+        self.pipeline.loaded(engine, settings)
         if engine.backend_name != wanted_backend:
             self.pipeline.degrade(
                 f"backend {wanted_backend} failed, running on {engine.backend_name}"
             )
-        elif self._hung:
+        elif self._ever_hung:
             self.pipeline.degrade(f"a backend hung, running on {engine.backend_name}")
         return engine
 

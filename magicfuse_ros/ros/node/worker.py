@@ -79,6 +79,7 @@ class EngineWorker:
         self._idle = threading.Event()
         self._idle.set()
         self._busy: tuple[Frame, float] | None = None
+        self._busy_lock = threading.Lock()
         self._given_up = threading.Event()
         # A daemon: an engine that hangs in native code must not keep a stopped node alive.
         self._thread = threading.Thread(target=self._run, name="fuse_worker", daemon=True)
@@ -86,6 +87,11 @@ class EngineWorker:
     def start(self) -> None:
         """Begin to load."""
         self._thread.start()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the load has ended; then either `engine` or `error` is set."""
+        return self._loaded.is_set()
 
     def wait_loaded(self, timeout_s: float) -> bool:
         """Wait for the load to end; then either `engine` or `error` is set."""
@@ -113,6 +119,12 @@ class EngineWorker:
         busy = self._busy
         return 0.0 if busy is None else time.monotonic() - busy[1]
 
+    def begin_anew(self) -> None:
+        """Count the time of the present frame from now: what is asked of the engine has changed."""
+        with self._busy_lock:
+            if self._busy is not None:
+                self._busy = self._busy[0], time.monotonic()
+
     def give_up(self, limit_s: float) -> bool:
         """Leave a worker that has been with one frame for more than `limit_s` seconds to itself.
 
@@ -124,14 +136,15 @@ class EngineWorker:
         bool
             True if it was given up: its frame is then the caller's to count.
         """
-        busy, engine = self._busy, self.engine
-        if busy is not None and engine is not None and engine.preparing:
-            self._busy = busy[0], time.monotonic()  # its time counts from the end of that
+        if self.engine is not None and self.engine.preparing:
+            self.begin_anew()  # the frame's time counts from the end of that
             return False
-        if busy is None or time.monotonic() - busy[1] <= limit_s or not busy[0].claim():
-            return False
-        self._given_up.set()
-        return True
+        with self._busy_lock:
+            busy = self._busy
+            if busy is None or time.monotonic() - busy[1] <= limit_s or not busy[0].claim():
+                return False
+            self._given_up.set()
+            return True
 
     def progress(self, text: str) -> None:
         """Show progress of a load or a change of backend."""
@@ -158,11 +171,16 @@ class EngineWorker:
             self._loaded.set()
         while not self._given_up.is_set() and (frame := self.mailbox.take()) is not None:
             self._idle.clear()
-            self._busy = frame, time.monotonic()
+            self._set_busy(frame)
             self._process(engine, frame, self.progress)
-            self._busy = None
+            self._set_busy(None)
             self._idle.set()
         try:
             engine.close()
         except Exception as error:  # noqa: BLE001 - the node goes on stopping
             self._log(f"the engine did not close cleanly: {error}")
+
+    def _set_busy(self, frame: Frame | None) -> None:
+        # Locked, so that the executor's thread cannot write an old frame back over this.
+        with self._busy_lock:
+            self._busy = None if frame is None else (frame, time.monotonic())

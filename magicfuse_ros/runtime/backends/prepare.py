@@ -95,7 +95,7 @@ def part_key(backend: str, part: Part, **more: str) -> Key:
         "weights": part.weights(),
         "config": part.config,
         "code": _code_hash(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")},
+        "torch": importlib.metadata.version("torch"),
         **more,
     }
 

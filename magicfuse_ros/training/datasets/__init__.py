@@ -6,10 +6,9 @@ from magicfuse_ros.training.datasets.cache import (
     CacheSettings,
     open_cache,
 )
-from magicfuse_ros.training.datasets.crops import CropDataset, CropSettings
+from magicfuse_ros.training.datasets.crops import CropDataset, DataConfig
 from magicfuse_ros.training.datasets.frames import Box, DatasetError, Frame, Item, Source
 from magicfuse_ros.training.datasets.layouts import LAYOUTS, find_sources, read_source
-from magicfuse_ros.training.datasets.night import brighten_night_target
 from magicfuse_ros.training.datasets.validation import ValidationItem, validation_items
 
 __all__ = [
@@ -19,13 +18,12 @@ __all__ = [
     "CachedItem",
     "CachedSource",
     "CropDataset",
-    "CropSettings",
+    "DataConfig",
     "DatasetError",
     "Frame",
     "Item",
     "Source",
     "ValidationItem",
-    "brighten_night_target",
     "find_sources",
     "open_cache",
     "read_source",

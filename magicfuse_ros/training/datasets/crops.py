@@ -1,4 +1,4 @@
-"""Seeded random crops for training: the same (seed, index) gives the same sample, bit for bit."""
+"""Random crops for training. The same seed and index give the same sample, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.training.datasets.cache import CachedItem, CachedSource
 from magicfuse_ros.training.datasets.copy_paste import Donors, Picture
 from magicfuse_ros.training.datasets.frames import U8, Box, DatasetError
 from magicfuse_ros.training.datasets.label_maps import from_canonical
-from magicfuse_ros.training.datasets.night import brighten_night_target
 from magicfuse_ros.training.datasets.recolour import recolour
 from magicfuse_ros.training.degradation_mixes import Mix, degrade, sample_recipe
 from magicfuse_ros.training.heat import HEAT
@@ -26,68 +26,64 @@ from magicfuse_ros.training.heat import HEAT
 # How much more often a crop goes around a box of this kind.
 _BOX_WEIGHT = {"person": 4.0, HEAT: 2.0}
 
-NEEDS = ("clean", "infrared", "labels")
+# Chance of mirroring, and degrees of rotation either way.
+_FLIP, _ROTATION = 0.5, 10.0
 
 
-@dataclass(frozen=True)
-class CropSettings:
-    """What a training sample looks like.
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which samples a stage sees: the section `data` of its YAML.
 
     Attributes
     ----------
-    size, width
-        Height and width of the crop, pixels; without a width it is square.
-    needs
-        What an item must have to be drawn: any of "clean" (a visible image fit as restoration
-        target), "infrared", "labels".
-    flip, warp
-        Chance of mirroring; chance of a rotation and change of scale (the rest are exact pixels).
-    max_rotation
-        Degrees either way.
-    scale
-        Smallest and largest magnification of a warped crop.
+    crop, crop_width
+        Height and width of the crops, in pixels at the model resolution; without a width they are
+        square.
     around_box
         Chance that a crop from an item with boxes holds a box, drawn with people four times as
         likely as others: they are a percent of the pixels.
+    warp
+        Chance of a rotation by up to 10 degrees and a change of size; the rest are exact pixels.
+    scale
+        Smallest and largest magnification of a warped crop.
     paste
         Chance that people and bikes of other frames are pasted in (see `copy_paste`).
     recolour
         Chance that the visible image's tone and colours are drawn anew (see `recolour`).
-    brighten_night_target
-        Show night frames brightened in `clean` (see `brighten_night_target`), while `degraded`
-        comes from the frame as it is: then restoration learns to light up the night.
+    unpaired
+        Show Φ images without infrared too: what their labels say of objects teaches its `objects`
+        head, and nothing else.
+    weights
+        (source name, share of the samples) pairs. A source that is not named gets its share by the
+        square root of its size, so that small sources are neither lost nor drilled.
     mix
         Which degradations, how often.
     """
 
-    size: int = 192
-    width: int = 0
-    needs: frozenset[str] = frozenset()
-    flip: float = 0.5
-    warp: float = 0.5
-    max_rotation: float = 10.0
-    scale: tuple[float, float] = (0.85, 1.3)
+    crop: int
+    crop_width: int = 0
     around_box: float = 0.5
+    warp: float = 0.5
+    scale: tuple[float, float] = (0.85, 1.3)
     paste: float = 0.0
     recolour: float = 0.0
-    brighten_night_target: bool = False
+    unpaired: bool = False
+    weights: tuple[tuple[str, float], ...] = ()
     mix: Mix = field(default_factory=Mix)
 
     def __post_init__(self) -> None:
         if min(self.shape) < 16:
-            raise ValueError(f"crop size is {min(self.shape)}; use at least 16 pixels")
-        if not self.needs <= set(NEEDS):
-            raise ValueError(f"needs {sorted(self.needs - set(NEEDS))} are unknown; use {NEEDS}")
-        for name in ("flip", "warp", "around_box", "paste", "recolour"):
+            raise ConfigError(f"data.crop is {min(self.shape)}; accepted: 16 pixels or more")
+        for name in ("around_box", "warp", "paste", "recolour"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}; a chance lies in 0 to 1")
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; accepted: 0 to 1")
         if not 0.0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale is {self.scale}; use 0 < smallest <= largest")
+            raise ConfigError(f"data.scale is {self.scale}; accepted: 0 < smallest <= largest")
 
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of a sample."""
-        return self.size, self.width or self.size
+        return self.crop, self.crop_width or self.crop
 
 
 class CropDataset(Dataset[dict[str, Tensor]]):
@@ -108,45 +104,45 @@ class CropDataset(Dataset[dict[str, Tensor]]):
     ----------
     sources
         Opened caches.
-    settings
-        What a sample looks like.
+    config
+        What a sample looks like, and how often each source is drawn.
     labels
         The label set wanted.
     seed
         With the index, the only source of randomness.
     samples
         Length of the dataset: how many indices training will use.
-    weights
-        Source name -> share of the samples; a source not named gets its share by the square root
-        of its size, so that small sources are neither lost nor drilled.
+    needs
+        What an item must have to be drawn: any of "clean" (a visible image fit as the target of
+        restoration), "infrared" and "labels".
 
     Raises
     ------
     DatasetError
-        If no source has what `settings.needs`, or a weight names no source.
+        If no source has what is needed, or a weight names no source.
     """
 
     def __init__(
         self,
         sources: Sequence[CachedSource],
-        settings: CropSettings,
+        config: DataConfig,
         labels: LabelSet,
         *,
         seed: int,
         samples: int,
-        weights: Mapping[str, float] | None = None,
+        needs: frozenset[str] = frozenset(),
     ) -> None:
         self.sources = list(sources)
-        self.settings = settings
+        self.config = config
         self.seed = seed
         self.samples = samples
         self._lookup = from_canonical(labels)
         # For the whole process and the workers forked from it: images this small are not worth
         # threads, and those would take the cores from the network.
         cv2.setNumThreads(1)
-        self._usable = [_usable(source, settings.needs) for source in self.sources]
-        self._donors = [Donors(source) for source in self.sources] if settings.paste else []
-        self._share = _shares(self.sources, self._usable, weights or {}, settings.needs)
+        self._usable = [_usable(source, needs) for source in self.sources]
+        self._donors = [Donors(source) for source in self.sources] if config.paste else []
+        self._share = _shares(self.sources, self._usable, dict(config.weights), needs)
 
     def __len__(self) -> int:
         return self.samples
@@ -157,18 +153,16 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         source = self.sources[s]
         i = int(rng.choice(self._usable[s]))
         picture = Picture.of(source, i)
-        if self.settings.paste and rng.random() < self.settings.paste:
+        if self.config.paste and rng.random() < self.config.paste:
             picture = self._donors[s].paste(picture, rng)
-        item, shape = picture.item, self.settings.shape
+        item, shape = picture.item, self.config.shape
         cut = self._cut(item, rng)
 
         clean = cut.smooth(picture.visible)
-        if self.settings.recolour and rng.random() < self.settings.recolour:
+        if self.config.recolour and rng.random() < self.config.recolour:
             clean = recolour(clean, rng)
-        recipe = sample_recipe(rng, self.settings.mix, night=item.night or not item.clean)
+        recipe = sample_recipe(rng, self.config.mix, night=item.night or not item.clean)
         degraded = degrade(clean, rng, recipe)
-        if item.night and self.settings.brighten_night_target:
-            clean = brighten_night_target(clean)
         infrared, labels = picture.infrared, picture.labels
         ids = np.full(shape, UNKNOWN, np.uint8)
         if labels is not None:
@@ -191,18 +185,18 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         }
 
     def _cut(self, item: CachedItem, rng: np.random.Generator) -> _Cut:
-        settings = self.settings
-        flip = bool(rng.random() < settings.flip)
+        config = self.config
+        flip = bool(rng.random() < _FLIP)
         angle, scale = 0.0, 1.0
-        if rng.random() < settings.warp:
-            angle = float(rng.uniform(-settings.max_rotation, settings.max_rotation))
-            scale = float(np.exp(rng.uniform(*np.log(settings.scale))))
-        height, width = settings.shape
+        if rng.random() < config.warp:
+            angle = float(rng.uniform(-_ROTATION, _ROTATION))
+            scale = float(np.exp(rng.uniform(*np.log(config.scale))))
+        height, width = config.shape
         scale = max(scale, height / item.height, width / item.width)
         half_x, half_y = width / scale / 2.0, height / scale / 2.0
         x = float(rng.uniform(half_x, max(half_x, item.width - half_x)))
         y = float(rng.uniform(half_y, max(half_y, item.height - half_y)))
-        if item.boxes and rng.random() < settings.around_box:
+        if item.boxes and rng.random() < config.around_box:
             x, y = _near(_choose(item.boxes, rng), item, (half_x, half_y), rng)
         return _Cut((x, y), (width, height), angle, scale, flip)
 
@@ -211,8 +205,14 @@ class CropDataset(Dataset[dict[str, Tensor]]):
 class _Cut:
     """A window on an image.
 
-    Its centre (x, y) in the image's pixels, its own (width, height), rotation, magnification and
-    mirror.
+    Attributes
+    ----------
+    center
+        (x, y) in pixels of the image.
+    size
+        (width, height) of the window, in its own pixels.
+    angle, scale, flip
+        Its rotation in degrees, its magnification, and whether it is mirrored.
     """
 
     center: tuple[float, float]
@@ -264,7 +264,7 @@ def _shares(
 ) -> NDArray[np.float64]:
     names = [source.name for source in sources]
     for name, weight in weights.items():
-        if name not in names or weight < 0.0:
+        if name not in names or not weight >= 0.0:
             raise DatasetError(
                 f"source weight {name}: {weight} is wrong; use >= 0 for one of {names}"
             )

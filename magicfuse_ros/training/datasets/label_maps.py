@@ -6,7 +6,7 @@ read, so that one cache serves every label set, a user's own included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
 }
 CANONICAL = tuple(_NAMES)
 
-# A set without a road treats all of these as its background.
+# What stands around the objects. A set that names none of these has them in its background.
 _SCENERY = (
     "road",
     "sidewalk",
@@ -62,27 +62,42 @@ _SCENERY = (
     "pole",
 )
 
-MFNET: dict[int, str] = {
+
+class Classes(dict[int, str]):
+    """Canonical class of each id in a dataset's label images.
+
+    Attributes
+    ----------
+    unlabeled
+        Further ids that they may hold, of pixels without a class; 255 always is one.
+    """
+
+    def __init__(self, classes: Mapping[int, str], unlabeled: Iterable[int] = ()) -> None:
+        super().__init__(classes)
+        self.unlabeled = frozenset({*unlabeled, UNKNOWN})
+
+
+MFNET = Classes({
     0: "background", 1: "car", 2: "person", 3: "bike", 4: "curve", 5: "car stop", 6: "guardrail",
     7: "color cone", 8: "bump",
-}  # fmt: skip
-FMB: dict[int, str] = {
+})  # fmt: skip
+FMB = Classes({
     1: "road", 2: "sidewalk", 3: "building", 4: "lamp", 5: "sign", 6: "vegetation", 7: "sky",
     8: "person", 9: "car", 10: "truck", 11: "bus", 12: "motorcycle", 13: "bicycle", 14: "pole",
-}  # fmt: skip
-CAMVID: dict[int, str] = {
+}, unlabeled={0})  # fmt: skip
+CAMVID = Classes({
     0: "sky", 1: "building", 2: "pole", 3: "road", 4: "sidewalk", 5: "vegetation", 6: "sign",
     7: "fence", 8: "car", 9: "person", 10: "bicyclist",
-}  # fmt: skip
-CITYSCAPES: dict[int, str] = {  # the labelIds files, not the 19 trainIds
+}, unlabeled={11})  # fmt: skip
+CITYSCAPES = Classes({  # the labelIds files, not the 19 trainIds
     7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 14: "guardrail",
     17: "pole", 19: "lamp", 20: "sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person",
     25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
-}  # fmt: skip
+}, unlabeled=range(34))  # fmt: skip
 
 
 def to_canonical(classes: Mapping[int, str]) -> NDArray[np.uint8]:
-    """Lookup table (256,) uint8 from a source's ids to indices into `CANONICAL`, 255 unknown."""
+    """Return a table (256,) uint8 from a source's ids to indices into `CANONICAL`, 255 unknown."""
     table = np.full(256, UNKNOWN, np.uint8)
     for source_id, name in classes.items():
         table[source_id] = CANONICAL.index(name)
@@ -90,13 +105,19 @@ def to_canonical(classes: Mapping[int, str]) -> NDArray[np.uint8]:
 
 
 def from_canonical(labels: LabelSet) -> NDArray[np.uint8]:
-    """Lookup table (256,) uint8 from indices into `CANONICAL` to a label set's ids, 255 unknown."""
+    """Return a table (256,) uint8 from indices into `CANONICAL` to a label set's ids, 255 unknown.
+
+    A set's own class `unlabeled` means "none of these". Scenery is taught as that where the set
+    names no scenery at all, as MFNet's does; else a part of it that the set lacks is unknown. What
+    MFNet leaves unlabeled may be any class that MFNet does not name: it is unknown to a set that
+    has one of those.
+    """
     ids = {name.replace("_", " ").lower(): i for i, name in enumerate(labels.names())}
     named = {name: next((ids[n] for n in _NAMES[name] if n in ids), UNKNOWN) for name in CANONICAL}
-    if named["road"] == UNKNOWN:
-        for name in _SCENERY:
-            named[name] = min(named[name], named["background"])
-    else:  # a set that names the scenery: "none of ours" in another set says nothing here
+    if all(named[name] == UNKNOWN for name in _SCENERY):
+        named |= dict.fromkeys(_SCENERY, named["background"])
+    taught = {named[name] for name in MFNET.values()} | {UNKNOWN}
+    if named["fence"] != UNKNOWN or not set(named.values()) <= taught:  # a guardrail is no fence
         named["background"] = UNKNOWN
     table = np.full(256, UNKNOWN, np.uint8)
     table[: len(CANONICAL)] = [named[name] for name in CANONICAL]

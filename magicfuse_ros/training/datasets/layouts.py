@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import cv2
 
+from magicfuse_ros.sources.picture_errors import PictureError
+from magicfuse_ros.sources.pictures import picture_files
 from magicfuse_ros.training.datasets import label_maps
-from magicfuse_ros.training.datasets.frames import Box, DatasetError, Frame, Source
+from magicfuse_ros.training.datasets.boxes import read_lines, read_voc, read_yolo
+from magicfuse_ros.training.datasets.frames import DatasetError, Frame, Source
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 VISIBLE = ("visible", "Visible", "vi", "crop_LR_visible")
 INFRARED = ("infrared", "Infrared", "ir", "cropinfrared")
 LABELS = ("labels", "Label", "Segmentation_labels", "label")
-_YOLO_CLASSES = ("person", "bike", "car")
 
 # Held out of training as moving-picture validation: a street scene at dusk with a person walking,
 # and one of the two smoke videos. No other clip shows these scenes.
@@ -46,7 +46,23 @@ def read_source(layout: str, root: Path, split: str) -> Source:
     Raises
     ------
     DatasetError
-        If the layout or split is unknown, or a file is missing.
+        If the layout or split is unknown, a file is missing, two pictures have one name, or a
+        value among the boxes is wrong. Pictures are read by `Source.items` alone.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import cv2, numpy as np
+    >>> from magicfuse_ros.training.datasets.layouts import read_source
+    >>> root = pathlib.Path(tempfile.mkdtemp()) / "camvid"
+    >>> for folder, shape in (("visible", (48, 64, 3)), ("labels", (48, 64))):
+    ...     (root / "train" / folder).mkdir(parents=True)
+    ...     _ = cv2.imwrite(str(root / "train" / folder / "1.png"), np.full(shape, 3, np.uint8))
+    >>> source = read_source("camvid", root, "train")
+    >>> source.name, len(source.frames), source.classes[3]
+    ('camvid/train', 1, 'road')
+    >>> next(source.items()).visible.shape
+    (48, 64, 3)
     """
     if layout not in LAYOUTS:
         raise DatasetError(f"layout {layout!r} is unknown; use one of {tuple(LAYOUTS)}")
@@ -86,7 +102,7 @@ def _pairs(root: Path, split: str) -> Source:
     for visible, infrared in _pair(folder):
         stem = visible.stem
         boxes_file = folder / "boxes" / f"{stem}.txt"
-        boxes = _yolo_boxes(boxes_file) if (folder / "boxes").is_dir() else None
+        boxes = read_yolo(boxes_file) if (folder / "boxes").is_dir() else None
         mask = None
         if labels is not None and labels_folder is not None:
             mask = _partner(labels, stem, labels_folder, visible)
@@ -102,11 +118,19 @@ def _mfnet(root: Path, split: str) -> Source:
     if not listing.is_file():
         return _pairs(root, split)
     frames = []
-    for stem in listing.read_text(encoding="utf-8").split():
+    lines: dict[str, int] = {}
+    for number, line in enumerate(read_lines(listing), 1):
+        stem = line.strip()
+        if not stem:
+            continue
         image, mask = root / "images" / f"{stem}.png", root / "labels" / f"{stem}.png"
         for path in (image, mask):
             if not path.is_file():
-                raise DatasetError(f"{path} is missing; {listing} names it")
+                raise DatasetError(f"{path} is missing; {listing} line {number} names it")
+        if lines.setdefault(stem, number) != number:
+            raise DatasetError(
+                f"{listing} line {number} names {stem!r} again, as line {lines[stem]}; remove one"
+            )
         night = {"N": True, "D": False}.get(stem[-1])
         frames.append(Frame(stem, image, image, mask, night=night))
     return Source(f"{root.name}/{split}", _some(frames, listing), label_maps.MFNET)
@@ -130,7 +154,7 @@ def _llvip(root: Path, split: str) -> Source:
     for visible, infrared in pairs:
         boxes = None
         if annotations.is_dir():
-            boxes = _voc_boxes(annotations / f"{visible.stem}.xml")
+            boxes = read_voc(annotations / f"{visible.stem}.xml")
         frames.append(Frame(visible.stem, visible, infrared, boxes=boxes, night=True))
     return Source(f"{root.name}/{split}", _some(frames, root), {})
 
@@ -145,7 +169,7 @@ def _roadscene(root: Path, split: str) -> Source:
 def _m3svd(root: Path, split: str) -> Source:
     """`{visible,infrared}/*.mp4`: aligned video pairs."""
     frames = []
-    for visible in sorted((root / "visible").glob("*.mp4")):
+    for visible in sorted(filter(_is_seen, (root / "visible").glob("*.mp4"))):
         if (visible.stem in M3SVD_VAL_VIDEOS) != (split == "val"):
             continue
         infrared = root / "infrared" / visible.name
@@ -168,7 +192,7 @@ def _m3svd(root: Path, split: str) -> Source:
 def _m3svd_clips(root: Path, split: str) -> Source:
     """`<clip>/{visible,infrared}/`: short clips as images."""
     frames = []
-    for clip in sorted(path for path in root.iterdir() if path.is_dir()):
+    for clip in sorted(path for path in root.iterdir() if path.is_dir() and _is_seen(path)):
         if (clip.name in M3SVD_VAL_CLIPS) == (split == "val"):
             frames += [
                 Frame(f"{clip.name}:{v.stem}", v, i, group=clip.name,
@@ -192,7 +216,7 @@ def _cityscapes(root: Path, split: str) -> Source:
     """`leftImg8bit/<split>/<city>/*_leftImg8bit.png`, `gtFine/.../*_gtFine_labelIds.png`."""
     frames = []
     folder = root / "leftImg8bit" / split
-    for visible in sorted(folder.glob("*/*_leftImg8bit.png")):
+    for visible in sorted(filter(_is_seen, folder.glob("*/*_leftImg8bit.png"))):
         stem = visible.name.removesuffix("_leftImg8bit.png")
         mask = root / "gtFine" / split / visible.parent.name / f"{stem}_gtFine_labelIds.png"
         if not mask.is_file():
@@ -248,7 +272,25 @@ def _pair_folders(visible: Path, partner: Path) -> list[tuple[Path, Path]]:
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DatasetError(f"{folder} is missing")
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
+    try:
+        files = picture_files(folder)
+    except PictureError as error:
+        if error.reason != "no_pictures":
+            raise DatasetError(str(error)) from error
+        files = []
+    found: dict[str, Path] = {}
+    for path in files:
+        if found.setdefault(path.stem, path) != path:
+            raise DatasetError(
+                f"{found[path.stem]} and {path.name} have one name; pairs are told by name without "
+                "its ending: rename or remove one of them"
+            )
+    return found
+
+
+def _is_seen(path: Path) -> bool:
+    """Tell whether a file is not hidden, as the `._` files are in which macOS keeps attributes."""
+    return not path.name.startswith(".")
 
 
 def _partner(partners: dict[str, Path], stem: str, folder: Path, visible: Path) -> Path:
@@ -268,34 +310,3 @@ def _frame_count(video: Path) -> int:
     if count <= 0:
         raise DatasetError(f"{video} is not a readable video; it may be damaged or cut short")
     return count
-
-
-def _yolo_boxes(path: Path) -> tuple[Box, ...]:
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing; an image without objects has an empty file")
-    boxes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            kind, cx, cy, w, h = (float(part) for part in line.split())
-            name = _YOLO_CLASSES[int(kind)]
-        except (ValueError, IndexError) as error:
-            raise DatasetError(
-                f"{path} line {number} is {line!r}; use `class cx cy w h` with class 0 to "
-                f"{len(_YOLO_CLASSES) - 1} and the others 0 to 1"
-            ) from error
-        boxes.append(Box(name, cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
-    return tuple(boxes)
-
-
-def _voc_boxes(path: Path) -> tuple[Box, ...]:
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing; every LLVIP image has its XML file there")
-    tree = ET.parse(path).getroot()  # noqa: S314  a dataset the user chose, not a stranger's input
-    width, height = (float(tree.findtext(f"size/{axis}", "0")) for axis in ("width", "height"))
-    boxes = []
-    for node in tree.iter("bndbox"):
-        x0, y0, x1, y1 = (float(node.findtext(k, "nan")) for k in ("xmin", "ymin", "xmax", "ymax"))
-        boxes.append(Box("person", x0 / width, y0 / height, x1 / width, y1 / height))
-    return tuple(boxes)

@@ -1,0 +1,96 @@
+"""How an engine samples: what may change at any time, also while a frame is being sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from magicfuse_ros.model.config import ConfigError, MagicFuseConfig
+from magicfuse_ros.model.labels import LabelSet
+from magicfuse_ros.model.sampler import SamplerSettings
+from magicfuse_ros.runtime.contract import EngineError, EngineSettings
+
+_MOST_WARM_UP_STEPS = 25
+"""A warm-up with more steps than this is done with the model's own number of them."""
+
+
+class FewerSteps(Exception):  # noqa: N818 - nothing failed
+    """Ends the sampling of a frame for which fewer steps are asked for meanwhile."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One consistent way of sampling; `temporal` as in `EngineSettings`."""
+
+    settings: SamplerSettings
+    seed: int
+    temporal: float
+
+    @property
+    def steps(self) -> int:
+        """DDIM steps a frame."""
+        return len(self.settings.timesteps)
+
+
+class LiveSampling:
+    """The way of sampling in force; `update` may be called from any thread.
+
+    Raises
+    ------
+    EngineError
+        The settings ask for what the model cannot do.
+    """
+
+    def __init__(self, config: MagicFuseConfig, labels: LabelSet, settings: EngineSettings) -> None:
+        self._config, self._labels = config, labels
+        self._warming = False
+        self._wanted = self._of(settings)
+        self._own = self._of(replace(settings, steps=0))
+
+    @property
+    def in_force(self) -> Sampling:
+        """How to sample the next frame."""
+        wanted = self._wanted
+        return self._for_warm_up(wanted) if self._warming else wanted
+
+    def update(self, settings: EngineSettings) -> None:
+        """Sample as `settings` say from now on; raises `EngineError` and then changes nothing."""
+        own = self._of(replace(settings, steps=0))
+        # One assignment each, so that a frame under way in another thread sees the old or the new.
+        self._wanted, self._own = self._of(settings), own
+
+    def guard(self, sampling: Sampling) -> Callable[[], None]:
+        """Return what raises `FewerSteps` once fewer are asked for than `sampling` takes."""
+
+        def check() -> None:
+            if self.in_force.steps < sampling.steps:
+                raise FewerSteps
+
+        return check
+
+    @contextmanager
+    def warm_up(self) -> Iterator[int]:
+        """Sample for a warm-up, in few steps: it is for the networks. Gives their number."""
+        self._warming = True
+        try:
+            yield self.in_force.steps
+        finally:
+            self._warming = False
+
+    def _for_warm_up(self, wanted: Sampling) -> Sampling:
+        return self._own if wanted.steps > _MOST_WARM_UP_STEPS else wanted
+
+    def _of(self, settings: EngineSettings) -> Sampling:
+        diffusion = self._config.diffusion
+        try:
+            sampling = SamplerSettings.of(
+                self._config,
+                self._labels.thermal_ids(),
+                steps=settings.steps or None,
+                tau=settings.tau,
+            )
+        except ConfigError as error:
+            raise EngineError(f"{error}, for model {self._config.name!r}") from error
+        seed = diffusion.seed if settings.seed is None else settings.seed
+        return Sampling(sampling, seed, settings.temporal)

@@ -1,0 +1,199 @@
+"""Training one stage: from a model folder and data to the trained parts in that folder."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from magicfuse_ros.model import checkpoint
+from magicfuse_ros.model.autoencoder import fit_linear_path
+from magicfuse_ros.model.checkpoint import PARTS
+from magicfuse_ros.model.config import ConfigError, MagicFuseConfig
+from magicfuse_ros.model.labels import LabelSet
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.one_branch import Branch
+from magicfuse_ros.model.sizes import SIZES
+from magicfuse_ros.resources import model_path
+from magicfuse_ros.training.autoencoder_stage import AutoencoderStage
+from magicfuse_ros.training.branches import BranchStage
+from magicfuse_ros.training.datasets import CropDataset, find_sources, open_cache
+from magicfuse_ros.training.datasets.cache import CacheSettings
+from magicfuse_ros.training.distill import DistillStage
+from magicfuse_ros.training.loop import run
+from magicfuse_ros.training.mkf import MkfStage
+from magicfuse_ros.training.recipe import STAGES, StageRecipe
+from magicfuse_ros.training.stage import Stage
+from magicfuse_ros.training.state import read_step, state_path
+
+_NEEDS: dict[str, frozenset[str]] = {
+    "autoencoder": frozenset(),
+    "psi": frozenset({"clean"}),
+    "phi": frozenset({"infrared"}),
+    "mkf": frozenset({"labels"}),
+}
+# Crops that the linear path of an autoencoder is fitted to.
+_LINEAR_SAMPLES = 400
+# The other processes wait for the first one to decode the data, which may take hours.
+_PATIENCE = timedelta(hours=12)
+
+
+def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name: str) -> bool:
+    """Train one stage in the run folder `output` and write its parts into `output/model`.
+
+    The networks start from those in `output/model`. A stage whose checkpoint has all its steps is
+    left as it is, and so is the folder: the weights there may be newer than the checkpoint's.
+
+    With several processes each calls this with the same arguments, and `output` and `cache` are on
+    disks that they share.
+
+    Parameters
+    ----------
+    data
+        Folder of the datasets, each named after its layout.
+    cache
+        Folder of the decoded images.
+    name
+        That of the checkpoint and of the log.
+
+    Returns
+    -------
+    bool
+        False when a signal ended it early; the same call then goes on from its checkpoint.
+
+    Raises
+    ------
+    ConfigError, DatasetError, LabelSetError, TrainingError, CheckpointError
+        As their classes say.
+    """
+    folder = output / "model"
+    torch.manual_seed(recipe.loop.seed)
+    processes = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    done = read_step(state_path(output, name))
+    if done >= recipe.loop.steps:
+        processes.print(f"{name}: complete after {done} steps; {folder} is left as it is")
+        return True
+    with processes.main_process_first():
+        model, is_new = _open_model(recipe, folder)
+        # Before the data, whose decoding may take hours: it finds what is wrong with the recipe.
+        stage, multiple_of = _stage(recipe, model, folder)
+        dataset = _open_data(recipe, model, multiple_of, data, cache, processes.num_processes)
+        if is_new:  # not before all is known to be right: it replaces F and S of another label set
+            _save_model(model, recipe.labels, folder)
+    starts = recipe.stage == "autoencoder" and not recipe.autoencoder.anchor and not done
+    if starts and model.config.autoencoder.linear_path:
+        samples = [dataset[index] for index in range(_LINEAR_SAMPLES)]
+        images = [
+            sample[key][None].expand(-1, 3, -1, -1)
+            for sample in samples
+            for key in ("clean", "infrared")
+        ]
+        fit_linear_path(model.encoder, model.decoder, images)
+
+    def export(trained: nn.ModuleDict, *, complete: bool) -> None:
+        # The stage's parts alone: another may be training its own into the same folder.
+        for part in PARTS:
+            if part in trained:
+                checkpoint.save_part(folder, part, trained[part])
+        if complete and recipe.stage == STAGES[-1]:
+            config = checkpoint.read_config(folder)
+            checkpoint.write_config(folder, replace(config, trained=True))
+
+    complete = run(stage, dataset, recipe.loop, output, name, export)
+    processes.wait_for_everyone()
+    return complete
+
+
+def _open_model(recipe: StageRecipe, folder: Path) -> tuple[MagicFuse, bool]:
+    """Load the run folder's model, or make a new one, and tell whether it is new."""
+    if not (folder / checkpoint.CONFIG_FILE).is_file():
+        return _new_model(SIZES[recipe.size], recipe.labels).train(), True
+    model = MagicFuse.from_pretrained(folder)
+    if not recipe.labels or LabelSet.load(recipe.labels).labels == model.labels.labels:
+        return model.train(), False
+    if recipe.stage != "mkf":
+        raise ConfigError(
+            f"labels is {recipe.labels!r}, but {folder} has the label set {model.labels.name!r}; "
+            "accepted: the same, or leave it out. Only stage mkf can change it, as it trains F and "
+            "S anew"
+        )
+    other = _new_model(model.config, recipe.labels)
+    for part in ("encoder", "decoder", "psi", "phi"):
+        setattr(other, part, getattr(model, part))
+    return other.train(), True
+
+
+def _new_model(config: MagicFuseConfig, labels: str) -> MagicFuse:
+    """Make a model with random weights for a label set; without one, for the config's."""
+    label_set = LabelSet.load(labels or config.labels)
+    name = Path(labels).name if labels else config.labels
+    return MagicFuse(replace(config, labels=name, trained=False), label_set)
+
+
+def _save_model(model: MagicFuse, labels: str, folder: Path) -> None:
+    """Write a new model, and the YAML file of its label set if it is the user's own, beside it."""
+    if labels.endswith((".yaml", ".yml")):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(labels, folder / model.config.labels)
+    model.save_pretrained(folder)
+
+
+def _open_data(
+    recipe: StageRecipe,
+    model: MagicFuse,
+    multiple_of: int,
+    data: Path,
+    cache: Path,
+    processes: int,
+) -> CropDataset:
+    width, height = model.config.resolution
+    settings = CacheSettings(width=width, height=height)
+    for name, side in zip(("crop", "crop_width"), recipe.data.shape, strict=True):
+        if side % multiple_of:
+            models = "this model and its teacher" if recipe.distill else "this model"
+            raise ConfigError(
+                f"data.{name} is {side}; accepted: multiples of {multiple_of} for {models}"
+            )
+    return CropDataset(
+        [open_cache(source, cache, settings, print) for source in find_sources(data, "train")],
+        recipe.data,
+        model.labels,
+        seed=recipe.loop.seed,
+        samples=recipe.loop.steps * recipe.loop.batch * processes,
+        needs=_needs(recipe),
+    )
+
+
+def _needs(recipe: StageRecipe) -> frozenset[str]:
+    if recipe.data.unpaired:
+        return frozenset()
+    if recipe.distill is None:
+        return _NEEDS[recipe.stage]
+    return _NEEDS[recipe.distill.branch] if recipe.distill.truth else frozenset()
+
+
+def _stage(recipe: StageRecipe, model: MagicFuse, folder: Path) -> tuple[Stage, int]:
+    """Make the stage; the sides of its images are multiples of the number beside it."""
+    multiple_of = model.config.multiple_of
+    if recipe.distill is not None:
+        path = model_path(recipe.distill.teacher)
+        if path.resolve() == folder.resolve():
+            raise ConfigError(
+                f"distill.teacher is {recipe.distill.teacher!r}, the folder that the student is "
+                "written into; accepted: another model's, such as a copy of it"
+            )
+        teacher = MagicFuse.from_pretrained(path)
+        multiple_of = math.lcm(multiple_of, teacher.config.multiple_of)
+        return DistillStage(model, teacher, recipe.branch, recipe.distill), multiple_of
+    if recipe.stage == "autoencoder":
+        return AutoencoderStage(model, recipe.autoencoder), multiple_of
+    if recipe.stage == "mkf":
+        return MkfStage(model, recipe.mkf), multiple_of
+    return BranchStage(model, cast("Branch", recipe.stage), recipe.branch), multiple_of
