@@ -2,7 +2,6 @@
 
 import contextlib
 import sqlite3
-import threading
 from pathlib import Path
 
 import cv2
@@ -21,6 +20,7 @@ from magicfuse_ros.bags.from_video import write_bag
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES, BagWriter
 from magicfuse_ros.commands import bag as bag_command
+from magicfuse_ros.commands.exit_status import StopRequest
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros import stamps
 from magicfuse_ros.ros.images.codec import decode_compressed, decode_image, encode_image
@@ -49,7 +49,7 @@ def picture_folder(folder, count, width=64, height=48):
 @pytest.fixture
 def magicfuse(capsys, monkeypatch):
     """`magicfuse bag …` in this process: exit status, stdout, stderr."""
-    monkeypatch.setattr(bag_command, "stop_on_signals", lambda **_: threading.Event())
+    monkeypatch.setattr(bag_command, "stop_on_signals", lambda **_: StopRequest())
 
     def run(*arguments):
         capsys.readouterr()

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicfuse_ros.commands.exit_status import DONE, FAILED, INCOMPLETE, stop_on_signals
+from magicfuse_ros.whole_files import check_writable, write_whole
 
 if TYPE_CHECKING:
     import threading
@@ -105,6 +106,8 @@ def _check(args: argparse.Namespace) -> None:
     for option, path in (("--output", args.output), ("--markdown", args.markdown)):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{option} is {path}, but its folder is missing; make it first")
+        if path is not None:
+            check_writable(path.parent)
     _check_installed(args)
 
 
@@ -204,12 +207,12 @@ def _show_results(args: argparse.Namespace, results: dict[str, Any]) -> int:
     print(json.dumps({each["name"]: each["value"] for each in results["claims"]}))
     if args.output is not None:
         text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-        args.output.write_text(text + "\n", encoding="utf-8")
+        write_whole(args.output, text + "\n")
     if args.markdown is not None:
         picture = args.markdown.parent / "images" / f"{args.markdown.stem}.png"
         drawn = plot(results, picture)
         name = os.path.relpath(picture, args.markdown.parent) if drawn else None
-        args.markdown.write_text(page(results, name), encoding="utf-8")
+        write_whole(args.markdown, page(results, name))
     for problem in results["errors"]:
         print(f"magicfuse benchmark: not measured: {problem}", file=sys.stderr)
     return INCOMPLETE if results["errors"] else DONE

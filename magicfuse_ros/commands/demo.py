@@ -120,8 +120,11 @@ class Demo:
     def run(self) -> None:
         """Do everything, print the table last."""
         from magicfuse_ros.commands.demo_report import table
+        from magicfuse_ros.whole_files import check_writable
 
-        self._folder.mkdir(parents=True, exist_ok=True)
+        check_writable(self._folder)
+        if (self._folder / "output.bag").exists():
+            self._show.end(f"replaces  what an earlier run left in {self._folder}")
         source = self._prepare_input()
         self._show.end(f"input     {source.description}")
         out = self._folder / "output.bag"
@@ -132,7 +135,7 @@ class Demo:
             "",
             *table(source.description, session),
             "",
-            *(f"wrote {path}" for path in (*pictures, out)),
+            *(f"wrote {path.resolve()}" for path in (*pictures, out)),
         ):
             print(line)
 
