@@ -192,7 +192,7 @@ def test_a_signal_ends_it_and_its_processes(small_model, number):
     ],
 )
 def test_a_wrong_argument_is_one_line(tmp_path, capsys, arguments, text):
-    assert main(["benchmark", *(word.format(tmp_path) for word in arguments)]) == 1
+    assert main(["benchmark", *(word.format(tmp_path) for word in arguments)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()

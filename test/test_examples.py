@@ -18,6 +18,8 @@ MODULES = (
     "magicfuse_ros.ros.images.codec",
     "magicfuse_ros.runtime.engine",
     "magicfuse_ros.sources.pictures",
+    "magicfuse_ros.sources.source",
+    "magicfuse_ros.sources.videos",
     "magicfuse_ros.training.datasets.layouts",
     "magicfuse_ros.training.degradation_mixes",
 )
