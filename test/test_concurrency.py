@@ -10,6 +10,7 @@ from support.small_models import save_few_step
 
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.runtime import backends
+from magicfuse_ros.runtime import engine as engine_module
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.concurrency import StreamNetwork, run_both
 from magicfuse_ros.runtime.contract import EXTRAS

@@ -192,7 +192,22 @@ def test_a_camera_that_changes_its_size_is_followed_and_memory_bounded(load):
     frames = [(48, 64), (40, 64), (32, 64), (24, 64), (16, 64), (64, 48), (48, 64)]
     results = [made.fuse(street(*size), ALL) for size in frames]
     assert same(results[0], results[-1])
-    assert len(made._networks._ready) == networks_by_size.MAX_SIZES
+    assert len(made._networks._ready) == 1
+    made.close()
+
+
+def test_sizes_that_come_and_go_are_kept_together(load):
+    """As of two cameras in one bag: each is made a few times, and then no more."""
+    told = []
+    made = load_engine(load().settings, told.append)
+    for _ in range(6):
+        for size in ((48, 64), (32, 64)):
+            made.fuse(street(*size))
+    for size in ((48, 64), (32, 64)):
+        times = told.count(f"preparing psi for {size[1]}x{size[0]}")
+        assert 1 < times <= networks_by_size.MAKES_BEFORE_KEEPING
+    assert len(made._networks._ready) == 2
+    made.close()
 
 
 def test_a_closed_engine_says_so(load):
