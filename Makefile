@@ -21,7 +21,7 @@ demo: $(VENV)/.demo $(VENV)/.package
 	$(BIN)/magicfuse demo $(if $(INPUT),--input "$(INPUT)")
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov
 
 lint: $(VENV)/.test $(VENV)/.package
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ COMMANDS = {
     "fuse": "fuse",
     "bag": "bag",
     "demo": "demo",
+    "node": "node",
     "train": "train",
     "evaluate": "evaluate",
     "benchmark": "benchmark",

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -51,13 +52,27 @@ class Installation:
 
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory):
+    """The installed package; made once, however many processes share the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    prefix, done = folder / "installation", folder / "installation.done"
+    with (folder / "installation.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(prefix, ignore_errors=True)  # of a process that failed at it
+            install(prefix, tmp_path_factory)
+            done.touch()
+    return Installation(prefix)
+
+
+def install(prefix, tmp_path_factory):
     source = tmp_path_factory.mktemp("source") / "magicfuse_ros"
     # A copy: setuptools leaves build/ and egg-info beside what it builds.
     shutil.copytree(
         ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "install", "log", "*.egg-info")
     )
     wheels = tmp_path_factory.mktemp("wheels")
-    prefix = tmp_path_factory.mktemp("prefix")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels)]
     run([*build, str(source)])
@@ -70,7 +85,6 @@ def installation(tmp_path_factory):
     dependencies = sysconfig.get_path("purelib")
     line = f"import site; site.addsitedir({dependencies!r})\n"
     (Path(site) / "dependencies.pth").write_text(line)
-    return Installation(prefix)
 
 
 def run(command):

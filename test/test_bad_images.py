@@ -64,7 +64,7 @@ def test_a_long_encoding_does_not_flood_the_log():
 UINT32 = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     height=UINT32 | st.integers(0, 8),
     width=UINT32 | st.integers(0, 8),

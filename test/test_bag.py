@@ -2,8 +2,7 @@
 
 import contextlib
 import sqlite3
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -15,10 +14,12 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 
+from magicfuse_ros import cli
 from magicfuse_ros.bags import pictures
 from magicfuse_ros.bags.from_video import FrameSource, SourceError, image_files, write_bag
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES, BagWriter
+from magicfuse_ros.commands import bag as bag_command
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros import stamps
 from magicfuse_ros.ros.images.codec import decode_compressed, decode_image, encode_image
@@ -41,14 +42,17 @@ def picture_folder(folder, count, width=64, height=48):
     return folder
 
 
-def magicfuse(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "magicfuse_ros", "bag", *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.fixture
+def magicfuse(capsys, monkeypatch):
+    """`magicfuse bag …` in this process: exit status, stdout, stderr."""
+    monkeypatch.setattr(bag_command, "stop_on_signals", lambda **_: threading.Event())
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = cli.main(["bag", *map(str, arguments)])
+        return (status, *capsys.readouterr())
+
+    return run
 
 
 # --- round trips ---------------------------------------------------------------------------------
@@ -331,24 +335,26 @@ def test_a_bag_is_never_overwritten_and_unknown_things_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("storage", sorted(STORAGES))
-def test_from_video_and_info(tmp_path, storage):
+def test_from_video_and_info(tmp_path, magicfuse, storage):
     folder = picture_folder(tmp_path / "in", 4)
     out = tmp_path / "out.bag"
-    made = magicfuse("from-video", folder, out, "--fps", 8, "--size", "32x24", "--storage", storage)
-    assert (made.returncode, made.stderr) == (0, "")
-    info = magicfuse("info", out)
-    assert info.returncode == 0
+    status, _, errors = magicfuse(
+        "from-video", folder, out, "--fps", 8, "--size", "32x24", "--storage", storage
+    )
+    assert (status, errors) == (0, "")
+    status, told, errors = magicfuse("info", out)
+    assert (status, errors) == (0, "")
     for part in (f"({storage})", "messages  4", "/image", "32x24 rgb8", "8.00 Hz", "reliable"):
-        assert part in info.stdout
+        assert part in told
 
 
-def test_from_video_degrades_the_same_way_every_time(tmp_path):
+def test_from_video_degrades_the_same_way_every_time(tmp_path, magicfuse):
     folder = picture_folder(tmp_path / "in", 3)
     for name in ("a", "b"):
         made = magicfuse(
             "from-video", folder, tmp_path / name, "--degrade", "low-light:0.8,noise:0.2"
         )
-        assert made.returncode == 0, made.stderr
+        assert made[0] == 0, made
     with BagReader(tmp_path / "a") as a, BagReader(tmp_path / "b") as b:
         frames = [[each.frame for each in pictures.frames(bag, "/image")] for bag in (a, b)]
     np.testing.assert_array_equal(frames[0], frames[1])
@@ -365,14 +371,17 @@ def test_from_video_degrades_the_same_way_every_time(tmp_path):
         (["from-video", "{}/in", "{}/in"], "exists already"),
         (["info", "{}/none"], "does not exist"),
         (["play", "{}/none"], "does not exist"),
+        (["record", "{}/in"], "exists already"),
     ],
 )
-def test_a_wrong_argument_is_one_line_on_stderr_and_leaves_nothing(tmp_path, arguments, text):
+def test_a_wrong_argument_is_one_line_on_stderr_and_leaves_nothing(
+    tmp_path, magicfuse, arguments, text
+):
     picture_folder(tmp_path / "in", 1)
-    result = magicfuse(*(argument.replace("{}", str(tmp_path)) for argument in arguments))
-    assert result.returncode == 1
-    assert text in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    status, _, errors = magicfuse(*(each.replace("{}", str(tmp_path)) for each in arguments))
+    assert status == 2
+    assert text in errors
+    assert len(errors.strip().splitlines()) == 1
     assert [path.name for path in Path(tmp_path).iterdir()] == ["in"]
 
 

@@ -3,13 +3,14 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.fuse_bags import (
@@ -23,8 +24,9 @@ from support.fuse_bags import (
 from support.small_models import SMALL_FEW_STEP
 
 from magicfuse_ros.bags import fleet
+from magicfuse_ros.bags.fuse_engine import Interrupted
 from magicfuse_ros.bags.fuse_plan import FuseOptions
-from magicfuse_ros.bags.fuse_workspace import partial_of
+from magicfuse_ros.bags.fuse_segments import partial_of
 from magicfuse_ros.bags.reader import BagError, Topic
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.model.magicfuse import MagicFuse
@@ -75,92 +77,65 @@ def test_two_bags_of_one_name_are_refused(tmp_path):
 RAY = "Ray is not installed; it is in the extra `fleet`"
 
 
-def on_ray(folder, *arguments):
-    """Start a fleet with a small real model, each worker on one thread."""
-    if not (folder / "model").exists():  # its weights are random
-        MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(folder / "model")
-    chosen = ["--model", folder / "model", "--backend", "eager", "--device", "cpu"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "magicfuse_ros", "bag", "fuse"]
-        + [str(each) for each in (*arguments, *chosen, "--ray", "local")],
-        cwd=folder,
+def test_a_fleet_on_ray_makes_what_one_machine_makes_also_when_a_worker_is_killed(tmp_path):
+    pytest.importorskip("ray", reason=RAY)
+    three_bags(tmp_path / "in")
+    drive(tmp_path / "in" / "wednesday", frames=40)
+    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(tmp_path / "model")  # random weights
+    chosen = ["--model", tmp_path / "model", "--backend", "eager", "--device", "cpu"]
+    words = ["bag", "fuse", f"{tmp_path}/in/*", tmp_path / "out", *chosen, "--ray", "local"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "magicfuse_ros", *map(str, words)],
+        cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def alone(folder, source, target):
-    """Fuse as `on_ray` does, in this process."""
-    settings = EngineSettings(model=str(folder / "model"), backend="eager", device="cpu", threads=1)
-    return fuse(source, target, FuseOptions(engine=settings), load_engine)
-
-
-def test_a_fleet_on_ray_makes_what_one_machine_makes(tmp_path):
-    pytest.importorskip("ray", reason=RAY)
-    three_bags(tmp_path / "in")
-    process = on_ray(tmp_path, f"{tmp_path}/in/*", tmp_path / "out")
+    killed = False
+    while not killed and process.poll() is None and not (tmp_path / "out" / "wednesday").exists():
+        killed = kill_holder(partial_of(tmp_path / "out" / "wednesday") / "lock")
+        time.sleep(0.01)
     output, errors = process.communicate(timeout=900)
     assert process.returncode == 2, output + errors
-    assert output.splitlines()[-1].split() == ["11", "3", "2", "of", "3", "bags"]
-    for name in ("monday", "tuesday"):
-        alone(tmp_path, tmp_path / "in" / name, tmp_path / name)
+    assert output.splitlines()[-1].split() == ["91", "3", "3", "of", "4", "bags"]
+    assert killed
+    assert "FAILED: bag" in output
+    settings = EngineSettings(
+        model=str(tmp_path / "model"), backend="eager", device="cpu", threads=1
+    )
+    for name in ("monday", "tuesday", "wednesday"):
+        fuse(tmp_path / "in" / name, tmp_path / name, FuseOptions(engine=settings), load_engine)
         assert contents(tmp_path / name) == contents(tmp_path / "out" / name)
     note = json.loads(contents(tmp_path / "out" / "monday")[4]["magicfuse_bag_fuse"])
     assert note["identity"]["runs_on"] == "eager on cpu"
     assert note["identity"]["parallel"] == "off"  # `auto` may choose otherwise another time
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "monday", "tuesday", "wednesday"
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_fleet_that_is_stopped_goes_on_with_the_same_command(tmp_path, number):
-    pytest.importorskip("ray", reason=RAY)
-    drive(tmp_path / "in", frames=60)
-    for attempt in range(5):  # the bag may be done before this process gets to stop it
-        folder = tmp_path / f"out{attempt}"
-        stopped = on_ray(tmp_path, tmp_path / "in", folder)
-        journal = partial_of(folder / "in") / "frames.journal"
-        while stopped.poll() is None and not (folder / "in").exists():
-            if journal.exists() and journal.stat().st_size > 0:
-                stopped.send_signal(number)
-                break
-            time.sleep(0.01)
-        output, errors = stopped.communicate(timeout=900)
-        if stopped.returncode != 0:
-            break
-    assert stopped.returncode == 130, output + errors
-    assert "the same command goes on" in errors
-    assert "0 of 1 bags" in output
-    resumed = on_ray(tmp_path, tmp_path / "in", folder)
-    output, errors = resumed.communicate(timeout=900)
-    assert resumed.returncode == 0, output + errors
-    assert "were done before" in errors
+def test_a_fleet_that_is_stopped_cancels_its_tasks(tmp_path, monkeypatch):
+    """With a double of Ray: what a task loses by it is a kill's, which is tested."""
+    stop, cancelled = threading.Event(), []
 
+    class Task:
+        def remote(self, job, _options):
+            return job.source.name
 
-def test_a_task_whose_worker_is_killed_goes_on_in_another(tmp_path):
-    pytest.importorskip("ray", reason=RAY)
-    drive(tmp_path / "in", frames=60)
-    for attempt in range(5):  # the bag may be done before this process gets to kill
-        folder = tmp_path / f"out{attempt}"
-        process = on_ray(tmp_path, tmp_path / "in", folder)
-        partial = partial_of(folder / "in")
-        killed = False
-        while not killed and process.poll() is None and not (folder / "in").exists():
-            journal = partial / "frames.journal"
-            if journal.exists() and journal.stat().st_size > 0:
-                killed = kill_holder(partial / "lock")
-            time.sleep(0.01)
-        output, errors = process.communicate(timeout=900)
-        assert process.returncode == 0, output + errors
-        if killed and "were done before" in errors:
-            break
-    else:
-        pytest.fail(f"no worker was killed amid its work:\n{errors}")
-    assert output.splitlines()[-1].split() == ["120", "0", "1", "of", "1", "bags"]
-    assert int(re.search(r"\((\d+) frames were done before", errors)[1]) < 120
-    alone(tmp_path, tmp_path / "in", tmp_path / "alone" / "in")
-    assert contents(tmp_path / "alone" / "in") == contents(folder / "in")
-    assert [path.name for path in folder.iterdir()] == ["in"]
+    ray = SimpleNamespace(
+        cluster_resources=dict,
+        remote=lambda **_: lambda _function: Task(),
+        cancel=lambda reference, force: cancelled.append((reference, force)),
+        wait=lambda running, timeout: (stop.set(), ([], running))[1],  # noqa: ARG005
+        shutdown=lambda: cancelled.append("shutdown"),
+    )
+    monkeypatch.setattr(fleet, "_started", lambda _address, _engine: ray)
+    todo = fleet.jobs([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    options = FuseOptions(engine=EngineSettings())
+    with pytest.raises(Interrupted):
+        list(fleet.on_ray(todo, options, "local", stop=stop, progress=lambda _text: None))
+    assert cancelled == [("a", True), ("b", True), "shutdown"]
 
 
 def kill_holder(path):

@@ -28,8 +28,8 @@ from support.noop_node import FAIL, NoopEngine
 from support.system import FuseNodeProcess, Listener, random_domain
 
 from magicfuse_ros.bags.fuse_plan import OUTPUTS, node_names
-from magicfuse_ros.bags.fuse_workspace import partial_of
-from magicfuse_ros.bags.reader import BagReader, Topic
+from magicfuse_ros.bags.fuse_segments import partial_of
+from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES, BagWriter
 from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
 from magicfuse_ros.runtime.contract import EngineError
@@ -133,6 +133,17 @@ def test_the_messages_are_those_that_the_node_publishes(tmp_path):
         assert ours == of_the_bag(received), name
 
 
+def test_with_input_the_pictures_are_beside_their_results(tmp_path):
+    source = drive(tmp_path / "in", frames=3)
+    assert command(source, tmp_path / "out", "--with-input").returncode == 0
+    before, after = by_topic(source), by_topic(tmp_path / "out")
+    assert set(after) == {*before, *FRONT, *REAR}
+    for name, messages in before.items():
+        assert after[name] == messages
+    with pytest.raises(BagError, match="with_input was true and is now false"):
+        fuse(source, tmp_path / "out", options(seed=None))
+
+
 def test_outputs_topics_and_their_order_are_the_askers(tmp_path):
     source = drive(tmp_path / "in", frames=2)
     chosen = options(
@@ -227,7 +238,8 @@ def test_a_frame_that_cannot_be_fused_is_counted_told_and_left_out(tmp_path):
     assert (again.already, again.fused, again.left_out) == (True, 15, 5)
 
 
-def test_an_engine_that_fails_ends_the_run_and_nothing_is_lost(tmp_path):
+@pytest.mark.parametrize("with_input", [False, True])
+def test_an_engine_that_fails_ends_the_run_and_nothing_is_lost(tmp_path, with_input):
     def failing(topic, index, data):
         if (topic, index) != ("/front/image_raw", 6):
             return data
@@ -237,7 +249,7 @@ def test_an_engine_that_fails_ends_the_run_and_nothing_is_lost(tmp_path):
 
     source = drive(tmp_path / "in", spoil=failing)
     with pytest.raises(EngineError, match=r"front/image_raw at 1700000000\.7.*the same command"):
-        fuse(source, tmp_path / "out")
+        fuse(source, tmp_path / "out", options(with_input=with_input))
     assert not (tmp_path / "out").exists()
 
     class Repaired(NoopEngine):
@@ -246,8 +258,10 @@ def test_an_engine_that_fails_ends_the_run_and_nothing_is_lost(tmp_path):
                 frame = picture(0)
             return super().fuse(frame, extras)
 
-    summary = fuse(source, tmp_path / "out", factory=Repaired)
+    summary = fuse(source, tmp_path / "out", options(with_input=with_input), factory=Repaired)
     assert (summary.fused, summary.resumed) == (20, 12)
+    fuse(source, tmp_path / "whole", options(with_input=with_input), factory=Repaired)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -10,23 +10,30 @@ import threading
 import time
 
 import pytest
+from support import fuse_bags
 from support.fuse_bags import (
     NOOP,
-    by_topic,
+    ROOT,
     command,
     contents,
     drive,
     environment,
-    fuse,
     spoil,
 )
+from support.noop_bag_fuse import Engine
 from support.noop_node import NoopEngine
 
 from magicfuse_ros.bags.fuse_engine import Interrupted
-from magicfuse_ros.bags.fuse_journal import Journal, Record
-from magicfuse_ros.bags.fuse_workspace import BusyError, partial_of
+from magicfuse_ros.bags.fuse_plan import FuseOptions
+from magicfuse_ros.bags.fuse_segments import BusyError, partial_of
 from magicfuse_ros.bags.reader import BagError
 from magicfuse_ros.bags.writer import STORAGES
+from magicfuse_ros.runtime.contract import EngineSettings
+
+
+def fuse(source, target, chosen=None, factory=Engine, **more):
+    """Fuse in this process, with the engine of `command`."""
+    return fuse_bags.fuse(source, target, chosen, factory, **more)
 
 
 @pytest.mark.parametrize("storage", sorted(STORAGES))
@@ -34,8 +41,9 @@ def test_a_run_killed_everywhere_ends_as_one_that_was_not(tmp_path, storage):
     source = drive(tmp_path / "in", storage, spoil=spoil)
     whole = command(source, tmp_path / "whole", "--seed", 5)
     assert whole.returncode == 1, whole.stderr
-    for point in ("fuse:1", "fuse:4", "append:5", "join:30", "finish:1", "cleanup:1"):
-        killed = command(source, tmp_path / "out", "--seed", 5, KILL_AT=point)
+    points = ("fuse:1", "fuse:4", "write:30", "keep:2", "account:2", "finish:1", "cleanup:1")
+    for point in points:
+        killed = command(source, tmp_path / "out", "--seed", 5, KILL_AT=point, SEGMENT_S="0.02")
         assert killed.returncode == -signal.SIGKILL, (point, killed.stderr)
         assert (tmp_path / "out").exists() == (point == "cleanup:1")
     again = command(source, tmp_path / "out", "--seed", 5)
@@ -43,47 +51,46 @@ def test_a_run_killed_everywhere_ends_as_one_that_was_not(tmp_path, storage):
     assert "is there already" in again.stdout
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "whole"]
+    assert len(list((tmp_path / "out").iterdir())) > 2  # of several segments
 
 
-def test_a_run_killed_three_times_whenever_ends_as_one_that_was_not(tmp_path):
+def test_a_process_killed_three_times_whenever_ends_as_one_that_was_not(tmp_path):
     source = drive(tmp_path / "in", frames=40)
-    assert command(source, tmp_path / "whole").returncode == 0
+    fuse(source, tmp_path / "whole")
     dice = random.Random(20261123)
-    kills, sizes = 0, []
-    journal = partial_of(tmp_path / "out") / "frames.journal"
+    kills, sizes = 0, [-1]
+    account = partial_of(tmp_path / "out") / "account.json"
     while not (tmp_path / "out").exists():
         process = subprocess.Popen(
             [sys.executable, NOOP, source, tmp_path / "out"],
-            env=environment(NOOP_DELAY_S="0.02"),
+            env=environment(NOOP_DELAY_S="0.02", SEGMENT_S="0.1"),
             stderr=subprocess.DEVNULL,
         )
         if kills < 3:
-            begun = journal.stat().st_size if journal.exists() else 0
-            while not journal.exists() or journal.stat().st_size <= begun:
+            while not account.exists() or account.stat().st_size <= sizes[-1]:
                 assert process.poll() is None
                 time.sleep(0.002)
             time.sleep(dice.random() * 0.2)
             process.kill()
-            sizes.append(journal.stat().st_size)
+            sizes.append(account.stat().st_size)
             kills += 1
             assert process.wait(600) == -signal.SIGKILL
         else:
             assert process.wait(600) == 0
-    assert sizes == sorted(set(sizes))  # each went further than the one before
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("point", ["fuse:6", "join:30"])
-def test_a_signal_ends_the_run_after_the_frame_and_the_next_run_goes_on(tmp_path, point):
+@pytest.mark.parametrize(("point", "done"), [("fuse:6", 6), ("write:30", 5)])
+def test_a_signal_ends_the_run_after_the_frame_and_the_next_run_goes_on(tmp_path, point, done):
     source = drive(tmp_path / "in")
     stopped = command(source, tmp_path / "out", TERM_AT=point)
     assert stopped.returncode == 130, stopped.stderr
     assert "the same command goes on" in stopped.stderr
     assert not (tmp_path / "out").exists()
-    resumed = command(source, tmp_path / "out")
-    assert resumed.returncode == 0, resumed.stderr
-    done = 6 if point == "fuse:6" else 20
-    assert f"({done} frames were done before)" in resumed.stdout
+    summary = fuse(source, tmp_path / "out")
+    assert (summary.resumed, summary.fused) == (done, 20)
+    fuse(source, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_wish_to_stop_is_heard_while_the_model_loads(tmp_path):
@@ -100,77 +107,49 @@ def test_a_wish_to_stop_is_heard_while_the_model_loads(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_a_damaged_record_and_all_behind_it_are_made_anew(tmp_path):
+def begin(source, target, *arguments, frames=4):
+    """A run that is stopped amid its frames, which keeps them."""
+    stopped = command(source, target, *arguments, TERM_AT=f"fuse:{frames}")
+    assert stopped.returncode == 130, stopped.stderr
+
+
+def test_a_segment_that_was_lost_is_made_anew(tmp_path):
     source = drive(tmp_path / "in")
     fuse(source, tmp_path / "whole")
-    assert command(source, tmp_path / "out", KILL_AT="finish:1").returncode < 0
-    journal = partial_of(tmp_path / "out") / "frames.journal"
-    content = bytearray(journal.read_bytes())
-    content[len(content) // 2] ^= 1
-    journal.write_bytes(content)
-    summary = fuse(source, tmp_path / "out", factory=NoopEngine)
-    assert 5 < summary.resumed < 15
-    fused, whole = by_topic(tmp_path / "out"), by_topic(tmp_path / "whole")
-    assert fused["/front/fuse_node/semantic/mask"] == whole["/front/fuse_node/semantic/mask"]
-    assert {name: len(each) for name, each in fused.items()} == {
-        name: len(each) for name, each in whole.items()
-    }
+    for frames in (6, 6):
+        begin(source, tmp_path / "out", frames=frames)
+    lost = partial_of(tmp_path / "out") / "out" / "out_1.mcap"
+    lost.write_bytes(lost.read_bytes()[:-1])
+    assert fuse(source, tmp_path / "out").resumed == 6
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("storage", sorted(STORAGES))
 def test_a_full_disk_ends_the_run_and_the_next_one_with_room_goes_on(tmp_path, storage):
     source = drive(tmp_path / "in", storage)
-    assert command(source, tmp_path / "whole").returncode == 0
+    fuse(source, tmp_path / "whole")
+    begin(source, tmp_path / "out", frames=6)
     size = max(file.stat().st_size for file in (tmp_path / "whole").iterdir())
-    # No room for the records; for those, but not for the bag that is made of them.
-    for limit, failing in ((size // 3, tmp_path), (size - 1000, "bag")):
-        full = command(source, tmp_path / "out", FILE_BYTES=str(limit))
-        assert full.returncode == 2, full.stdout + full.stderr
-        assert re.search(rf"cannot (write|finish) {failing}.*(File too large|disk)", full.stderr)
-        assert not (tmp_path / "out").exists()
-        # What is done is kept, and no half a bag takes the room that there is.
-        assert {file.name for file in partial_of(tmp_path / "out").iterdir()} == {
-            "begun.json",
-            "frames.journal",
-            "lock",
-        }
-    resumed = command(source, tmp_path / "out")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "(20 frames were done before)" in resumed.stdout
+    full = command(source, tmp_path / "out", FILE_BYTES=str(size // 3))
+    assert full.returncode == 2, full.stdout + full.stderr
+    assert re.search(r"cannot (write|finish).* bag .*(File too large|disk)", full.stderr)
+    assert not (tmp_path / "out").exists()
+    # What is done is kept, and no half a segment takes the room that there is.
+    assert not (partial_of(tmp_path / "out") / "segment").exists()
+    assert fuse(source, tmp_path / "out").resumed == 6
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_what_else_lies_in_the_folders_is_neither_input_nor_removed(tmp_path):
     source = drive(tmp_path / "in", frames=2)
     target = source / "fused"  # inside the input, which then has a folder more
-    assert command(source, target, KILL_AT="fuse:3").returncode == -signal.SIGKILL
+    begin(source, target, frames=2)
     for folder in (source, partial_of(target)):
         (folder / "my_notes.txt").write_text("not yours")
     assert fuse(source, target).resumed == 2
     assert fuse(source, target).already
     assert [path.name for path in partial_of(target).iterdir()] == ["my_notes.txt"]
     assert (source / "my_notes.txt").read_text() == "not yours"
-
-
-@pytest.mark.parametrize("kept", [0, 1, 20, 55, 56, 60, 200, -1, -2])
-def test_a_journal_cut_anywhere_gives_its_whole_records(tmp_path, kept):
-    records = [
-        Record({"magimg": bytes(range(50)), "semantic/mask": b""}),
-        Record(reason="short_data", text="much\ntoo short"),
-        Record({"magimg": b"x" * 99}),
-    ]
-    with Journal(tmp_path / "journal") as journal:
-        for place, record in enumerate(records):
-            journal.append(place, bytes([place] * 16), record)
-    whole = (tmp_path / "journal").read_bytes()
-    (tmp_path / "journal").write_bytes(whole[: kept if kept != -1 else None])
-    with Journal(tmp_path / "journal") as journal:
-        read = list(journal.read())
-        assert [record for _, record in read] == records[: len(read)]
-        assert (len(read) == 3) == (kept == -1)
-        for place in range(len(read), 3):
-            journal.append(place, bytes([place] * 16), records[place])
-    assert (tmp_path / "journal").read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -187,6 +166,7 @@ def test_a_journal_cut_anywhere_gives_its_whole_records(tmp_path, kept):
         (["--jpeg-quality", "50"], "jpeg_quality was 85 and is now 50"),
         (["--topics", "/front/image_raw"], "topics was"),
         (["--model", "{}"], "model was"),
+        (["--with-input"], "with_input was false and is now true"),
     ],
 )
 def test_going_on_with_another_option_is_refused_by_its_name(begun_run, changes, text):
@@ -195,7 +175,7 @@ def test_going_on_with_another_option_is_refused_by_its_name(begun_run, changes,
     from magicfuse_ros.cli import main
 
     arguments = ["--seed", "5"] if "--seed" not in changes else []
-    kept = (partial_of(target) / "frames.journal").read_bytes()
+    kept = (partial_of(target) / "account.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         said = []
         patch.setattr("sys.stderr.write", said.append)
@@ -204,16 +184,15 @@ def test_going_on_with_another_option_is_refused_by_its_name(begun_run, changes,
     assert status == 2
     assert text in told
     assert "remove that folder to start over" in told
-    assert (partial_of(target) / "frames.journal").read_bytes() == kept
+    assert (partial_of(target) / "account.json").read_bytes() == kept
 
 
 @pytest.fixture(scope="module")
 def begun_run(tmp_path_factory):
-    """A run that was killed at its fourth frame, and another model's folder."""
+    """A run that was stopped at its fourth frame, and another model's folder."""
     folder = tmp_path_factory.mktemp("begun")
     source = drive(folder / "in", frames=3)
-    killed = command(source, folder / "out", "--seed", 5, KILL_AT="fuse:4")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    begin(source, folder / "out", "--seed", 5)
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
     return source, folder / "out", folder / "model"
@@ -221,7 +200,7 @@ def begun_run(tmp_path_factory):
 
 def test_going_on_with_another_backend_or_input_is_refused(tmp_path):
     source = drive(tmp_path / "in", frames=5)
-    assert command(source, tmp_path / "out", KILL_AT="fuse:4").returncode == -signal.SIGKILL
+    begin(source, tmp_path / "out")
     other = command(source, tmp_path / "out", BACKEND="spare on cuda")
     assert other.returncode == 2
     assert 'runs_on was "noop" and is now "spare on cuda"' in other.stderr
@@ -233,19 +212,37 @@ def test_going_on_with_another_backend_or_input_is_refused(tmp_path):
         return data[:-1] + bytes([data[-1] ^ 1]) if is_it else data
 
     # Same topics, times and sizes: only the message itself tells.
-    with pytest.raises(BagError, match=r"front/image_raw at 1700000000\.2234.* has changed"):
+    with pytest.raises(BagError, match=r"messages up to 1700000000\.\d+ have changed"):
         fuse(drive(tmp_path / "other" / "in", frames=5, spoil=retouched), tmp_path / "out")
     source.rename(tmp_path / "moved")
-    assert fuse(tmp_path / "moved", tmp_path / "out").resumed == 3
+    assert fuse(tmp_path / "moved", tmp_path / "out").resumed == 4
+
+
+def test_other_labels_in_a_file_of_the_same_name_are_another_request(tmp_path):
+    labels = tmp_path / "mine.yaml"
+    text = (ROOT / "magicfuse_ros/model/label_sets/drive.yaml").read_text()
+    labels.write_text(text)
+    chosen = FuseOptions(engine=EngineSettings(labels=str(labels)))
+    source = drive(tmp_path / "in", frames=1)
+    fuse(source, tmp_path / "out", chosen)
+    assert fuse(source, tmp_path / "out", chosen).already
+    labels.write_text(f"{text}\n# the road in another colour\n")
+    with pytest.raises(BagError, match=r'labels was "mine\.yaml \w+" and is now "mine\.yaml \w+"'):
+        fuse(source, tmp_path / "out", chosen)
+
+
+def test_a_stream_is_refused_where_each_frame_is_fused_by_itself():
+    with pytest.raises(ValueError, match=r"temporal is 0\.5; accepted: 0"):
+        FuseOptions(engine=EngineSettings(temporal=0.5))
 
 
 def test_a_damaged_account_of_what_was_begun_is_told(tmp_path):
     source = drive(tmp_path / "in", frames=2)
-    assert command(source, tmp_path / "out", KILL_AT="fuse:2").returncode == -signal.SIGKILL
-    (partial_of(tmp_path / "out") / "begun.json").write_text("{")
-    with pytest.raises(BagError, match=r"begun\.json is damaged; remove the folder .*out\.partial"):
+    begin(source, tmp_path / "out", frames=2)
+    (partial_of(tmp_path / "out") / "account.json").write_text("{")
+    with pytest.raises(BagError, match=r"account\.json is damaged; remove the folder .*\.partial"):
         fuse(source, tmp_path / "out")
-    assert (partial_of(tmp_path / "out") / "frames.journal").stat().st_size > 0
+    assert (partial_of(tmp_path / "out") / "out" / "out_0.mcap").exists()
 
 
 def test_one_process_at_a_time_makes_a_bag(tmp_path):

@@ -276,12 +276,87 @@ def test_a_png_whose_chunk_announces_gigabytes_is_refused_before_it_is_decoded()
     assert error.value.reason == "corrupt_png"
 
 
-def test_depth_is_refused_by_name():
-    depth = png_of(np.zeros((4, 4), np.uint16))
-    message = compressed(bytes(12) + depth, "16UC1; compressedDepth png")
-    with pytest.raises(ImageError, match="compressedDepth png', a depth picture") as error:
-        decode_compressed(message)
+@pytest.mark.parametrize(
+    ("form", "data", "names"),
+    [
+        (
+            "16UC1; compressedDepth png",
+            bytes(12) + png_of(np.zeros((4, 4), np.uint16)),
+            "'16UC1; compressedDepth png', a depth picture",
+        ),
+        ("32FC1; compressedDepth", png_of(np.zeros((4, 4), np.uint16)), "a depth picture"),
+        ("theora", b"\x80theora\3\2\1" + bytes(40), r"'theora', a piece of a video \(Theora\)"),
+        ("h264", b"\0\0\0\1\x67" + bytes(40), r"'h264', a piece of a video \(H\.264 or H\.265\)"),
+    ],
+)
+def test_another_transport_is_refused_by_name(form, data, names):
+    with pytest.raises(ImageError, match=f"{names}; accepted: a JPEG or PNG") as error:
+        decode_compressed(compressed(data, form))
     assert error.value.reason == "unknown_format"
+
+
+# --- Bayer mosaics
+
+
+def mosaic_of(rgb, pattern):
+    """(H, W) of the picture's type: at each pixel the one colour that the camera sees there."""
+    mosaic = np.empty(rgb.shape[:2], rgb.dtype)
+    for at, color in enumerate(pattern):
+        rows, columns = slice(at // 2, None, 2), slice(at % 2, None, 2)
+        mosaic[rows, columns] = rgb[rows, columns, "rgb".index(color)]
+    return mosaic
+
+
+def halves():
+    """(HEIGHT, WIDTH, 3) uint8: reddish on the left, bluish on the right."""
+    picture = np.empty((HEIGHT, WIDTH, 3), np.uint8)
+    picture[:, : WIDTH // 2], picture[:, WIDTH // 2 :] = (200, 90, 40), (40, 90, 200)
+    return picture
+
+
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "bayer_{}8; jpeg compressed bayer_{}8",
+        "bayer_{}8; jpeg compressed ",  # compressed_image_transport
+        "BAYER_{}8;jpeg",
+        "bayer_{}8; png compressed bayer_{}8",
+        "bayer_{}16; png compressed ",
+    ],
+)
+def test_a_mosaic_gets_its_colours_back(form, pattern):
+    mosaic = mosaic_of(halves(), pattern)
+    if "16" in form:
+        mosaic = mosaic.astype(np.uint16) * 257
+    data = png_of(mosaic) if "png" in form else jpeg_of(mosaic)
+    decoded = decode_compressed(compressed(data, form.format(pattern, pattern)))
+    inner = np.s_[4:-4, 8 : WIDTH // 2 - 8]
+    assert np.abs(decoded[inner].astype(int) - halves()[inner]).max() <= (
+        0 if "png" in form else 12
+    )
+    inner = np.s_[4:-4, WIDTH // 2 + 8 : -8]
+    assert np.abs(decoded[inner].astype(int) - halves()[inner]).max() <= (
+        0 if "png" in form else 12
+    )
+
+
+def test_grey_made_of_a_mosaic_stays_grey():
+    decoded = decode_compressed(
+        compressed(jpeg_of(scene()[..., 1]), "bayer_rggb8; jpeg compressed mono8")
+    )
+    assert np.array_equal(decoded[..., 0], decoded[..., 2])
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "reason"),
+    [
+        ("bayer_rggb8; png compressed ", (8, 2), "too_small"),
+        ("bayer_rgbw8; png compressed ", (8, 8), "unknown_encoding"),
+    ],
+)
+def test_a_mosaic_that_cannot_be_right_is_refused(form, size, reason):
+    assert reason_of(compressed(png_of(np.zeros(size, np.uint8)), form)) == reason
 
 
 # --- what is left of a good picture
@@ -310,7 +385,7 @@ def test_a_cut_off_png_is_refused(share):
 
 
 @pytest.mark.parametrize("data", [jpeg_of(scene()), png_of(scene())], ids=["jpeg", "png"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=8))
 def test_a_damaged_picture_is_decoded_or_refused(data, changes):
     damaged = bytearray(data)

@@ -100,7 +100,7 @@ def test_failed_build_leaves_nothing_that_could_be_taken_for_a_cache(tmp_path):
     TREES["camvid"](tmp_path / "camvid")
     (tmp_path / "camvid/train/labels/0001.png").write_bytes(b"no image")
     source = read_source("camvid", tmp_path / "camvid", "train")
-    with pytest.raises(DatasetError, match=r"labels/0001.png is not a readable image"):
+    with pytest.raises(DatasetError, match=r"labels/0001.png is not a readable picture"):
         open_cache(source, tmp_path / "cache", SMALL)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -109,8 +109,8 @@ def test_cut_short_cache_is_named(tmp_path):
     TREES["camvid"](tmp_path / "camvid")
     source = read_source("camvid", tmp_path / "camvid", "train")
     open_cache(source, tmp_path / "cache", SMALL)
-    (array,) = (tmp_path / "cache").glob("*.npy")
-    np.save(array, np.zeros(10, np.uint8))
+    (array,) = (tmp_path / "cache").glob("*.raw")
+    array.write_bytes(bytes(10))
     with pytest.raises(DatasetError, match="delete it"):
         open_cache(source, tmp_path / "cache", SMALL)
 

@@ -5,7 +5,7 @@ import torch
 from dataset_trees import TREES
 from safetensors.torch import load_file
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
-from support.training_runs import run_folder, write_recipe
+from support.training_runs import on_one_thread, run_folder, write_recipe
 
 from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.config import ConfigError
@@ -17,6 +17,11 @@ from magicfuse_ros.training.recipe import read_recipe
 from magicfuse_ros.training.train_stage import train_stage
 
 STEPS = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    yield from on_one_thread()
 
 
 def make(config):

@@ -18,6 +18,7 @@ from magicfuse_ros.runtime import backends, networks_by_size
 from magicfuse_ros.runtime.backends import candidates
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.engine import EXTRAS, EngineError, EngineSettings, load_engine
+from magicfuse_ros.runtime.networks import CompiledNetworks
 from magicfuse_ros.runtime.stopwatch import STAGES
 
 LABELS = LabelSet.load(SMALL_FEW_STEP.labels)
@@ -283,6 +284,35 @@ def test_settings_may_change_while_a_frame_is_fused(load):
 # --- temporal -----------------------------------------------------------------------------------
 
 
+def test_a_frame_of_too_many_steps_begins_anew_when_fewer_are_asked_for(load):
+    expected = load(steps=2).fuse(street())
+    made = load()
+    networks = CompiledNetworks.denoise
+    taken = []
+
+    def denoise(self, condition, z_psi, z_phi, t):
+        taken.append(t)
+        if len(taken) == 5:
+            made.update(steps=2, tau=None, seed=None, temporal=0.0)
+        return networks(self, condition, z_psi, z_phi, t)
+
+    made.update(steps=900, tau=None, seed=None, temporal=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompiledNetworks, "denoise", denoise)
+        assert same(made.fuse(street()), expected)
+    assert len(taken) == 5 + 2
+
+
+def test_a_frame_is_expected_to_take_as_long_as_its_steps_and_a_warm_up_takes_few(load):
+    made = load(steps=900)
+    made.warm_up(ignore)
+    per_900 = made.expected_frame_s
+    made.update(steps=0, tau=None, seed=None, temporal=0.0)
+    own = made._sampling.in_force.steps
+    assert made.expected_frame_s == made.first_frame_s > 0.0
+    assert per_900 == pytest.approx(made.first_frame_s * 900 / own)
+
+
 def changes(results):
     pictures = [result.magimg.astype(int) for result in results]
     return [np.abs(b - a).mean() for a, b in itertools.pairwise(pictures)]
@@ -387,9 +417,34 @@ def test_weights_of_another_model_are_refused(folder, load, tmp_path):
     MagicFuse.from_config(dataclasses.replace(SMALL_FEW_STEP, labels="mfnet")).save_pretrained(copy)
     fusion = copy / "fusion.safetensors"
     fusion.write_bytes((folder / fusion.name).read_bytes())
-    made = load(model=str(copy))
     with pytest.raises(EngineError, match=r"cannot be loaded: .*fusion.*: tensor 'segproj.* has"):
-        made.warm_up(ignore)
+        load(model=str(copy))
+
+
+def test_weights_that_change_after_the_load_are_never_mixed_with_it(load, tmp_path):
+    copy = tmp_path / "copy"
+    torch.manual_seed(1)
+    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(copy)
+    made, untouched = load(model=str(copy)), load(model=str(copy))
+    made.fuse(street())
+    torch.manual_seed(2)
+    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(copy)
+    tall = street(128, 96)  # another size: its networks are made now
+    assert same(made.fuse(tall, ALL), untouched.fuse(tall, ALL))
+    assert not same(made.fuse(tall, ALL), load(model=str(copy)).fuse(tall, ALL))
+
+
+def test_steps_that_the_model_was_not_trained_for_are_warned_of(load, tmp_path):
+    copy = tmp_path / "copy"
+    sampling = dataclasses.replace(SMALL_FEW_STEP.diffusion, trained_steps=(2, 3))
+    config = dataclasses.replace(SMALL_FEW_STEP, trained=True, diffusion=sampling)
+    MagicFuse.from_config(config).save_pretrained(copy)
+    made = load(model=str(copy))
+    assert made.steps_warning == ""
+    made.update(steps=4, tau=None, seed=None, temporal=0.0)
+    assert "was trained for 2 or 3 steps a picture, not for 4" in made.steps_warning
+    made.update(steps=3, tau=None, seed=None, temporal=0.0)
+    assert made.steps_warning == ""
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "x"}'])

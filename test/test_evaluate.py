@@ -14,6 +14,7 @@ from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
 from magicfuse_ros.evaluation.inference import Inference
 from magicfuse_ros.evaluation.report import VARIANTS
+from magicfuse_ros.evaluation.scene_sheet import BAND, picture_sheet, sheet_items
 from magicfuse_ros.evaluation.scenes import (
     ValidationSet,
     has_anything,
@@ -22,12 +23,16 @@ from magicfuse_ros.evaluation.scenes import (
     has_pixel_labels,
     has_weak_masks,
 )
-from magicfuse_ros.evaluation.sheet import BAND, picture_sheet, sheet_items
+from magicfuse_ros.evaluation.segmentation import segmentation_table
 from magicfuse_ros.evaluation.steps import STEPS, fewest_steps
+from magicfuse_ros.evaluation.subject import Evaluation
 from magicfuse_ros.evaluation.tables import Column, Scores, Table
 from magicfuse_ros.evaluation.video import CONDITIONS, TEMPORAL
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import SamplerSettings
+from magicfuse_ros.runtime import letterbox
+from magicfuse_ros.runtime.contract import EngineSettings, FuseResult
+from magicfuse_ros.runtime.engine import load_engine
 from magicfuse_ros.training.infrared import common_infrared_scale
 
 LAYOUTS = ("msrs", "roadscene", "m3svd", "m3svd_clips", "camvid")
@@ -73,7 +78,17 @@ def scenes(data, cache, model):
     return ValidationSet(data, cache, model.config, model.labels)
 
 
+@pytest.fixture(scope="module")
+def evaluation(weights, model, scenes):
+    settings = EngineSettings(model=str(weights), backend="eager", device="cpu")
+    engine = load_engine(settings, progress=print)
+    engine.warm_up(print)
+    return Evaluation(engine=engine, model=model, scenes=scenes, limit=2)
+
+
 def evaluate(subject, weights, data, cache, *more):
+    """Run the command on the CPU with the backend that compiles nothing, unless `more` says so."""
+    more = ("--device", "cpu", "--backend", "eager", *more)
     paths = ["--model", str(weights), "--data", str(data), "--cache", str(cache)]
     return main(["evaluate", subject, *paths, *map(str, more)])
 
@@ -89,20 +104,31 @@ def test_all_tables_are_printed_and_kept_and_the_same_every_time(
     weights, data, cache, tmp_path, capsys
 ):
     reports = []
-    for name in ("first.json", "second.json"):
-        assert evaluate("all", weights, data, cache, "--limit", 3, "--output", tmp_path / name) == 0
-        reports.append(json.loads((tmp_path / name).read_text()))
-        reports[-1].pop("load")
-    assert reports[0] == reports[1]
+    for subject in ("all", "fusion"):
+        output = tmp_path / f"{subject}.json"
+        assert evaluate(subject, weights, data, cache, "--limit", 3, "--output", output) == 0
+        reports.append(json.loads(output.read_text()))
+    assert reports[0]["tables"]["fusion"] == reports[1]["tables"]["fusion"]
     printed = capsys.readouterr().out
     assert "NOT TRAINED, 2 step(s), 64×48" in printed
+    assert "engine eager on cpu, which agrees with PyTorch on a scene" in printed
+    assert (reports[0]["engine"], reports[0]["parity"]["agree"]) == ("eager on cpu", True)
     tables = reports[0]["tables"]
-    subjects = ["autoencoder", "restoration", "infrared", "fusion", "segmentation", "weights"]
-    assert list(tables) == subjects
+    engine = "Made by the engine, eager on cpu."
+    model = "Made by PyTorch in 32 bits on cpu, not by the engine."
+    assert {name: some[0]["source"] for name, some in tables.items()} == {
+        "autoencoder": model,
+        "restoration": engine,
+        "infrared": engine,
+        "fusion": f"MagicFuse: {engine} Models I-IV: {model}",
+        "segmentation": engine,
+        "weights": model,
+    }
     for some in tables.values():
         for table in some:
             assert table["rows"], table["title"]
             assert f"### {table['title']}" in printed
+            assert f" {table['source']}" in printed
 
     restored = {row["condition"]: row for row in tables["restoration"][0]["rows"]}
     assert restored["none"]["input PSNR"] == "inf"
@@ -167,7 +193,8 @@ def test_steps_table_has_a_row_for_each_number_of_steps(weights, data, cache, tm
     assert all(row["ms"] > 0.0 and row["mIoU (%)"] is not None for row in table["rows"])
     names = ("restored PSNR (dB)", "infrared PSNR (dB)", "mIoU (%)")
     judged = {int(row["steps"]): tuple(row[name] for name in names) for row in table["rows"]}
-    assert f"against 25: here {fewest_steps(judged)}; the model's own number is 2." in table["note"]
+    assert f"against 25: here {fewest_steps(judged)}; the model's own number is 2" in table["note"]
+    assert "it was trained for 2." in table["note"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +238,10 @@ def test_sheet_is_written(weights, data, cache, tmp_path):
     ("subject", "more", "message"),
     [
         ("fusion", ["--limit", "-1"], "--limit is -1; accepted: 0 (all) or more"),
-        ("fusion", ["--steps", "0"], "steps is 0; accepted: 1 to 1000"),
+        ("fusion", ["--steps", "0"], "--steps is 0; accepted: 1 or more"),
+        ("fusion", ["--steps", "1001"], "steps is 1001; accepted: 1 to 1000"),
+        ("fusion", ["--device", "abacus"], "device is 'abacus'; accepted"),
+        ("fusion", ["--backend", "abacus"], "backend is 'abacus'; accepted"),
         ("fusion", ["--beside", "x"], "--beside goes with `segmentation` or `all`"),
         ("fusion", ["--output", "/nowhere/report.json"], "its folder is missing"),
         ("sheet", [], "a sheet needs a .png or .jpg file"),
@@ -239,7 +269,7 @@ def test_missing_data_and_model_are_named(weights, cache, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("config", [SMALL_FEW_STEP, SMALL_PAPER], ids=lambda config: config.name)
-def test_inference_is_the_model_and_a_branch_alone_gives_the_same_picture(config):
+def test_inference_is_the_model(config):
     model = random_model(config)
     inference = Inference(model, steps=2)
     image = picture()
@@ -259,9 +289,10 @@ def test_inference_is_the_model_and_a_branch_alone_gives_the_same_picture(config
     ):
         wanted = expected[0].permute(1, 2, 0).numpy() * 255.0
         np.testing.assert_allclose(own, wanted, atol=0.51)
-    np.testing.assert_array_equal(outcome.mask, pictures.logits[0].argmax(dim=0).numpy())
-    np.testing.assert_allclose(inference.branch(image, "psi"), outcome.enhanced, atol=1)
-    np.testing.assert_allclose(inference.branch(image, "phi"), outcome.infrared, atol=1)
+    # As the engine does: probabilities are enlarged in 8 bits, which does not see near-ties.
+    place = letterbox.Letterbox.fitting((48, 64), (64, 48), config.multiple_of)
+    probabilities = letterbox.quantise(pictures.step.state[0].softmax(dim=0)).numpy()
+    np.testing.assert_array_equal(outcome.mask, letterbox.classify(probabilities, place)[0])
 
 
 @pytest.mark.parametrize("config", [SMALL_FEW_STEP, SMALL_PAPER], ids=lambda config: config.name)
@@ -275,6 +306,61 @@ def test_unaided_puts_the_condition_in_the_place_of_both_branches(config):
     for parameter in (*model.psi.parameters(), *model.phi.parameters()):
         parameter.data.fill_(0.1)
     np.testing.assert_array_equal(inference.fuse(picture()).mask, first.mask)
+
+
+# The engine
+
+
+def test_engine_and_model_agree_on_a_scene_and_other_weights_do_not(evaluation, scenes):
+    found = evaluation.parity()
+    assert found["agree"]
+    assert found["magimg_mean"] < 0.5
+    assert found["mask_agreement"] > 0.98
+    other = Evaluation(
+        engine=evaluation.engine, model=random_model(SMALL_FEW_STEP, seed=1), scenes=scenes
+    )
+    assert not other.parity()["agree"]
+
+
+class Painter:
+    """An engine that sees road everywhere, and counts its frames."""
+
+    backend_name = "brush on canvas"
+    settings = EngineSettings()
+    fused = 0
+
+    def __init__(self, road):
+        self._road = road
+
+    def fuse(self, frame, extras):
+        assert extras == {"infrared", "enhanced"}
+        self.fused += 1
+        mask = np.full(frame.shape[:2], self._road, np.uint8)
+        return FuseResult(frame, mask, mask, mask, frame, {"fuse": 1.0})
+
+
+def test_masks_are_scored_as_the_engine_makes_them(model, scenes):
+    engine = Painter(model.labels.id_of("road"))
+    table = segmentation_table(Evaluation(engine=engine, model=model, scenes=scenes))
+    rows = {row[0]: row for row in table.rows}
+    assert rows["road"][2] == pytest.approx(rows["road"][1])  # what it covers of the picture
+    assert rows["sky"][2] == 0.0
+    assert table.source == "Made by the engine, brush on canvas."
+    assert engine.fused == 2  # one scene, degraded and clean
+
+
+def test_steps_and_temporal_reach_the_engine(evaluation):
+    image = picture()
+    one, two = (evaluation.with_steps(steps).fuse(image) for steps in (1, 2))
+    assert evaluation.engine.settings.steps == 2
+    assert (one.enhanced != two.enhanced).any()
+    evaluation.engine.forget()
+    frames = [image, np.ascontiguousarray(image[:, ::-1])]
+    alone = [evaluation.fuse(frame).magimg for frame in frames]
+    evaluation.engine.forget()
+    followed = [evaluation.fuse(frame, temporal=0.9).magimg for frame in frames]
+    np.testing.assert_array_equal(followed[0], alone[0])
+    assert (followed[1] != alone[1]).any()
 
 
 # Scenes
@@ -327,13 +413,13 @@ def test_a_video_counts_as_one_scene(tmp_path, model):
 # Sheet
 
 
-def test_sheet_shows_different_scenes_as_they_are(scenes, model):
+def test_sheet_shows_different_scenes_as_they_are(scenes, evaluation):
     items = sheet_items(scenes, 5)
     assert len({(item.source.name, item.item.name.rpartition(":")[0] or item.item.name)
                 for item in items}) == len(items) == 5  # fmt: skip
     assert items[0].condition == "low_light"
     assert items[0].item.name == "00004D"  # the one by day with a person
-    sheet = picture_sheet(Inference(model), scenes, 5)
+    sheet = picture_sheet(evaluation, 5)
     assert sheet.shape == (5 * 48, 6 * 64, 3)
     for k, item in enumerate(items):
         scene = scenes.scene(item)

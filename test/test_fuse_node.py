@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import String
 from support.noop_node import FAIL, REFUSE, SLOW
 from support.system import (
     ACTIVATE,
@@ -177,6 +179,38 @@ def test_a_demanded_reliability_that_cannot_match_is_said(system, stamps):
 
 
 @pytest.mark.fault
+def test_a_topic_of_another_message_type_is_named_with_what_to_set(system):
+    node, camera, listener = system
+    camera.order(unplug=True)
+    camera.publish({"format": "jpeg"}, topic="/image", kind="compressed", subscribers=0)
+    text = (
+        "/image is published as sensor_msgs/msg/CompressedImage; set input_transport to compressed"
+    )
+    status, _ = listener.next_status(lambda status, _: text in status.message)
+    assert status.level in {DiagnosticStatus.WARN, DiagnosticStatus.STALE}
+    node.wait_for_log(re.escape(text))
+    assert len([line for line in node.lines("WARN") if text in line]) == 1
+    camera.order(unplug=True)
+    listener.next_status(lambda status, _: text not in status.message)
+
+
+def test_ids_and_names_are_latched_in_a_message_of_ros_itself(system):
+    _, _, listener = system
+    labels = listener.hear("/fuse_node/semantic/labels", String, latched=True)
+    listener.wait(lambda: labels, "no labels")
+    names = LabelSet.load("drive").names()
+    assert json.loads(labels[-1].data) == [
+        {"id": index, "name": name} for index, name in enumerate(names)
+    ]
+    (result,) = listener.set_parameters(semantic__id_map=f"{names[1]}:6")
+    assert result.successful
+    listener.wait(lambda: json.loads(labels[-1].data) == [{"id": 6, "name": names[1]}], labels)
+    (result,) = listener.set_parameters(semantic__id_map="")
+    assert result.successful
+    listener.forget(labels)
+
+
+@pytest.mark.fault
 def test_resolution_and_encoding_may_change_from_frame_to_frame(system, stamps):
     _, _, listener = system
     magimg = listener.hear("/fuse_node/magimg", Image)
@@ -265,6 +299,20 @@ def test_a_gap_a_step_back_and_a_deactivation_begin_a_new_stream(system, stamps)
     for _ in range(3):
         stamps()
     listener.forget(confidence)
+
+
+def test_steps_that_the_model_was_not_trained_for_are_told_in_log_and_diagnostics(system):
+    node, _, listener = system
+    warning = "not trained for 900 steps"
+    for _ in range(2):
+        (result,) = listener.set_parameters(steps=900)
+        assert result.successful
+        status, _ = listener.next_status(lambda status, _: warning in status.message)
+        assert status.level in {DiagnosticStatus.WARN, DiagnosticStatus.STALE}
+        (result,) = listener.set_parameters(steps=0)
+        assert result.successful
+        listener.next_status(lambda status, _: warning not in status.message)
+    assert len([line for line in node.lines("WARN") if warning in line]) == 2
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ BAD_IMAGES = {
     "too_small": {"encoding": "bayer_rggb8", "width": 1, "height": 1, "step": 1},
 }
 BAD_PICTURES = {
-    "corrupt_jpeg": JPEG[: len(JPEG) // 2],
+    "corrupt_jpeg": JPEG[:-12] + JPEG[-2:],  # its end is there, what lies before it is not
+    "corrupt_png": PNG[:-20] + bytes([PNG[-20] ^ 1]) + PNG[-19:],
     "unknown_format": b"GIF89a" + JPEG,
     "short_data": b"",
 }

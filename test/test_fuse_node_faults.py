@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image
-from support.noop_node import HANG
+from support.noop_node import HANG, NO_LOAD_STEPS
 from support.system import (
     CameraProcess,
     FuseNodeProcess,
@@ -67,7 +67,7 @@ def camera(domain):
 
 def test_an_engine_that_hangs_is_given_up_for_the_next_backend(start, listener, camera):
     # Long enough for a good frame on a machine that is busy with something else.
-    node = start(parameters={"watchdog_s": 4.0})
+    node = start(parameters={"watchdog_s": 2.0})
     magimg = listener.hear("/fuse_node/magimg", Image)
     send_until_fused(camera, listener, magimg, rgb(PICTURE, 1 * SECOND))
 
@@ -92,6 +92,52 @@ def test_an_engine_that_hangs_is_given_up_for_the_next_backend(start, listener, 
     node.send(signal.SIGTERM)
     assert node.exit_code() == 0
     listener.forget(magimg)
+
+
+def test_an_engine_that_is_gone_is_loaded_again_with_the_values_in_force(
+    start, listener, camera, tmp_path
+):
+    loaded = tmp_path / "loaded"
+    loaded.touch()
+    node = start(parameters={"watchdog_s": 2.0}, NOOP_LOAD_S="3600", NOOP_LOADED=str(loaded))
+    confidence = listener.hear("/fuse_node/semantic/confidence", Image)
+
+    def steps(value):
+        (result,) = listener.set_parameters(steps=value)
+        assert result.successful, result.reason
+
+    def fused_in(moment):
+        return send_until_fused(camera, listener, confidence, rgb(PICTURE, moment * SECOND)).data[
+            -1
+        ]
+
+    assert fused_in(1) == 0
+
+    # What is set while the next engine is loaded holds for it.
+    loaded.unlink()
+    camera.publish(rgb(HANGING, 2 * SECOND))
+    status, _ = listener.next_status(lambda s, _: "no engine yet" in s.message)
+    assert "frames are dropped meanwhile: loading" in status.message
+    assert status.level in {DiagnosticStatus.WARN, DiagnosticStatus.ERROR}
+    steps(5)
+    loaded.touch()
+    assert fused_in(3) == 5
+
+    # One that cannot be loaded is told, tried again, and loaded when a parameter changes.
+    steps(NO_LOAD_STEPS)
+    camera.publish(rgb(HANGING, 4 * SECOND))
+    status, values = listener.next_status(lambda s, _: "no engine: told not to load" in s.message)
+    assert status.level == DiagnosticStatus.ERROR
+    assert values["state"] == "active"
+    assert adds_up(values)
+    node.wait_for_log("No engine: told not to load. It is loaded again in 2 s")
+    (result,) = listener.set_parameters(semantic__id_map="unicorn:3")
+    assert "class 'unicorn' is not in the label set" in result.reason
+    steps(7)
+    assert fused_in(5) == 7
+    _, values = listener.next_status(lambda s, _: "no engine" not in s.message)
+    assert adds_up(values)
+    listener.forget(confidence)
 
 
 def test_without_a_watchdog_a_hang_is_told_and_nothing_is_given_up(start, listener, camera):
@@ -123,18 +169,17 @@ def test_a_camera_that_is_killed_and_comes_back_is_heard_again(start, listener, 
     listener.forget(magimg)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_node_that_is_killed_amid_frames_starts_again_beside_a_running_camera(
-    start, listener, camera, number
+    start, listener, camera
 ):
     magimg = listener.hear_later("/fuse_node/magimg", Image)
-    for life in range(2):
+    for life, number in enumerate((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None), start=1):
         node = start()
         listener.wait(lambda: listener.publishers(magimg) > 0, "the node does not publish")
         del magimg[:]
         for _ in range(20):  # the first ones may go by while node and camera get to know each other
             camera.begin(topic="/image", type="raw", rate_hz=50, repeat=100,
-                         messages=[rgb(PICTURE, (life + 1) * SECOND)])  # fmt: skip
+                         messages=[rgb(PICTURE, life * SECOND)])  # fmt: skip
             with contextlib.suppress(TimeoutError):
                 listener.wait(lambda: magimg, "nothing is fused", 2.0)
                 break
@@ -142,10 +187,11 @@ def test_a_node_that_is_killed_amid_frames_starts_again_beside_a_running_camera(
         else:
             pytest.fail("nothing is fused")
         assert adds_up(listener.next_status()[1])
-        node.send(number)
-        assert node.exit_code() == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+        if number is not None:
+            node.send(number)
+            assert node.exit_code() == (-signal.SIGKILL if number == signal.SIGKILL else 0)
         assert camera.end()["sent"] == 100
-        assert {stamp_ns(message) for message in magimg} == {(life + 1) * SECOND}
+        assert {stamp_ns(message) for message in magimg} == {life * SECOND}
     listener.forget(magimg)
 
 

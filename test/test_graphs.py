@@ -105,7 +105,7 @@ def test_a_result_stays_what_it_was_when_the_next_frame_comes(folder):
         steps, kept = [], []
         for seed in range(2):
             condition = networks.encode(frame(seed), 0)
-            steps.append(networks.sample(condition, 0, engine._sampling[0]))
+            steps.append(networks.sample(condition, 0, engine._sampling.in_force.settings))
             kept.append(steps[-1].z0_fused.clone())
     assert torch.equal(steps[0].z0_fused, kept[0])
     assert not torch.equal(kept[0], kept[1])
@@ -142,7 +142,7 @@ def test_nothing_in_the_loop_waits_for_the_device_while_it_is_captured(folder):
     networks.fuse = noted
     with torch.inference_mode():
         condition = networks.encode(frame(0), 0)
-        networks.sample(condition, 0, engine._sampling[0])
+        networks.sample(condition, 0, engine._sampling.in_force.settings)
     assert inside
     assert all(each is not watch and each._device == CPU for each in inside)
     assert networks.watch is watch

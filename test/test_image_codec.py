@@ -66,7 +66,7 @@ def test_every_encoding_has_a_reference():
     assert sorted(ENCODINGS) == sorted(ALL)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(raw_images())
 def test_decodes_like_the_reference(image):
     decoded = decode_image(image)

@@ -91,7 +91,8 @@ def test_a_users_own_set_is_matched_by_name(tmp_path):
 # What a pixel may be called that a set has no finer name for.
 COARSER = {
     "truck": {"car"}, "bus": {"car"}, "rider": {"person"}, "bicycle": {"bike"},
-    "bicyclist": {"bike", "rider", "bicycle"}, "motorcycle": {"bike"}, "bike": {"bicycle"}, "terrain": {"vegetation"},
+    "bicyclist": {"bike", "rider", "bicycle"}, "motorcycle": {"bike"}, "bike": {"bicycle"},
+    "terrain": {"vegetation"},
     "sign": {"traffic sign"}, "lamp": {"sign", "traffic light"}, "guardrail": {"fence"},
     "background": {"unlabeled"},
 }  # fmt: skip

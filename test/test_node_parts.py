@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from hypothesis import given
 from hypothesis import strategies as st
 from rclpy.qos import ReliabilityPolicy
+from sensor_msgs.msg import Image
 
 from magicfuse_ros.ros import ledger
 from magicfuse_ros.ros.diagnostics import Health, judge, key_values, resident_memory_mb
@@ -19,11 +21,12 @@ from magicfuse_ros.ros.ledger import Account, Ledger, Throttle
 from magicfuse_ros.ros.node.id_map import IdMap, remap
 from magicfuse_ros.ros.node.mailbox import Mailbox
 from magicfuse_ros.ros.node.parameters import PARAMETERS, SPECS, Settings
-from magicfuse_ros.ros.node.worker import EngineWorker
+from magicfuse_ros.ros.node.pipeline import Pipeline
+from magicfuse_ros.ros.node.worker import EngineWorker, Frame
 from magicfuse_ros.ros.parameter_table import ParameterError, ParameterSpec
 from magicfuse_ros.ros.qos import choose_reliability, large_message_warning
 from magicfuse_ros.ros.statistics import Recent, Summary, Timings, age_ms
-from magicfuse_ros.runtime.contract import EngineSettings
+from magicfuse_ros.runtime.contract import EngineError, EngineSettings, FuseResult
 
 DEFAULTS = {spec.name: spec.default for spec in PARAMETERS}
 NAMES = ["sky", "car", "person", "road"]
@@ -31,7 +34,7 @@ RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFOR
 
 
 def test_the_node_starts_without_pytorch():
-    code = "import sys, magicfuse_ros.ros.node.fuse_node; sys.exit('torch' in sys.modules)"
+    code = "import sys, magicfuse_ros.ros.node.fuse_lifecycle; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -308,3 +311,156 @@ def test_a_load_is_never_silent_and_never_says_a_thing_twice_at_once():
     assert told == ["reading the weights"]
     worker.repeat_progress("(6 s so far)", 0.0)
     assert told[1:] == ["reading the weights (6 s so far)"]
+
+
+# --- the engine and what is asked of it ---------------------------------------------------------
+
+
+class Doubles:
+    """A pipeline around an engine of the test's own, with nothing else that is real."""
+
+    def __init__(self, engine):
+        self.settings = Settings.from_values(DEFAULTS)
+        self.log, self.account = mock.Mock(), Ledger()
+        self.pipeline = Pipeline(
+            settings=self.settings,
+            publishers=mock.Mock(**{"wanted_extras.return_value": frozenset()}),
+            account=self.account,
+            timings=Timings(),
+            camera_info=lambda: None,
+            clock=mock.Mock(**{"now.return_value.nanoseconds": 0}),
+            log=self.log,
+        )
+        self.engine = engine
+        self.image = Image(height=1, width=1, step=3, encoding="rgb8", data=bytes(3))
+        self.pipeline.loaded(engine, self.settings)
+        self.pipeline.active = True
+
+    def send(self, **parameters):
+        self.pipeline.settings = Settings.from_values(DEFAULTS | parameters)
+        self.account.received()
+        self.pipeline.process(
+            self.engine, Frame(self.image, time.monotonic(), 0, True), lambda _: None
+        )
+
+
+def small_engine(**attributes):
+    result = FuseResult(*(np.zeros((1, 1, 3), np.uint8) for _ in range(3)), None, None, {})
+    engine = mock.Mock(**{"fuse.return_value": result, "fall_back.return_value": "spare"})
+    engine.labels.names.return_value = NAMES
+    engine.configure_mock(**attributes)
+    return engine
+
+
+def test_parameters_that_no_backend_can_fuse_with_do_not_cost_the_backend():
+    engine = small_engine()
+    doubles = Doubles(engine)
+    doubles.send()
+    good = engine.fuse.return_value
+    engine.fuse.side_effect = EngineError("values that are not finite")
+    for _ in range(5):
+        doubles.send(steps=1000)
+    engine.fall_back.assert_not_called()
+    assert doubles.account.account().dropped["engine_error"] == 5
+    (told,) = [call for call in doubles.log.error.call_args_list if "since" in str(call)]
+    assert "fused nothing since steps became 1000" in str(told)
+
+    engine.fuse.side_effect, engine.fuse.return_value = None, good
+    doubles.send()
+    assert engine.update.call_args_list[-1].kwargs["steps"] == 0
+    assert doubles.account.account().frames_out == 2
+    # With parameters that did work, it is the backend's fault.
+    engine.fuse.side_effect = EngineError("lost")
+    for _ in range(2):
+        doubles.send()
+    engine.fall_back.assert_called_once()
+
+
+@pytest.mark.parametrize("error", [EngineError("steps is 900; accepted: 1 to 400"), KeyError("x")])
+def test_a_value_that_the_engine_refuses_is_told_until_it_is_changed(error):
+    engine = small_engine(**{"update.side_effect": error})
+    doubles = Doubles(engine)
+    doubles.send(steps=900)
+    assert "keeps its former sampling parameters" in doubles.pipeline.refused
+    assert doubles.account.account().frames_out == 1
+    engine.update.side_effect = None
+    doubles.send(steps=300)
+    assert doubles.pipeline.refused == ""
+
+
+def test_a_camera_of_12_bits_is_told_what_to_set_and_is_not_dark_then():
+    engine = small_engine()
+    doubles = Doubles(engine)
+    doubles.image = Image(height=1, width=2, step=4, encoding="mono16", data=b"\0\0\xff\x0f")
+    for _ in range(40):
+        doubles.send()
+    assert engine.fuse.call_args.args[0].max() == 16
+    assert "set input_bits to 12" in doubles.pipeline.advice
+    doubles.log.warning.assert_called_once()  # not with every frame
+
+    doubles.send(input_bits=12)
+    assert engine.fuse.call_args.args[0][0, :, 0].tolist() == [0, 255]
+    assert doubles.pipeline.advice == ""
+
+
+@pytest.mark.parametrize("bits", [1, 7])
+def test_bits_that_no_camera_has_are_refused(bits):
+    with pytest.raises(ParameterError, match=f"input_bits is {bits}; accepted: 0, or 8 to 16"):
+        Settings.from_values(DEFAULTS | {"input_bits": bits})
+
+
+def test_a_frame_that_ends_as_the_watchdog_looks_leaves_nobody_busy():
+    """The executor's thread looks at a frame while the worker's ends it."""
+    looking = threading.Event()
+
+    class Engine:
+        @property
+        def preparing(self):
+            looking.set()
+            return True
+
+        def close(self):
+            pass
+
+    worker = EngineWorker(load=lambda _: Engine(), process=lambda *_: looking.wait(10.0), log=print)
+    worker.start()
+    assert worker.wait_loaded(10.0)
+    for _ in range(200):
+        looking.clear()
+        worker.mailbox.put(Frame(None, 0.0, 0, True))
+        while not worker.busy_s:
+            time.sleep(0)
+        assert not worker.give_up(0.0)
+        assert worker.wait_idle(10.0)
+        assert worker.busy_s == 0.0
+    worker.stop(10.0)
+
+
+def test_a_change_of_what_is_asked_starts_the_watchdogs_clock_anew():
+    go = threading.Event()
+    engine = mock.Mock(preparing=False)
+    worker = EngineWorker(load=lambda _: engine, process=lambda *_: go.wait(10.0), log=print)
+    worker.start()
+    worker.mailbox.put(Frame(None, 0.0, 0, True))
+    while worker.busy_s < 0.2:
+        time.sleep(0.01)
+    worker.begin_anew()
+    assert worker.busy_s < 0.2
+    assert not worker.give_up(0.2)
+    assert worker.give_up(0.0)
+    go.set()
+    assert worker.stop(10.0)
+    engine.close.assert_called_once()
+
+
+@pytest.mark.parametrize(("given", "meant"), [(True, "on"), (False, "off"), ("auto", "auto")])
+def test_on_and_off_are_words_where_they_are_choices(given, meant):
+    assert SPECS["parallel"].understood(given) == meant
+    assert SPECS["autostart"].understood(given) == given
+    assert SPECS["input_transport"].understood(given) == given
+
+
+def test_a_class_that_the_label_set_has_not_is_told_with_its_parameter():
+    settings = Settings.from_values(DEFAULTS | {"semantic.id_map": "unicorn:6"})
+    with pytest.raises(ParameterError, match=r"semantic\.id_map: class 'unicorn' is not in"):
+        settings.ids(NAMES)

@@ -1,6 +1,8 @@
 """`magicfuse bag play` and `record` as processes of their own, over DDS, with real listeners."""
 
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -259,14 +261,14 @@ def test_types_that_are_not_installed_are_named_and_left_out(tmp_path, node):
         assert player.wait(60) == 0
         assert "not playing /tf: tf2_msgs/msg/TFMessage is not installed" in player.stderr.read()
     with magicfuse("play", tmp_path / "bag", "--topics", "/tf") as player:
-        assert player.wait(60) == 1
+        assert player.wait(60) == 2
         assert "nothing to play: /tf (tf2_msgs/msg/TFMessage" in player.stderr.read()
 
 
 def test_waiting_for_a_subscriber_in_vain_is_an_error(tmp_path):
     pictures_bag(tmp_path / "bag")
     with magicfuse("play", tmp_path / "bag", "--wait-for-subscribers", 0.5) as player:
-        assert player.wait(60) == 1
+        assert player.wait(60) == 2
         assert "no subscriber on every topic within 0.5 s" in player.stderr.read()
 
 
@@ -288,7 +290,7 @@ def test_a_bag_damaged_further_on_plays_up_to_there_and_says_so(tmp_path):
     content[middle : middle + 200_000] = bytes(200_000)
     file.write_bytes(content)
     with magicfuse("play", tmp_path / "bag", "--rate", 200) as player:
-        assert player.wait(60) == 1
+        assert player.wait(60) == 2
         lines = player.stderr.read().strip().splitlines()
     assert len(lines) == 1
     assert "damaged" in lines[0]
@@ -348,7 +350,9 @@ def test_record_takes_what_is_published_until_ctrl_c(tmp_path, node, storage):
             node.spinner.spin_once(timeout_sec=0.02)
         for publisher in (images, note):
             assert publisher.wait_for_all_acked(Duration(seconds=60))
-        recorder.send_signal(signal.SIGINT)
+        for _ in range(3):  # Ctrl-C that bounces, or one of a terminal and one of a launch file
+            recorder.send_signal(signal.SIGINT)
+            time.sleep(0.01)
         assert recorder.wait(60) == 0, recorder.stderr.read()
     with BagReader(out) as bag:
         assert {topic.name: topic.reliability for topic in bag.topics} == {
@@ -373,7 +377,47 @@ def test_record_takes_what_is_published_until_ctrl_c(tmp_path, node, storage):
         assert before_ns < received_ns < time.time_ns()
 
 
-def test_record_says_which_topic_never_came(tmp_path):
-    with magicfuse("record", tmp_path / "out", "/nobody", "--duration", 1) as recorder:
-        assert recorder.wait(60) == 1
-        assert "nothing was published on /nobody" in recorder.stderr.read()
+def test_record_keeps_what_it_has_when_the_disk_is_full(tmp_path, node):
+    images = node.create_publisher(Image, "/image", RELIABLE)
+
+    with magicfuse("record", tmp_path / "out", "/image") as recorder:
+        spin_until(node, images.get_subscription_count)
+        # From here on the kernel refuses longer files, as on a full disk.
+        limit = 2_500_000, resource.RLIM_INFINITY
+        resource.prlimit(recorder.pid, resource.RLIMIT_FSIZE, limit)
+        frame = encode_image(np.zeros((300, 400, 3), np.uint8), "rgb8", Header())
+        while recorder.poll() is None:
+            images.publish(frame)
+            node.spinner.spin_once(timeout_sec=0.02)
+        assert recorder.returncode == 2
+        told = recorder.stderr.read()
+    kept = int(re.search(r"cannot write to bag .*; (\d+) messages are kept in it", told)[1])
+    assert "Traceback" not in told
+    with BagReader(tmp_path / "out") as bag:
+        assert len(list(bag.messages())) == kept > 4
+
+
+def test_record_says_which_topic_never_came_and_can_be_run_again(tmp_path):
+    for _ in range(2):
+        with magicfuse("record", tmp_path / "out", "/nobody", "--duration", 1) as recorder:
+            assert recorder.wait(60) == 1
+            assert "nothing was published on /nobody" in recorder.stderr.read()
+    with BagReader(tmp_path / "out") as bag:
+        assert bag.message_count == 0
+
+
+def test_a_first_message_at_time_0_is_not_waited_for_years(tmp_path, node):
+    """A clock that was set while it was recorded."""
+    times = [0, 10**8, START_NS, START_NS + 10**8]
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.add_topic(Topic("/t", "std_msgs/msg/String"))
+        for at in times:
+            bag.write("/t", at, serialize_message(String()))
+    with BagReader(tmp_path / "bag") as bag:
+        player = Player(bag, node, PlayerSettings(rate=10.0), lambda *sent: told.append(sent[1]))
+        told = []
+        assert player.play(threading.Event()) == 4
+        assert player.duration_s == pytest.approx(0.2)
+    assert told == sorted(told)
+    assert told[2:] == times[2:]
+    assert told[1] - told[0] == 10**8

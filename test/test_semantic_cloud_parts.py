@@ -15,6 +15,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from support.system import random_domain
 
 from magicfuse_ros.ros.cloud import extrinsics
+from magicfuse_ros.ros.cloud.cloud_lifecycle import SemanticCloudNode
 from magicfuse_ros.ros.cloud.cloud_parameters import (
     CLOUD_PARAMETERS,
     CLOUD_SPECS,
@@ -30,7 +31,6 @@ from magicfuse_ros.ros.cloud.matching import (
     TIME_JUMP,
     Matcher,
 )
-from magicfuse_ros.ros.cloud.semantic_cloud import SemanticCloudNode
 from magicfuse_ros.ros.parameter_table import ParameterError
 
 MS = 1_000_000

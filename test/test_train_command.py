@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from support.curves import curve
-from support.training_runs import ROOT, data_folder, run_folder, start, write_recipe
+from support.training_runs import ROOT, data_folder, on_one_thread, run_folder, start, write_recipe
 
 from magicfuse_ros import cli
 from magicfuse_ros.model.checkpoint import PARTS
@@ -23,6 +23,11 @@ CONFIGS = ROOT / "config" / "training"
 TAUGHT = {"branch": "psi", "teacher": "tiny"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    yield from on_one_thread()
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return data_folder(tmp_path_factory.mktemp("data"))
@@ -31,6 +36,12 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """A run folder that no test changes."""
+    return run_folder(tmp_path_factory.mktemp("untouched"))
 
 
 @pytest.fixture
@@ -107,18 +118,7 @@ def wait_for(condition, process, seconds=180.0):
         time.sleep(0.02)
 
 
-@pytest.fixture
-def one_thread():
-    """As the processes that are started have; another number would round otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def test_stopped_killed_and_resumed_is_as_never_interrupted(
-    tmp_path, data, cache, train, one_thread
-):
+def test_stopped_killed_and_resumed_is_as_never_interrupted(tmp_path, data, cache, train):
     steps, name = 40, "psi.state.safetensors"
     loop = {"steps": steps, "checkpoint_minutes": 1e-4, "decay": "cosine", "workers": 1}
     config = write_recipe(tmp_path, "psi", loop=loop, data={"crop": 16})
@@ -185,6 +185,8 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
         ("mkf", {"mkf": {"steps": 2000}}, "steps is 2000"),
         ("psi", {"labels": "mfnet"}, "labels is 'mfnet'"),
         ("mkf", {"labels": "moon"}, "unknown label set 'moon'"),
+        ("mkf", {"labels": "mfnet", "mkf": {"class_weights": [1.0]}}, "has 1 entries"),
+        ("mkf", {"labels": "mfnet", "data": {"crop": 36}}, "data.crop is 36"),
         ("distill", {}, "accepted: a section `distill` with `branch` and `teacher`"),
         ("distill", {"distill": TAUGHT | {"teacher": "no/such"}}, "no model folder no/such"),
         ("distill", {"distill": TAUGHT | {"steps": 0}}, "steps is 0; accepted: 1 to 1000"),
@@ -194,10 +196,12 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
         ("psi", {"distill": TAUGHT}, "for stage 'distill', and for no other"),
     ],
 )
-def test_a_wrong_config_names_the_key(tmp_path, train, stage, change, says):
+def test_a_wrong_config_names_the_key(tmp_path, train, untouched, stage, change, says):
     config = write_recipe(tmp_path, stage)
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | change))
-    status, said = train(stage, config, run_folder(tmp_path / "run"))
+    before = {path: path.read_bytes() for path in files(untouched)}
+    status, said = train(stage, config, untouched)
+    assert {path: path.read_bytes() for path in files(untouched)} == before
     assert status == 1
     assert "magicfuse train: " in said
     assert says in said

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.curves import curve
-from support.training_runs import Line, LineStage, Points
+from support.training_runs import Line, LineStage, Points, on_one_thread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from magicfuse_ros.model.checkpoint import CheckpointError
@@ -19,6 +19,11 @@ from magicfuse_ros.training.optimization import make_average, make_optimizer
 from magicfuse_ros.training.state import Checkpointed, read_state
 
 STATE = "line.state.safetensors"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    yield from on_one_thread()
 
 
 def config(**options):
@@ -172,6 +177,23 @@ def test_a_complete_stage_takes_no_further_step(tmp_path):
     assert stage.calls == 0
     assert (tmp_path / STATE).read_bytes() == before
     assert stage.trained["line"].a.item() == float(saved(tmp_path)[0]["average/module.line.a"])
+
+
+def test_weights_are_exported_before_the_checkpoint_that_says_so_and_only_once(tmp_path):
+    exported = []
+
+    def export(trained, *, complete):
+        written = (tmp_path / STATE).is_file() and saved(tmp_path)[1]["step"]
+        exported.append((trained["line"].a.item(), complete, written))
+
+    def train(stage):
+        run(stage, Points(), config(steps=30), tmp_path, "line", export)
+        return float(saved(tmp_path)[0]["average/module.line.a"])
+
+    half, whole = train(LineStage({16: terminate})), train(LineStage())
+    assert exported == [(half, False, False), (whole, True, "15")]
+    train(LineStage())
+    assert len(exported) == 2
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):

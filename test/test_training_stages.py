@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
-from support.training_runs import data_folder, run_folder, write_recipe
+from support.training_runs import data_folder, on_one_thread, run_folder, write_recipe
 from torch.nn import functional
 
 from magicfuse_ros.model import diffusion
@@ -32,6 +32,11 @@ OF_STAGE = {
 SEVERAL_STEPS = dataclasses.replace(
     SMALL_FEW_STEP, diffusion=DiffusionConfig(steps=4, spacing="trailing", clip_z0=True)
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    yield from on_one_thread()
 
 
 def make(config=SMALL_FEW_STEP):

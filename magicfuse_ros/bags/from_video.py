@@ -193,18 +193,22 @@ def write_bag(
     written = 0
     with BagWriter(out, storage) as bag:
         bag.add_topic(Topic(topic, COMPRESSED_TYPE if compressed else IMAGE_TYPE))
-        for index, frame in enumerate(source):
-            if stop is not None and stop.is_set():
-                break
-            picture = frame if transform is None else transform(frame, index)
-            stamp_ns = start_ns + round(index * 1e9 / source.rate)
-            header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
-            message = (
-                encode_compressed(picture, header, JPEG_QUALITY)
-                if compressed
-                else encode_image(picture, "rgb8", header)
-            )
-            bag.write(topic, stamp_ns, serialize_message(message))
-            written = index + 1
-            progress(written)
+        try:
+            for index, frame in enumerate(source):
+                if stop is not None and stop.is_set():
+                    break
+                picture = frame if transform is None else transform(frame, index)
+                stamp_ns = start_ns + round(index * 1e9 / source.rate)
+                header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
+                message = (
+                    encode_compressed(picture, header, JPEG_QUALITY)
+                    if compressed
+                    else encode_image(picture, "rgb8", header)
+                )
+                bag.write(topic, stamp_ns, serialize_message(message))
+                written = index + 1
+                progress(written)
+        except Exception:
+            bag.discard()  # half of a video would pass for all of it, and it can be made again
+            raise
     return written

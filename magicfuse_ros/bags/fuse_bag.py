@@ -1,16 +1,16 @@
 """Every image of a bag fused into another bag, without a drop and resumable after a kill.
 
-Frames are fused in the bag's order, and each is recorded in ``OUT.partial`` when it is done
-(`fuse_journal`). When all are, the output is put together there from the records and the
-input's other messages, and moved to its place in one step. A second run over the same input skips
-the frames that are recorded, having checked that the input still holds the messages that they were
-made from; so that a run that was killed, wherever, and run again ends in the same messages as one
-that was not.
+The input is read once, in its order. Its results are written in segments (`fuse_segments`) of about
+a minute of work. A second run over the same input reads past what the whole segments are made of,
+having checked that the input still holds these messages, and goes on behind it; so that a run that
+was killed, wherever, and run again ends in the same messages as one that was not. A run that is
+asked to stop, or whose engine fails, keeps its last frame too.
 """
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import struct
 import threading
 import time
 from collections import Counter
@@ -19,19 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magicfuse_ros.bags.fuse_engine import Interrupted, LazyEngine
-from magicfuse_ros.bags.fuse_frame import CameraInfos, FrameFuser
-from magicfuse_ros.bags.fuse_journal import Journal, Record, digest_of
-from magicfuse_ros.bags.fuse_plan import OUTPUTS, Camera, FuseOptions, Identity, Plan
-from magicfuse_ros.bags.fuse_workspace import (
-    BACKEND,
-    NOTE,
-    Workspace,
-    left_out_of_finished,
-    note_of,
-)
+from magicfuse_ros.bags.fuse_frame import CameraInfos, FrameFuser, Fused
+from magicfuse_ros.bags.fuse_plan import OUTPUTS, Camera, FuseOptions, Plan
+from magicfuse_ros.bags.fuse_segments import Segment, Workspace, left_out_of_finished
 from magicfuse_ros.bags.reader import BagError, BagMessage, BagReader, Topic
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.runtime.contract import EngineError, Progress
+
+SEGMENT_S = 60.0
+"""Seconds of work in a segment: what a kill can cost."""
+
+BACKEND = "runs_on"
+"""Entry of the identity that is known once the engine is."""
 
 _TOLD_EACH = 5
 """Frames left out that are told one by one, for each reason; the others are only counted."""
@@ -100,7 +99,7 @@ def fuse_bag(
         `stop` was set. The same call goes on from there.
     BagError
         The input cannot be read or the output not written, another process is at it
-        (`fuse_workspace.BusyError`), or an earlier run had another input or other options.
+        (`fuse_segments.BusyError`), or an earlier run had another input or other options.
     EngineError
         The engine cannot be had, or fails on a frame. What is done is kept.
     ValueError
@@ -115,20 +114,17 @@ def fuse_bag(
             say(note)
         try:
             with Workspace(target) as space:
-                space.require_same(plan.identity)
-                work = _Work(bag, plan, options, space, stop, say, progress)
-                summary = work.fuse(engine)
-                work.join(summary.left_out)
+                space.begin(plan.identity)
+                return _Work(bag, plan, options, space, stop, say, progress).run(engine)
         except OSError as error:
             raise BagError(
                 f"cannot write {error.filename or target}: {error.strerror}; what is done is kept, "
                 "the same command goes on"
             ) from error
-    return summary
 
 
 class _Work:
-    """The two passes over a bag."""
+    """One pass over a bag."""
 
     def __init__(
         self,
@@ -142,98 +138,131 @@ class _Work:
     ) -> None:
         self._bag, self._plan, self._options, self._space = bag, plan, options, space
         self._stop, self._say, self._progress = stop, say, progress
+        self._infos = CameraInfos(bag, plan.cameras)
+        self._reasons: Counter[str] = Counter()
+        self._done = self._resumed = 0
 
-    def fuse(self, engine: LazyEngine) -> Summary:
-        """Record every frame that is not recorded yet."""
-        infos = CameraInfos(self._bag, self._plan.cameras)
-        reasons: Counter[str] = Counter()
-        fuser: FrameFuser | None = None
-        place = resumed = 0
-        started = time.monotonic()
-        with self._space.journal() as journal:
-            records = _Records(journal, self._bag.path)
-            for message in self._messages():
-                infos.hear(message)
-                camera = self._camera_of(message)
-                if camera is None:
-                    continue
-                record = records.of(message)
-                if record is not None:
-                    resumed += 1
-                else:
-                    if fuser is None:
-                        fuser = self._begin(engine)
-                        started = time.monotonic()
-                    record = self._fuse(fuser, message, camera, infos)
-                    journal.append(place, digest_of(message), record)
-                    self._tell(message, record, reasons)
-                place += 1
-                reasons.update([record.reason] if record.reason else [])
-                self._progress(
-                    f"{self._bag.path.name}: {place} of {self._plan.frames} frames"
-                    f"{_speed(place - resumed, self._plan.frames - place, started)}"
-                )
-            journal.sync()
-        left_out = sum(reasons.values())
-        return Summary(place - left_out, left_out, tuple(sorted(reasons.items())), resumed)
-
-    def join(self, left_out: int) -> None:
-        """Make the output of the records and the input's other messages."""
-        plan, target = self._plan, self._space.joined
-        shutil.rmtree(target, ignore_errors=True)  # an earlier run was killed here
-        identity: Identity = self._space.begun() or plan.identity
-        with (
-            self._space.journal() as journal,
-            BagWriter(target, str(plan.identity["storage"])) as writer,
-        ):
-            writer.add_copies(self._bag, plan.left_out)
-            writer.add_note(NOTE, note_of(identity, left_out))
-            for each in plan.cameras.values():
-                for name in plan.identity["outputs"]:
-                    if name != "camera_info" or each.info_topic is not None:
-                        writer.add_topic(Topic(f"{each.node}/{name}", OUTPUTS[name]))
-            records = _Records(journal, self._bag.path)
-            total = self._bag.message_count
-            for count, message in enumerate(self._messages(), 1):
-                camera = self._camera_of(message)
-                if camera is not None:
-                    record = records.of(message)
-                    if record is None:
-                        raise BagError(
-                            f"the records in {self._space.path} are damaged; run the same command "
-                            "again to make the damaged ones anew"
-                        )
-                    for name, data in record.outputs.items():
-                        writer.write(f"{camera.node}/{name}", message.received_ns, data)
-                elif (message.topic.name, message.topic.type) not in plan.left_out:
-                    writer.copy(message)
-                self._progress(f"{self._bag.path.name} joined: {count} of {total} messages")
+    def run(self, engine: LazyEngine) -> Summary:
+        """Make every segment that is not there yet, and the output of them all."""
+        messages = self._messages()
+        for segment in self._space.segments:
+            self._pass(messages, segment)
+        self._resumed = self._done
+        ahead = next(messages, None)
+        if ahead is not None or not self._space.segments:
+            fuser = self._begin(engine)
+            self._started = time.monotonic()
+            ahead = self._make_segment(fuser, ahead, messages)
+            while ahead is not None:
+                ahead = self._make_segment(fuser, ahead, messages)
         self._space.finish()
+        left_out = sum(self._reasons.values())
+        reasons = tuple(sorted(self._reasons.items()))
+        return Summary(self._done - left_out, left_out, reasons, self._resumed)
 
     def _messages(self) -> Iterator[BagMessage]:
-        """Yield every message of the bag; the order of equal times is the same in both passes."""
         for message in self._bag.messages():
             if self._stop.is_set():
                 raise Interrupted
             yield message
 
-    def _camera_of(self, message: BagMessage) -> Camera | None:
-        camera = self._plan.cameras.get(message.topic.name)
-        return camera if camera is not None and camera.topic.type == message.topic.type else None
+    def _pass(self, messages: Iterator[BagMessage], segment: Segment) -> None:
+        """Read past what a segment is made of.
+
+        Raises
+        ------
+        BagError
+            The input holds something else there.
+        """
+        digest = _Digest()
+        last = ""
+        for _ in range(segment.messages):
+            message = next(messages, None)
+            if message is None:
+                break
+            digest.add(message)
+            self._infos.hear(message)
+            last = f"{message.received_ns / 1e9:.9f}"
+        if digest.text != segment.digest:
+            raise BagError(
+                f"bag {self._bag.path} is not the one that this output was begun with: its "
+                f"messages up to {last} have changed; remove the folder {self._space.path} to "
+                "start over"
+            )
+        self._done += segment.frames
+        self._reasons.update(segment.reasons)
 
     def _begin(self, engine: LazyEngine) -> FrameFuser:
         ready = engine.get()
         fuser = FrameFuser(ready, self._options)
-        identity = self._plan.identity | {BACKEND: ready.backend_name}
-        self._space.require_same(identity)
-        self._space.begin(identity)
+        self._space.begin(self._plan.identity | {BACKEND: ready.backend_name})
         return fuser
 
-    def _fuse(
-        self, fuser: FrameFuser, message: BagMessage, camera: Camera, infos: CameraInfos
-    ) -> Record:
+    def _make_segment(
+        self, fuser: FrameFuser, first: BagMessage | None, messages: Iterator[BagMessage]
+    ) -> BagMessage | None:
+        """Write the next segment from `first` on; return the message behind it."""
+        writer = self._writer()
+        digest, count, done, before = _Digest(), 0, self._done, Counter(self._reasons)
+
+        def keep() -> None:
+            reasons = dict(self._reasons - before)
+            self._space.keep(writer, Segment(count, digest.text, self._done - done, reasons))
+
+        end = time.monotonic() + SEGMENT_S
+        message = first
         try:
-            return fuser.fuse(message, infos.of(camera))
+            while message is not None and (count == 0 or time.monotonic() < end):
+                self._add(writer, fuser, message)
+                digest.add(message)
+                count += 1
+                message = next(messages, None)
+            keep()
+        except (Interrupted, EngineError):
+            if count:
+                keep()
+            raise
+        except BaseException:
+            writer.discard()  # it is made again, and the room may be wanted
+            raise
+        return message
+
+    def _writer(self) -> BagWriter:
+        """Begin a segment; each has every topic, so that the output is the same however split."""
+        writer = self._space.writer(str(self._plan.identity["storage"]))
+        writer.add_copies(self._bag, self._plan.left_out)
+        for camera in self._plan.cameras.values():
+            for name in self._plan.identity["outputs"]:
+                if name != "camera_info" or camera.info_topic is not None:
+                    writer.add_topic(Topic(f"{camera.node}/{name}", OUTPUTS[name]))
+        return writer
+
+    def _add(self, writer: BagWriter, fuser: FrameFuser, message: BagMessage) -> None:
+        """Write what becomes of one message."""
+        self._infos.hear(message)
+        camera = self._plan.cameras.get(message.topic.name)
+        if camera is not None and camera.topic.type != message.topic.type:
+            camera = None
+        # Before anything is written of this message: what fails here is to be done again.
+        fused = None if camera is None else self._fuse(fuser, message, camera)
+        if (message.topic.name, message.topic.type) not in self._plan.left_out:
+            writer.copy(message)
+        if fused is None or camera is None:
+            return
+        for name, data in fused.outputs.items():
+            writer.write(f"{camera.node}/{name}", message.received_ns, data)
+        if fused.reason:
+            self._tell(message, fused)
+            self._reasons[fused.reason] += 1
+        self._done += 1
+        self._progress(
+            f"{self._bag.path.name}: {self._done} of {self._plan.frames} frames"
+            f"{_speed(self._done - self._resumed, self._plan.frames - self._done, self._started)}"
+        )
+
+    def _fuse(self, fuser: FrameFuser, message: BagMessage, camera: Camera) -> Fused:
+        try:
+            return fuser.fuse(message, self._infos.of(camera))
         except Exception as error:
             # Another backend would give other pictures in the middle of a bag, so there is no
             # falling back here as in the node.
@@ -243,31 +272,29 @@ class _Work:
                 f"kept in {self._space.path}, the same command goes on"
             ) from error
 
-    def _tell(self, message: BagMessage, record: Record, reasons: Counter[str]) -> None:
-        if record.reason and reasons[record.reason] < _TOLD_EACH:
+    def _tell(self, message: BagMessage, fused: Fused) -> None:
+        if self._reasons[fused.reason] < _TOLD_EACH:
             self._say(
-                f"left out, {record.reason}: {message.topic.name} at "
-                f"{message.received_ns / 1e9:.9f}: {' '.join(record.text.split())}"
+                f"left out, {fused.reason}: {message.topic.name} at "
+                f"{message.received_ns / 1e9:.9f}: {' '.join(fused.text.split())}"
             )
 
 
-class _Records:
-    """Hands out the records in step with the bag's image messages."""
+class _Digest:
+    """Tells these messages of the input from any others."""
 
-    def __init__(self, journal: Journal, path: Path) -> None:
-        self._records = journal.read()
-        self._path = path
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
 
-    def of(self, message: BagMessage) -> Record | None:
-        """Return the record of the next image message; None behind the last record."""
-        source, record = next(self._records, (b"", None))
-        if record is not None and source != digest_of(message):
-            raise BagError(
-                f"bag {self._path} is not the one that this output was begun with: the message of "
-                f"{message.topic.name} at {message.received_ns / 1e9:.9f} has changed; remove the "
-                "folder .partial beside the output to start over"
-            )
-        return record
+    def add(self, message: BagMessage) -> None:
+        name = message.topic.name.encode()
+        self._digest.update(struct.pack("<IqQ", len(name), message.received_ns, len(message.data)))
+        self._digest.update(name)
+        self._digest.update(message.data)
+
+    @property
+    def text(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _speed(done: int, left: int, started: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from magicfuse_ros.bags.fuse_journal import Record
 from magicfuse_ros.bags.fuse_plan import OUTPUTS, Camera, FuseOptions
 from magicfuse_ros.bags.pictures import COMPRESSED_TYPE
 from magicfuse_ros.bags.reader import BagMessage, BagReader
@@ -26,6 +26,24 @@ from magicfuse_ros.ros.images.codec import (
 )
 from magicfuse_ros.ros.node.id_map import IdMap, remap
 from magicfuse_ros.runtime.contract import EXTRAS, Engine, FuseResult
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What became of one image message.
+
+    Attributes
+    ----------
+    outputs
+        Serialised messages by the output's name, such as ``semantic/mask``; empty where the frame
+        was left out.
+    reason, text
+        Why it was left out: machine-readable, and in words. Empty otherwise.
+    """
+
+    outputs: Mapping[str, bytes] = field(default_factory=dict)
+    reason: str = ""
+    text: str = ""
 
 
 class CameraInfos:
@@ -59,7 +77,7 @@ class CameraInfos:
 
 
 class FrameFuser:
-    """Makes records; the same message, CameraInfo, engine and options give the same record.
+    """Fuses messages; the same message, CameraInfo, engine and options give the same result.
 
     Parameters
     ----------
@@ -80,8 +98,8 @@ class FrameFuser:
         self._table = IdMap.parse(options.id_map).table(engine.labels.names())
         self._extras = frozenset(EXTRAS) & frozenset(options.outputs)
 
-    def fuse(self, message: BagMessage, info: CameraInfo | None) -> Record:
-        """Fuse one image message; a frame that cannot be fused gives a record that says why.
+    def fuse(self, message: BagMessage, info: CameraInfo | None) -> Fused:
+        """Fuse one image message; of one that cannot be fused the result says why.
 
         Whatever else the engine raises goes through.
         """
@@ -90,18 +108,18 @@ class FrameFuser:
             image = deserialize(message.data, CompressedImage if is_compressed else Image)
             frame = decode_compressed(image) if is_compressed else decode_image(image)
         except ImageError as error:
-            return Record(reason=error.reason, text=str(error))
+            return Fused(reason=error.reason, text=str(error))
         except Exception as error:  # noqa: BLE001 - a bag can hold what nobody thought of
-            return Record(reason=ledger.UNDECODABLE, text=f"{type(error).__name__}: {error}")
+            return Fused(reason=ledger.UNDECODABLE, text=f"{type(error).__name__}: {error}")
         try:
             result = self._engine.fuse(frame, self._extras)
         except ValueError as error:
-            return Record(reason=ledger.UNSUPPORTED, text=str(error))
+            return Fused(reason=ledger.UNSUPPORTED, text=str(error))
         try:
             messages = self._messages(result, image.header, info)
         except ValueError as error:  # such as a side too long for JPEG
-            return Record(reason=ledger.PUBLISH_ERROR, text=str(error))
-        return Record(
+            return Fused(reason=ledger.PUBLISH_ERROR, text=str(error))
+        return Fused(
             {
                 name: canonical(OUTPUTS[name], serialize_message(made))
                 for name, made in messages.items()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from magicfuse_ros import __version__
-from magicfuse_ros.bags.pictures import COMPRESSED_TYPE, IMAGE_TYPE, describe, image_topics
+from magicfuse_ros.bags.pictures import COMPRESSED_TYPE, IMAGE_TYPE, describe_topic, image_topics
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES
 from magicfuse_ros.resources import model_path
@@ -70,6 +70,8 @@ class FuseOptions:
         Which of `OUTPUTS` to make.
     storage
         ``mcap`` or ``sqlite3``; None takes the input's.
+    with_input
+        Copy the image messages that are fused too, so that input and results are in one bag.
     jpeg_quality, id_map, min_confidence
         The node's parameters `jpeg_quality`, `semantic.id_map` and `semantic.min_confidence`.
 
@@ -83,6 +85,7 @@ class FuseOptions:
     topics: tuple[str, ...] | None = None
     outputs: tuple[str, ...] = DEFAULT_OUTPUTS
     storage: str | None = None
+    with_input: bool = False
     jpeg_quality: int = SPECS["jpeg_quality"].default  # type: ignore[assignment]
     id_map: str = SPECS["semantic.id_map"].default  # type: ignore[assignment]
     min_confidence: float = SPECS["semantic.min_confidence"].default  # type: ignore[assignment]
@@ -94,6 +97,11 @@ class FuseOptions:
         SPECS["jpeg_quality"].check(self.jpeg_quality)
         SPECS["semantic.min_confidence"].check(self.min_confidence)
         IdMap.parse(self.id_map)
+        if self.engine.temporal:
+            raise ValueError(
+                f"temporal is {self.engine.temporal}; accepted: 0, since in a bag each frame is "
+                "fused by itself"
+            )
         unknown = [name for name in self.outputs if name not in OUTPUTS]
         if unknown or not self.outputs:
             raise ValueError(
@@ -133,8 +141,8 @@ class Plan:
     frames
         Image messages to fuse.
     left_out
-        (name, type) of the topics that are not copied: the cameras, and what an earlier fusion
-        left under the names of the outputs.
+        (name, type) of the topics that are not copied: the cameras, unless the input is wanted
+        beside the results, and what an earlier fusion left under the names of the outputs.
     notes
         What the user should know, in words.
     identity
@@ -180,7 +188,8 @@ class Plan:
             frozenset(
                 (topic.name, topic.type)
                 for topic in bag.topics
-                if (topic.name, topic.type) in images or topic.name in made
+                if topic.name in made
+                or ((topic.name, topic.type) in images and not options.with_input)
             ),
             tuple(notes),
             _identity(bag, options, list(cameras)),
@@ -241,9 +250,8 @@ def _found(bag: BagReader) -> tuple[list[Topic], list[str]]:
 
 
 def _description(bag: BagReader, topic: Topic) -> str:
-    first = next(bag.messages([topic.name]), None)
     try:
-        return "" if first is None else describe(topic, first.data)
+        return describe_topic(bag, topic)
     except BagError:  # it is told when its turn comes
         return ""
 
@@ -279,7 +287,9 @@ def _identity(bag: BagReader, options: FuseOptions, cameras: list[str]) -> Ident
         },
         **engine,
         "model": f"{folder.resolve().name} {_weights_digest(folder)}",
+        "labels": _labels_digest(options.engine.labels),
         "topics": cameras,
+        "with_input": options.with_input,
         "outputs": [name for name in OUTPUTS if name in options.outputs],
         "storage": options.storage or bag.storage,
         "jpeg_quality": options.jpeg_quality,
@@ -295,6 +305,14 @@ def _sizes(path: Path) -> list[int]:
     """Return the sizes of a bag's files of messages; what else lies beside them is not the bag."""
     files = [path] if path.is_file() else sorted(path.iterdir())
     return [file.stat().st_size for file in files if file.suffix in _MESSAGES]
+
+
+def _labels_digest(labels: str | None) -> str | None:
+    """Return the name of a label set; of a file with the digest of what is in it."""
+    path = Path(labels or "")
+    if not path.is_file():
+        return labels
+    return f"{path.name} {hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()}"
 
 
 def _weights_digest(folder: Path) -> str:

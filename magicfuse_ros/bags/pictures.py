@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from magicfuse_ros.ros.stamps import read_stamp
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
+
+_LOOKED_AT = 10
+"""Messages in which a picture is looked for: the first ones of a recording may be broken."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +66,40 @@ def frames(bag: BagReader, topic_name: str) -> Iterator[StampedFrame]:
     for message in bag.messages([topic_name]):
         try:
             frame = decode(topic, message.data)
-        except ImageError:
+        except (BagError, ImageError):
             continue
         yield StampedFrame(read_stamp(message.data), message.received_ns, frame)
 
 
 def describe_images(bag: BagReader) -> dict[str, str]:
-    """Return, by topic name, size and encoding of the first picture: ``640x480 rgb8``."""
+    """Return, by topic name, size and encoding of the pictures: ``640x480 rgb8``."""
     described = {}
     for topic in image_topics(bag):
-        first = next(bag.messages([topic.name]), None)
-        if first is not None:
-            described[topic.name] = describe(topic, first.data)
+        if topic.count:
+            try:
+                described[topic.name] = describe_topic(bag, topic)
+            except BagError:
+                described[topic.name] = "unreadable"
     return described
+
+
+def describe_topic(bag: BagReader, topic: Topic) -> str:
+    """Return size and encoding of a topic's first picture; of an empty topic nothing.
+
+    Raises
+    ------
+    BagError
+        None of the first messages is one of the topic's type.
+    """
+    first_error = None
+    for message in itertools.islice(bag.messages([topic.name]), _LOOKED_AT):
+        try:
+            return describe(topic, message.data)
+        except BagError as error:
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
+    return ""
 
 
 def describe(topic: Topic, data: bytes) -> str:
@@ -90,6 +115,5 @@ def _message(topic: Topic, data: bytes) -> Any:
         return deserialize(data, CompressedImage if topic.type == COMPRESSED_TYPE else Image)
     except ValueError as error:
         raise BagError(
-            f"topic {topic.name} holds {len(data)} bytes that are no {topic.type}: "
-            "the bag is damaged; record it again"
+            f"topic {topic.name} holds {len(data)} bytes that are no {topic.type}"
         ) from error

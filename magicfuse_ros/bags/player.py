@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import math
 import re
 import threading
@@ -25,6 +26,8 @@ CLOCK_PERIOD_S = 0.01
 QUEUE_DEPTH = 10
 ACKNOWLEDGE_TIMEOUT_S = 10.0
 _POLL_S = 0.02
+_LONGEST_GAP_NS = 86_400 * 10**9
+"""A day without a message: no recording, but a clock that was set. It is not waited for."""
 _MESSAGE_TYPE = re.compile(r"[a-z][a-z0-9_]*/msg/[A-Z][A-Za-z0-9_]*", re.ASCII)
 
 OnSent = Callable[[Topic, int, bytes], None]
@@ -82,11 +85,14 @@ class Player:
     ----------
     skipped : dict[str, str]
         Topics left out, each with the type that is not installed here.
+    left_out : dict[str, str]
+        Topics of which messages were left out, and why in words: their header cannot be read, or
+        holds a time that ROS cannot tell.
 
     Raises
     ------
     BagError
-        Nothing in the bag can be played.
+        Nothing in the bag can be played, or it is damaged.
     """
 
     def __init__(
@@ -102,6 +108,7 @@ class Player:
         self._publishers: dict[str, Publisher[object]] = {}
         self._stamped: set[str] = set()
         self.skipped: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
         names = settings.topics or [topic.name for topic in reader.topics]
         for topic in (reader.topic(name) for name in names):
             if topic.name == "/clock" or topic.count == 0:
@@ -121,6 +128,7 @@ class Player:
             raise BagError(
                 f"bag {reader.path} holds nothing to play: {why or 'it has no messages'}"
             )
+        self._gaps = self._find_gaps()
         self._clock = None if settings.restamp else node.create_publisher(Clock, "/clock", 10)
 
     def _qos(self, topic: Topic) -> QoSProfile:
@@ -152,7 +160,7 @@ class Player:
             The bag turned out damaged on the way.
         """
         # Laps are joined by one mean period, so that the last and the first message do not collide.
-        span_ns = self._reader.end_ns - self._reader.start_ns
+        span_ns = round(self.duration_s * 1e9)
         lap_ns = span_ns + max(span_ns // max(self._reader.message_count - 1, 1), 1_000_000)
         self._start = time.monotonic()
         sent = self._play_lap(0, stop)
@@ -167,38 +175,57 @@ class Player:
     def _play_lap(self, shift_ns: int, stop: threading.Event) -> int:
         sent = 0
         for message in self._reader.messages(list(self._publishers)):
-            bag_ns = message.received_ns + shift_ns
+            bag_ns = self._bag_time(message.received_ns) + shift_ns
             if not self._wait_until(bag_ns, stop):
                 return sent
             self._tell_time(bag_ns)
-            data, stamp_ns = self._stamp(message, bag_ns, shift_ns)
+            try:
+                data, stamp_ns = self._stamp(message, bag_ns, shift_ns)
+            except ValueError as error:  # the others are worth playing
+                self.left_out.setdefault(message.topic.name, str(error))
+                continue
             self._publishers[message.topic.name].publish(data)
             sent += 1
             if self._on_sent is not None:
                 self._on_sent(message.topic, stamp_ns, data)
         return sent
 
+    @property
+    def duration_s(self) -> float:
+        """Seconds that a lap takes at rate 1, without `_LONGEST_GAP_NS`."""
+        return (self._reader.end_ns - self._bag_time(self._reader.start_ns)) / 1e9
+
+    def _bag_time(self, received_ns: int) -> int:
+        """Return the bag's time of a message: what lies before a long gap moves up to it."""
+        return received_ns + sum(gap for after, gap in self._gaps if received_ns < after)
+
+    def _find_gaps(self) -> list[tuple[int, int]]:
+        """Return (time behind it, length) of the gaps in which a clock was set; both in ns."""
+        if self._reader.end_ns - self._reader.start_ns < _LONGEST_GAP_NS:
+            return []  # almost every bag: it need not be read twice
+        times = [message.received_ns for message in self._reader.messages(list(self._publishers))]
+        return [
+            (after, after - before)
+            for before, after in itertools.pairwise(times)
+            if after - before > _LONGEST_GAP_NS
+        ]
+
     def _stamp(self, message: BagMessage, bag_ns: int, shift_ns: int) -> tuple[bytes, int]:
-        """Return the message as it is to be sent, and its stamp."""
+        """Return the message as it is to be sent, and its stamp; `ValueError` if it has none."""
         if message.topic.name not in self._stamped:
             return message.data, bag_ns
-        try:
-            if self._settings.restamp:
-                stamp_ns = time.time_ns()
-            else:
-                stamp_ns = read_stamp(message.data) + shift_ns
-                if shift_ns == 0:
-                    return message.data, stamp_ns
-            return with_stamp(message.data, stamp_ns), stamp_ns
-        except ValueError as error:
-            raise BagError(
-                f"topic {message.topic.name} of bag {self._reader.path}: {error}"
-            ) from error
+        if self._settings.restamp:
+            stamp_ns = time.time_ns()
+        else:
+            stamp_ns = read_stamp(message.data) + shift_ns
+            if shift_ns == 0:
+                return message.data, stamp_ns
+        return with_stamp(message.data, stamp_ns), stamp_ns
 
     def _wait_until(self, bag_ns: int, stop: threading.Event) -> bool:
         """Sleep until `bag_ns` is due, ticking the clock; False when stopped."""
         rate = self._settings.rate
-        due = self._start + (bag_ns - self._reader.start_ns) / 1e9 / rate
+        due = self._start + (bag_ns - self._bag_time(self._reader.start_ns)) / 1e9 / rate
         while not stop.is_set():
             left = due - time.monotonic()
             if left <= 0:

@@ -8,23 +8,18 @@ received; the camera's own stamp is in the message's header (`magicfuse_ros.ros.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import final
 
-from rosbags.interfaces import (
-    Connection,
-    ConnectionExtRosbag2,
-    Qos,
-    QosDurability,
-    QosReliability,
-)
-from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.interfaces import Connection, Qos, QosDurability, QosReliability
+from rosbags.rosbag2 import ReaderError
 
-from magicfuse_ros.yaml_limits import read_yaml_text
+from magicfuse_ros.bags.bag_files import SUFFIXES, BagFiles, extension_of, is_qos
+from magicfuse_ros.bags.mcap_file import OtherFormatError
 
 RELIABILITIES = ("reliable", "best_effort")
 DURABILITIES = ("volatile", "transient_local")
@@ -78,7 +73,11 @@ class BagMessage:
 
 def is_bag(path: Path) -> bool:
     """Whether `path` looks like a bag (its content is not checked)."""
-    return (path / "metadata.yaml").is_file() or path.suffix in {".mcap", ".db3"}
+    if path.is_dir():
+        return any(
+            file.name == "metadata.yaml" or file.suffix in SUFFIXES for file in path.iterdir()
+        )
+    return path.suffix in SUFFIXES
 
 
 @final
@@ -96,6 +95,9 @@ class BagReader:
         ``mcap`` or ``sqlite3``.
     notes : Mapping[str, str]
         Texts that the bag's writer left in ``metadata.yaml`` (rosbag2's custom_data).
+    remarks : tuple[str, ...]
+        What is not as it should be and does no harm, in words: a missing ``metadata.yaml``, a
+        recorder that was killed.
 
     Raises
     ------
@@ -108,45 +110,39 @@ class BagReader:
         if path.is_file() and path.suffix == ".bag":
             raise BagError(f"{path} is a ROS 1 bag: convert it with `rosbags-convert --src {path}`")
         with _reading(path):
-            if (metadata := path / "metadata.yaml").is_file():
-                read_yaml_text(metadata)  # rosbags would load whatever it stands for
-            self._reader = Reader(path)
-            self._reader.open()
+            if path.is_file() and path.suffix not in SUFFIXES:
+                raise FileNotFoundError(path)
+            self._files = BagFiles(path)
             try:
                 self._describe()
             except BaseException:
-                with suppress(Exception):  # it is what it took from the files that it closes
-                    self._reader.close()
+                self._files.close()
                 raise
 
     def _describe(self) -> None:
-        """Take over what the bag says of itself, which may be of any kind."""
-        reader = self._reader
-        for connection in reader.connections:
+        """Take over what the files say, which may be of any kind."""
+        files = self._files
+        for connection in files.connections:
             _check_connection(connection)
-        if not isinstance(getattr(reader.storage, "files", []), list):
-            raise ReaderError("its files are no list")
         self._topics = {
             connection.id: Topic(
                 connection.topic, connection.msgtype, connection.msgcount, *_qos_of(connection)
             )
-            for connection in reader.connections
+            for connection in files.connections
         }
         self.topics = tuple(sorted(self._topics.values(), key=lambda topic: topic.name))
-        self.message_count = _number(reader.message_count, "message count")
-        # rosbags counts the end one nanosecond past the last message
-        self.start_ns = _number(reader.start_time, "start") if self.message_count else 0
-        self.end_ns = _number(reader.end_time, "end") - 1 if self.message_count else 0
+        self.message_count = _number(files.message_count, "message count")
+        self.start_ns = _number(files.start_ns, "start")
+        self.end_ns = _number(files.end_ns, "end")
         if self.end_ns < self.start_ns:
             raise ReaderError(f"it ends at {self.end_ns} ns, before it starts at {self.start_ns}")
-        self.notes = _notes(reader.storage.metadata.custom)
-        files = [self.path] if self.path.is_file() else sorted(self.path.iterdir())
-        self.storage = "mcap" if any(file.suffix == ".mcap" for file in files) else "sqlite3"
+        self.notes, self.storage = files.notes, files.storage
+        self.remarks = tuple(files.remarks)
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """What a topic's messages came through; a topic of several publishers may have several."""
-        return tuple(self._reader.connections)
+        """One for each topic and type, with its definition and QoS."""
+        return tuple(self._files.connections)
 
     @property
     def duration_s(self) -> float:
@@ -178,14 +174,14 @@ class BagReader:
         wanted = {self.topic(name).name for name in topics} if topics is not None else None
         connections = [
             connection
-            for connection in self._reader.connections
+            for connection in self._files.connections
             if wanted is None or connection.topic in wanted
         ]
         if not connections:
             return
         missing = sum(connection.msgcount for connection in connections)
         with _reading(self.path):
-            for connection, received_ns, data in self._reader.messages(connections):
+            for connection, received_ns, data in self._files.messages(connections):
                 missing -= 1
                 if not isinstance(data, bytes):  # SQLite keeps any kind of value in any column
                     raise ReaderError(f"a message is a {type(data).__name__}, not bytes")
@@ -196,7 +192,7 @@ class BagReader:
 
     def close(self) -> None:
         """Release the files."""
-        self._reader.close()
+        self._files.close()
 
     def __enter__(self) -> BagReader:
         return self
@@ -225,13 +221,8 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise BagError(f"bag {path} cannot be read: {error.strerror}") from error
-    except ReaderError as error:
-        if "Unrecognized storage format" in str(error):
-            raise BagError(
-                f"{path} is not a bag: a bag is a folder with metadata.yaml, "
-                "or an .mcap or .db3 file"
-            ) from error
-        raise _damaged(path, error) from error
+    except OtherFormatError as error:
+        raise BagError(f"bag {path} {error}") from error
     except Exception as error:  # struct.error, apsw.Error, zlib, KeyError ... any parser error
         raise _damaged(path, error) from error
 
@@ -259,35 +250,18 @@ def _check_connection(connection: Connection) -> None:
     for text in (*texts, serialization_of(connection)):
         if not isinstance(text, str):
             raise ReaderError(f"a topic has {text!r:.60} for a text")
-    for qos in profiles_of(connection):
-        if not all(isinstance(number, int) for number in (qos.depth, *_times(qos))):
-            raise ReaderError(f"topic {connection.topic!r:.60} has a QoS that is none")
-
-
-def _times(qos: Qos) -> Iterator[int]:
-    for time in (qos.deadline, qos.lifespan, qos.liveliness_lease_duration):
-        yield from time
-
-
-def _notes(custom: object) -> Mapping[str, str]:
-    notes = custom or {}
-    if not isinstance(notes, dict) or not all(
-        isinstance(text, str) for note in notes.items() for text in note
-    ):
-        raise ReaderError(f"its custom_data is {type(custom).__name__}; accepted: texts by name")
-    return dict(notes)
+    if not all(map(is_qos, profiles_of(connection))):
+        raise ReaderError(f"topic {connection.topic!r:.60} has a QoS that is none")
 
 
 def serialization_of(connection: Connection) -> str:
     """Return how a connection's messages are serialised: ``cdr`` in almost every bag."""
-    extension = connection.ext
-    return extension.serialization_format if isinstance(extension, ConnectionExtRosbag2) else "cdr"
+    return extension_of(connection).serialization_format
 
 
 def profiles_of(connection: Connection) -> list[Qos]:
     """Return what the publishers behind a connection offered; empty where the bag is silent."""
-    extension = connection.ext
-    return extension.offered_qos_profiles if isinstance(extension, ConnectionExtRosbag2) else []
+    return extension_of(connection).offered_qos_profiles
 
 
 def _qos_of(connection: Connection) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from magicfuse_ros.bags.reader import Topic
 from magicfuse_ros.bags.writer import BagWriter, knows_type
 
 DISCOVERY_PERIOD_S = 0.2
+FLUSH_PERIOD_S = 1.0
 QUEUE_DEPTH = 50
 
 OnMessage = Callable[[str, int, bytes], None]
@@ -34,7 +35,8 @@ class Recorder:
     node, writer
         The node to subscribe from, and the open bag (closed by its owner); None keeps nothing.
     topics
-        Full names to record; None records every topic there is.
+        Full names to record; None records every topic there is. What was written is handed to the
+        disk every second, so that a kill takes no more than that.
     on_message
         Called with topic, arrival time (ns) and serialised message, after it was written.
 
@@ -62,7 +64,10 @@ class Recorder:
         self._open = True
         self.counts: dict[str, int] = {}
         self.skipped: dict[str, str] = {}
-        self._timer = node.create_timer(DISCOVERY_PERIOD_S, self._discover)
+        self._timers = [
+            node.create_timer(DISCOVERY_PERIOD_S, self._discover),
+            node.create_timer(FLUSH_PERIOD_S, self._flush),
+        ]
 
     @property
     def recorded(self) -> frozenset[str]:
@@ -127,6 +132,11 @@ class Recorder:
                 self._writer.write(topic_name, received_ns, data)
             self.counts[topic_name] += 1
 
+    def _flush(self) -> None:
+        with self._lock:
+            if self._open and self._writer is not None:
+                self._writer.flush()
+
     def take_arrived(self, executor: Executor) -> None:
         """Write what has arrived and still waits in the queues; `executor` spins the node."""
         for _ in range(QUEUE_DEPTH * (len(self._subscriptions) + 1)):  # each spin takes one at most
@@ -136,7 +146,8 @@ class Recorder:
         """Stop recording; the bag may be closed afterwards."""
         with self._lock:
             self._open = False
-        self._node.destroy_timer(self._timer)
+        for timer in self._timers:
+            self._node.destroy_timer(timer)
         for subscription in self._subscriptions.values():
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import sqlite3
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import final
+from typing import cast, final
 
 from rosbags.interfaces import (
     Connection,
@@ -19,9 +21,16 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import StoragePlugin
 from rosbags.typesys import Stores, get_typestore
 
+from magicfuse_ros.bags.lasting_storage import (
+    LastingMcap,
+    LastingSqlite3,
+    LastingWriter,
+    Reserve,
+    sync,
+)
 from magicfuse_ros.bags.reader import (
     BagError,
     BagMessage,
@@ -57,38 +66,74 @@ def canonical(message_type: str, data: bytes) -> bytes:
 
 @final
 class BagWriter:
-    """Writes a new bag; a context manager that leaves no half-written bag behind an exception.
+    r"""Writes a new bag; a context manager.
+
+    Whatever ends it, an exception or a full disk, what was written stays, as a closed bag. Only one
+    without a single message is removed by an exception; whoever can make a bag again calls
+    `discard`. A kill takes what came after the last `flush`; `BagReader` reads the rest.
 
     Parameters
     ----------
     path
-        Folder to make. It must not exist.
+        Folder to make. It must not exist, or be a bag without a message, which is replaced.
     storage
         ``mcap`` or ``sqlite3``.
+
+    Attributes
+    ----------
+    count : int
+        Messages in the bag.
 
     Raises
     ------
     BagError
-        The path exists or cannot be made.
+        The path exists or cannot be made, or the disk is full.
     ValueError
         Unknown storage.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from magicfuse_ros.bags.reader import BagReader, Topic
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with BagWriter(Path(folder.name) / "talk") as bag:
+    ...     bag.add_topic(Topic("/chatter", "std_msgs/msg/String"))
+    ...     bag.write("/chatter", 1_000_000_000, b"\0\1\0\0\3\0\0\0hi\0")
+    >>> with BagReader(Path(folder.name) / "talk") as bag:
+    ...     print(bag.message_count, bag.topic("/chatter").type)
+    1 std_msgs/msg/String
+    >>> folder.cleanup()
     """
 
     def __init__(self, path: Path, storage: str = DEFAULT_STORAGE) -> None:
         if storage not in STORAGES:
             raise ValueError(f"storage {storage!r}: accepted are {', '.join(STORAGES)}")
         if path.exists():
-            raise BagError(f"{path} exists already: remove it or choose another name")
+            _remove_empty(path)
         self.path = path
-        self.count = 0
+        self._failed = False
         self._connections: dict[str, Connection] = {}
         self._copied: dict[tuple[str, str], Connection] = {}
-        try:
-            # Version 9 is what rosbag2 of Jazzy and newer reads and writes.
-            self._writer = Writer(path, version=9, storage_plugin=STORAGES[storage])
-            self._writer.open()
-        except OSError as error:
-            raise BagError(f"cannot write bag {path}: {error.strerror}") from error
+        # Version 9 is what rosbag2 of Jazzy and newer reads and writes.
+        self._writer = LastingWriter(path, version=9, storage_plugin=STORAGES[storage])
+        with self._telling("write"):
+            path.mkdir(parents=True)
+            self._lock = _locked(path)
+            try:
+                self._reserve = Reserve(path)
+                self._writer.storage = self._writer.STORAGE_PLUGINS[STORAGES[storage]](
+                    path, self._writer.compression_mode
+                )
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(self._lock)
+                raise
+
+    @property
+    def count(self) -> int:
+        """Messages in the bag."""
+        return sum(self._writer.counts.values())
 
     def add_topic(self, topic: Topic) -> None:
         """Announce a topic; needed once before its first message."""
@@ -96,9 +141,10 @@ class BagWriter:
             raise BagError(f"topic {topic.name} is in bag {self.path} already")
         if not knows_type(topic.type):
             raise BagError(f"topic {topic.name}: the definition of {topic.type} is not known here")
-        self._connections[topic.name] = self._writer.add_connection(
-            topic.name, topic.type, typestore=_TYPES, offered_qos_profiles=[_offered_qos(topic)]
-        )
+        with self._telling("write to"):
+            self._connections[topic.name] = self._writer.add_connection(
+                topic.name, topic.type, typestore=_TYPES, offered_qos_profiles=[_offered_qos(topic)]
+            )
 
     def add_copies(self, bag: BagReader, left_out: Collection[tuple[str, str]]) -> None:
         """Announce the topics of another bag for `copy`, with types that are unknown here too.
@@ -142,27 +188,72 @@ class BagWriter:
         self._writer.set_custom_data(name, text)
 
     def _write(self, connection: Connection, received_ns: int, data: bytes) -> None:
-        try:
+        with self._telling("write to"):
             self._writer.write(connection, received_ns, data)
-        except OSError as error:  # a full disk
-            raise BagError(f"cannot write to bag {self.path}: {error.strerror}") from error
-        except sqlite3.Error as error:  # the same, in the other storage
-            raise BagError(f"cannot write to bag {self.path}: {error}") from error
-        self.count += 1
+
+    def flush(self) -> None:
+        """Hand what was written to the disk: no kill can take it any more."""
+        with self._telling("write to"):
+            self._storage.flush()
 
     def close(self) -> None:
-        """Write the index and ``metadata.yaml``; a bag that cannot get them is removed."""
+        """Write the index and ``metadata.yaml``; of a full disk, with the room held back for it.
+
+        Raises
+        ------
+        BagError
+            There is no room even so, or the disk fails. What is on it stays, and can be read.
+        """
+        if self._writer.storage is None:
+            return
+        self._reserve.release()
+        try:
+            with self._telling("finish"):
+                try:
+                    self._finish(drop=False)
+                except (OSError, sqlite3.Error):
+                    self._failed = True
+                    self._finish(drop=True)
+                sync(self.path)
+        finally:
+            self._release()
+
+    def _finish(self, *, drop: bool) -> None:
+        storage = self._storage
+        if self._failed:
+            storage.settle(self._writer.counts, drop=drop)
         try:
             self._writer.close()
-        except (OSError, sqlite3.Error) as error:
-            self.discard()
-            raise BagError(f"cannot finish bag {self.path}: {error}") from error
+        except BaseException:
+            self._writer.storage = storage
+            raise
 
     def discard(self) -> None:
-        """Stop writing and remove what was written."""
-        with suppress(Exception):  # whatever made us discard it is the error to show
-            self._writer.abort()
+        """Stop writing and remove what was written, for whoever can make it again."""
         shutil.rmtree(self.path, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock >= 0:
+            with suppress(Exception):
+                self._writer.abort()
+            self._reserve.release()
+            os.close(self._lock)
+            self._lock = -1
+
+    @property
+    def _storage(self) -> LastingMcap | LastingSqlite3:
+        return cast("LastingMcap | LastingSqlite3", self._writer.storage)
+
+    @contextmanager
+    def _telling(self, doing: str) -> Iterator[None]:
+        """Turn what the storages raise when the disk is full, or gone, into a `BagError`."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            self._failed = True
+            text = error.strerror if isinstance(error, OSError) else error
+            raise BagError(f"cannot {doing} bag {self.path}: {text}") from error
 
     def __enter__(self) -> BagWriter:
         return self
@@ -175,8 +266,43 @@ class BagWriter:
     ) -> None:
         if kind is None:
             self.close()
-        else:
+        elif self.count == 0:
             self.discard()
+        else:
+            with suppress(BagError):  # the first error is the one to show
+                self.close()
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a bag that nobody writes and that holds no message; refuse anything else."""
+    refusal = f"{path} exists already: remove it or choose another name"
+    try:
+        if {file.suffix for file in path.iterdir()} - {".yaml", ".mcap", ".db3", ".db3-journal"}:
+            raise BagError(refusal)
+        lock = _locked(path)
+    except OSError as error:
+        raise BagError(refusal) from error
+    try:
+        with BagReader(path) as bag:
+            count = bag.message_count
+    except BagError as error:
+        raise BagError(refusal) from error
+    finally:
+        os.close(lock)
+    if count:
+        raise BagError(refusal)
+    shutil.rmtree(path)
+
+
+def _locked(folder: Path) -> int:
+    """Return a descriptor that keeps other writers away from a folder; OSError if one is there."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process loses it
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _offered_qos(topic: Topic) -> Qos:

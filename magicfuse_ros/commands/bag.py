@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from magicfuse_ros.commands.arguments import size
 if TYPE_CHECKING:
     from rclpy.context import Context
     from rclpy.node import Node
+
+    from magicfuse_ros.bags.reader import BagReader
 
 HELP = "make, play, record, fuse and describe ROS 2 bags, without a ROS installation"
 
@@ -78,7 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one action: 0 when it succeeded, 1 with one line on stderr otherwise."""
+    """Run one action and return the exit status.
+
+    0 all is done, 1 something could not be read or was not there, 2 nothing could be done (with one
+    line on stderr), 130 stopped.
+    """
     from magicfuse_ros.bags.reader import BagError
 
     actions = {
@@ -92,15 +100,19 @@ def run(args: argparse.Namespace) -> int:
         return actions[args.action](args)
     except (BagError, ValueError) as error:  # SourceError and the settings' checks are ValueErrors
         print(f"magicfuse bag {args.action}: {error}", file=sys.stderr)
-        return 1
+        return 2
 
 
-def stop_on_signals() -> threading.Event:
-    """Return an event that SIGINT, SIGTERM or SIGHUP sets; a second SIGINT interrupts at once."""
+def stop_on_signals(*, impatient: bool = True) -> threading.Event:
+    """Return an event that SIGINT, SIGTERM or SIGHUP sets.
+
+    A second SIGINT raises KeyboardInterrupt, unless `impatient` is False: for what ends soon after
+    the first and must come to its end.
+    """
     stop = threading.Event()
 
     def request(number: int, _frame: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+        if impatient and stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
@@ -141,97 +153,127 @@ def _play(args: argparse.Namespace) -> int:
         **_given(rate=args.rate, reliability=args.reliability),
     )
     stop = stop_on_signals()
-    with BagReader(args.bag) as reader:
-        context, node = _start_node("magicfuse_bag_play")
-        try:
-            player = Player(reader, node, settings)
-            for name, kind in player.skipped.items():
-                print(f"not playing {name}: {kind} is not installed here", file=sys.stderr)
-            if args.wait_for_subscribers is not None:
-                ready = player.wait_for_subscribers(args.wait_for_subscribers, stop)
-                if not ready and not stop.is_set():
-                    print(
-                        f"magicfuse bag play: no subscriber on every topic within "
-                        f"{args.wait_for_subscribers:g} s; check topic names and ROS_DOMAIN_ID",
-                        file=sys.stderr,
-                    )
-                    return 1
-            print(f"playing {args.bag}: {reader.duration_s:.1f} s", flush=True)
-            sent = player.play(stop)
-            print(f"sent {sent} messages")
-        finally:
-            node.destroy_node()
-            context.shutdown()
-    return 130 if stop.is_set() else 0
+    with BagReader(args.bag) as reader, _node("magicfuse_bag_play") as (_, node):
+        _remark(reader)
+        player = Player(reader, node, settings)
+        for name, kind in player.skipped.items():
+            print(f"not playing {name}: {kind} is not installed here", file=sys.stderr)
+        if args.wait_for_subscribers is not None:
+            ready = player.wait_for_subscribers(args.wait_for_subscribers, stop)
+            if not ready and not stop.is_set():
+                print(
+                    f"magicfuse bag play: no subscriber on every topic within "
+                    f"{args.wait_for_subscribers:g} s; check topic names and ROS_DOMAIN_ID",
+                    file=sys.stderr,
+                )
+                return 2
+        _say(f"playing {args.bag}: {player.duration_s:.1f} s")
+        sent = player.play(stop)
+        _say(f"sent {sent} messages")
+    for name, text in player.left_out.items():
+        print(f"left out of {name}: {text}", file=sys.stderr)
+    if stop.is_set():
+        return 130
+    return 1 if player.left_out else 0
 
 
 def _record(args: argparse.Namespace) -> int:
+    stop = stop_on_signals(impatient=False)  # two Ctrl-C are one wish, and the bag has to be closed
     from rclpy.executors import SingleThreadedExecutor
 
+    from magicfuse_ros.bags.reader import BagError
     from magicfuse_ros.bags.recorder import Recorder
     from magicfuse_ros.bags.writer import BagWriter
 
-    stop = stop_on_signals()
-    context, node = _start_node("magicfuse_bag_record")
+    writer = BagWriter(args.out, **_given(storage=args.storage))
+    recorder, trouble = None, ""
     try:
-        with BagWriter(args.out, **_given(storage=args.storage)) as writer:
+        with writer, _node("magicfuse_bag_record") as (context, node):
             recorder = Recorder(node, writer, args.topics or None)
             executor = SingleThreadedExecutor(context=context)
             executor.add_node(node)
-            print(f"recording into {args.out}; Ctrl-C ends it", flush=True)
+            _say(f"recording into {args.out}; Ctrl-C ends it")
             end = time.monotonic() + (args.duration or float("inf"))
             while not stop.is_set() and time.monotonic() < end:
                 executor.spin_once(timeout_sec=0.1)
             recorder.take_arrived(executor)
             recorder.close()
             executor.shutdown()
-    finally:
-        node.destroy_node()
-        context.shutdown()
-    for name, count in sorted(recorder.counts.items()):
-        print(f"{count:8d}  {name}")
-    missing = sorted(set(args.topics) - set(recorder.counts))
+    except BagError as error:
+        trouble = str(error)
+    counts = recorder.counts if recorder is not None else {}
+    for name, count in sorted(counts.items()):
+        _say(f"{count:8d}  {name}")
+    if trouble:
+        kept = f"{writer.count} messages are kept in it" if writer.count else "nothing is in it"
+        print(f"magicfuse bag record: {trouble}; {kept}", file=sys.stderr)
+        return 2
+    missing = sorted(set(args.topics) - set(counts))
     if missing:
         print(f"nothing was published on {', '.join(missing)}", file=sys.stderr)
     return 1 if missing else 0
 
 
 def _info(args: argparse.Namespace) -> int:
-    from magicfuse_ros.bags.pictures import describe_images
-    from magicfuse_ros.bags.reader import BagReader
+    from magicfuse_ros.bags.pictures import describe_topic, image_topics
+    from magicfuse_ros.bags.reader import BagError, BagReader
 
     with BagReader(args.bag) as bag:
+        _remark(bag)
         print(f"bag       {args.bag} ({bag.storage})")
         if bag.message_count:
             start = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(bag.start_ns / 1e9))
             print(f"start     {start} ({bag.start_ns / 1e9:.3f})")
         print(f"duration  {bag.duration_s:.2f} s")
         print(f"messages  {bag.message_count}")
-        images = describe_images(bag)
+        unreadable = []
         for topic in bag.topics:
             rate = (topic.count - 1) / bag.duration_s if bag.duration_s and topic.count > 1 else 0
             details = [f"{topic.count:6d}", f"{rate:6.2f} Hz", topic.reliability]
             if topic.durability == "transient_local":
                 details.append(topic.durability)
-            if topic.name in images:
-                details.append(images[topic.name])
+            if topic in image_topics(bag):
+                try:
+                    details.append(describe_topic(bag, topic))
+                except BagError as error:
+                    unreadable.append(str(error))
             print(f"  {topic.name}  {topic.type}  {'  '.join(details)}")
-    return 0
+    for text in unreadable:
+        print(text, file=sys.stderr)
+    return 1 if unreadable else 0
 
 
-def _start_node(name: str) -> tuple[Context, Node]:
-    """Start ROS with signals left to us, on the shipped DDS profile."""
+def _remark(bag: BagReader) -> None:
+    for text in bag.remarks:
+        print(f"bag {bag.path}: {text}", file=sys.stderr)
+
+
+def _say(text: str) -> None:
+    """Print what nobody has to hear: whoever reads it may have gone."""
+    with suppress(OSError):
+        print(text, flush=True)
+
+
+@contextmanager
+def _node(name: str) -> Iterator[tuple[Context, Node]]:
+    """Run a ROS node on the shipped DDS profile, with signals left to us."""
     import rclpy
     from rclpy.context import Context
     from rclpy.node import Node
     from rclpy.signals import SignalHandlerOptions
 
-    from magicfuse_ros.ros.dds import use_shipped_profile
+    from magicfuse_ros.ros.dds import prepare
 
-    use_shipped_profile(os.environ)
+    for warning in prepare(os.environ):
+        print(f"magicfuse bag: {warning}", file=sys.stderr)
     context = Context()
     rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
-    return context, Node(name, context=context, start_parameter_services=False)
+    node = Node(name, context=context, start_parameter_services=False)
+    try:
+        yield context, node
+    finally:
+        node.destroy_node()
+        context.shutdown()
 
 
 def _degradation(kind: str) -> Any:

@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "semantic/confidence, semantic/color, infrared, enhanced, camera_info (default: the first "
         "four and camera_info)",
     )
+    parser.add_argument(
+        "--with-input", action="store_true", help="copy the fused images too, beside their results"
+    )
     parser.add_argument("--storage", help="mcap or sqlite3 (default: the input's)")
     parser.add_argument("--model", help="shipped model or folder of weights (default: tiny)")
     parser.add_argument("--steps", type=int, help="DDIM steps a picture (default: the model's)")
@@ -101,7 +104,7 @@ def _options(args: argparse.Namespace) -> FuseOptions:
     def given(*names: str) -> dict[str, object]:
         return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
-    chosen = given("storage", "jpeg_quality", "id_map", "min_confidence")
+    chosen = given("storage", "with_input", "jpeg_quality", "id_map", "min_confidence")
     if args.topics is not None:
         chosen["topics"] = tuple(args.topics)
     if args.outputs is not None:

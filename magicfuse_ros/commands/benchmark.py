@@ -1,4 +1,16 @@
-"""`magicfuse benchmark`: how fast the engine and the node are here, and what they need for it."""
+"""`magicfuse benchmark`: how fast the engine and the node are here, and what they need for it.
+
+What the figures mean. A frame costs the networks E + steps · (Ψ + Φ + F & S) + D operations. The
+machine cannot do them faster than its best matrix product, which is measured too (more only where
+a backend computes in 16 bits): the share of that peak says how much a better runtime could gain,
+the number of steps what a better model could. The node fuses one frame at a time, always the
+newest: frames come out at the camera's rate or as fast as one is fused, whichever is slower, and
+the others are dropped. A frame's age is its wait for the frame before, its own time and ROS's
+share. Seconds differ between machines, so the claims are ratios of figures of one run wherever they
+can be.
+
+It prints the page of tables and, as the last line, the claims as JSON.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +20,14 @@ import math
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import threading
 
-    from magicfuse_ros.commands.benchmark_node import NodeRun
     from magicfuse_ros.commands.demo import ProgressLine
-    from magicfuse_ros.evaluation.benchmark.plan import Effort
 
 HELP = "measure how fast the engine and the node are on this machine, beside their peers"
 
@@ -39,14 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="the engine alone (needs no ROS), the node across processes, or both (default)",
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--full",
-        action="store_true",
-        help="the engine at every steps x resolution; without it every number of steps at the "
-        "model's own resolution, and every resolution with the model's own steps",
-    )
-    size.add_argument(
+    parser.add_argument(
         "--quick", action="store_true", help="a few frames of the least: does the benchmark work?"
     )
     parser.add_argument(
@@ -62,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and tell: 0, 1 with the reason on stderr if something failed, 130 after Ctrl-C."""
+    """Measure and show: 0, 1 with the reason on stderr if something failed, 130 after Ctrl-C."""
     from magicfuse_ros.commands.bag import stop_on_signals
     from magicfuse_ros.commands.demo import ProgressLine
     from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory(prefix="magicfuse_benchmark_") as folder:
             results = _measure(args, Path(folder), stop, show)
         show.end()
-        return _tell(args, results)
+        return _show_results(args, results)
     except _Stopped:
         show.end("stopped")
         return 130
@@ -126,53 +130,25 @@ def _measure(
     args: argparse.Namespace, folder: Path, stop: threading.Event, show: ProgressLine
 ) -> dict[str, Any]:
     from magicfuse_ros.evaluation.benchmark import machine
-
-    results: dict[str, Any] = {
-        "machine": machine.facts(),
-        "model": Path(args.model).name,
-        "device": args.device,
-        "threads": args.threads,
-        "grid": _effort(args).grid,
-        "engine": None,
-        "node": None,
-        "soak": None,
-    }
-    if args.level != "node":
-        results["engine"] = _engine(args, folder, stop, show)
-    if args.level != "engine":
-        results |= _node(args, folder, stop, show)
-    results["machine"]["load_at_end"] = machine.load()
-    return results
-
-
-def _effort(args: argparse.Namespace) -> Effort:
-    from magicfuse_ros.evaluation.benchmark.plan import Effort
-
-    if args.quick:
-        return Effort(grid="quick", seconds=0.0, least=3)
-    return Effort(grid="full" if args.full else "cross")
-
-
-def _engine(
-    args: argparse.Namespace, folder: Path, stop: threading.Event, show: ProgressLine
-) -> dict[str, Any]:
-    from magicfuse_ros.evaluation.benchmark.engine import EngineBenchmark
+    from magicfuse_ros.evaluation.benchmark.engine_runs import EngineRuns, measure
 
     def check() -> None:
         if stop.is_set():
             raise _Stopped
 
-    benchmark = EngineBenchmark(
-        model=args.model,
-        device=args.device,
-        threads=args.threads,
-        effort=_effort(args),
-        frames=lambda size: _frames(folder, size),
-        folder=folder,
-        check=check,
-        show=show,
-    )
-    return benchmark.run()
+    results: dict[str, Any] = {"machine": machine.describe(), "quick": args.quick}
+    if args.level != "node":
+        results["engine"] = EngineRuns(
+            settings={"model": args.model, "device": args.device, "threads": args.threads},
+            quick=args.quick,
+            frames=lambda size: _frames(folder, size),
+            show=show,
+            measure=partial(measure, folder=folder, check=check),
+        ).run()
+    if args.level != "engine":
+        results |= _measure_node(args, folder, stop, show)
+    results["machine"]["load_at_end"] = machine.load()
+    return results
 
 
 def _frames(folder: Path, size: tuple[int, int]) -> Path:
@@ -193,52 +169,38 @@ def _frames(folder: Path, size: tuple[int, int]) -> Path:
     return path
 
 
-def _node(
+def _measure_node(
     args: argparse.Namespace, folder: Path, stop: threading.Event, show: ProgressLine
 ) -> dict[str, Any]:
     from magicfuse_ros.commands.benchmark_node import NodeBenchmark, NodeRun
     from magicfuse_ros.commands.node_session import Stopped
-    from magicfuse_ros.evaluation.benchmark.plan import HD, VGA
-    from magicfuse_ros.resources import sample_video
+    from magicfuse_ros.evaluation.benchmark.engine_runs import HD, VGA
 
     parameters = {"model": args.model, "device": args.device, "threads": str(args.threads)}
-    benchmark = NodeBenchmark(
-        parameters=parameters, video=sample_video(), folder=folder, stop=stop, show=show
-    )
-    runs: list[NodeRun] = [
-        NodeRun(camera=camera, rate_hz=rate, seconds=NODE_SECONDS)
-        for camera in (VGA, HD)
-        for rate in RATES_HZ
-    ]
+    benchmark = NodeBenchmark(parameters=parameters, folder=folder, stop=stop, show=show)
+    runs = [NodeRun(size, rate, NODE_SECONDS) for size in (VGA, HD) for rate in RATES_HZ]
     if args.quick:
-        runs = [NodeRun(camera=VGA, rate_hz=SOAK_RATE_HZ, seconds=2.0, warm_up_s=1.0)]
-    found: dict[str, Any] = {"node": {}, "soak": None}
+        runs = [NodeRun(VGA, SOAK_RATE_HZ, seconds=2.0, warm_up_s=1.0)]
     try:
-        for each in runs:
-            rates = found["node"].setdefault(f"{each.camera[0]}x{each.camera[1]}", {})
-            rates[f"{each.rate_hz:.1f}fps"] = benchmark.run(each)
+        found: dict[str, Any] = {"node": [benchmark.measure(each) for each in runs]}
         if args.soak is not None:
-            seconds = args.soak * 60.0
-            found["soak"] = benchmark.soak(
-                NodeRun(camera=VGA, rate_hz=SOAK_RATE_HZ, seconds=seconds)
-            )
+            long = NodeRun(VGA, SOAK_RATE_HZ, args.soak * 60.0)
+            found["soak"] = benchmark.measure(long, with_drift=True)
     except Stopped:
         raise _Stopped from None
     return found
 
 
-def _tell(args: argparse.Namespace, results: dict[str, Any]) -> int:
-    """Print the tables and write the files; 1 if anything could not be measured."""
+def _show_results(args: argparse.Namespace, results: dict[str, Any]) -> int:
+    """Print the page and write the files; 1 if anything could not be measured."""
     from magicfuse_ros.evaluation.benchmark.claims import claims
-    from magicfuse_ros.evaluation.benchmark.plots import plot
-    from magicfuse_ros.evaluation.benchmark.report import errors, machine_lines, markdown
-    from magicfuse_ros.evaluation.benchmark.tables import tables
+    from magicfuse_ros.evaluation.benchmark.page import errors, page
+    from magicfuse_ros.evaluation.benchmark.plot import plot
 
-    results["claims"] = [claim.as_json() for claim in claims(results)]
+    results["claims"] = [each._asdict() | {"holds": each.holds} for each in claims(results)]
     results["errors"] = errors(results)
-    print("\n".join([*machine_lines(results), ""]))
-    for table in tables(results):
-        print(table.markdown())
+    print(page(results))
+    print(json.dumps({each["name"]: each["value"] for each in results["claims"]}))
     if args.output is not None:
         text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
         args.output.write_text(text + "\n", encoding="utf-8")
@@ -246,7 +208,7 @@ def _tell(args: argparse.Namespace, results: dict[str, Any]) -> int:
         picture = args.markdown.parent / "images" / f"{args.markdown.stem}.png"
         drawn = plot(results, picture)
         name = os.path.relpath(picture, args.markdown.parent) if drawn else None
-        args.markdown.write_text(markdown(results, name), encoding="utf-8")
+        args.markdown.write_text(page(results, name), encoding="utf-8")
     for problem in results["errors"]:
         print(f"magicfuse benchmark: not measured: {problem}", file=sys.stderr)
     return 1 if results["errors"] else 0

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.client import Client
 
 from magicfuse_ros.bags.from_video import FrameSource, write_bag
 from magicfuse_ros.bags.recorder import Recorder
-from magicfuse_ros.commands.benchmark_camera import CameraProcess
 from magicfuse_ros.commands.node_process import NodeProcess, fuse_node_command
 from magicfuse_ros.commands.node_session import (
     CONFIDENCE,
@@ -29,21 +31,21 @@ from magicfuse_ros.commands.node_session import (
     Session,
     SessionError,
 )
-from magicfuse_ros.evaluation.benchmark import metrics
-from magicfuse_ros.evaluation.benchmark.machine import Usage, busy_and_total_s, load, usage
-from magicfuse_ros.evaluation.benchmark.plan import Size
-from magicfuse_ros.evaluation.benchmark.process import CACHE_VARIABLE
-from magicfuse_ros.ros.dds import isolate, use_shipped_profile
+from magicfuse_ros.evaluation.benchmark.engine_runs import CACHE_VARIABLE, Size
+from magicfuse_ros.evaluation.benchmark.machine import Usage, load, usage
+from magicfuse_ros.resources import sample_video
+from magicfuse_ros.ros.dds import isolate, prepare
 
 TOPIC = "/image"
 OUTPUTS = (MAGIMG, MASK, CONFIDENCE)
 BAG_RATE_HZ, BAG_FRAMES = 10.0, 40
-_SERVICE_TIMEOUT_S = 60.0
-_SAMPLE_S = 1.0
+SERVICE_TIMEOUT_S = 60.0
+SAMPLE_S = 1.0
+MOST_POINTS = 120
+"""Points of the memory's curve that are kept of a soak."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeRun:
+class NodeRun(NamedTuple):
     """One run: a camera of this size at this rate.
 
     Attributes
@@ -53,7 +55,9 @@ class NodeRun:
     rate_hz
         Frames a second.
     seconds
-        How long frames are sent that count; before them come `warm_up_s` of frames that do not.
+        How long the frames are sent that count.
+    warm_up_s
+        How long frames are sent before them that do not.
     """
 
     camera: Size
@@ -61,19 +65,80 @@ class NodeRun:
     seconds: float
     warm_up_s: float = 3.0
 
-    def __str__(self) -> str:
-        return f"{self.camera[0]}x{self.camera[1]} at {self.rate_hz:g} Hz, {self.seconds:g} s"
 
-
-@dataclass(frozen=True)
-class Sample:
-    """The node's and the camera's processes, and the whole machine, at one moment."""
+class Sample(NamedTuple):
+    """What the node's process used at a moment, in seconds of the monotonic clock."""
 
     at_s: float
     node: Usage
-    camera: Usage
-    busy_s: float
-    total_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeBenchmark:
+    """The node's half of the benchmark.
+
+    Attributes
+    ----------
+    parameters
+        Of the node.
+    folder
+        For bags and logs, and the artifact cache in `folder/cache`.
+    stop
+        Ends everything with `Stopped`.
+    show
+        Told what is being measured.
+    """
+
+    parameters: Mapping[str, str]
+    folder: Path
+    stop: threading.Event
+    show: Progress
+
+    def measure(self, run: NodeRun, *, with_drift: bool = False) -> dict[str, Any]:
+        """Measure one run in processes of its own.
+
+        Returns
+        -------
+        The row of the node's table, with `drift` if asked for, or `error` where the run failed.
+        """
+        for warning in prepare(os.environ):  # this process listens
+            self.show(warning)
+        isolate(os.environ, 1 + os.getpid() % 100)
+        environment = os.environ | {CACHE_VARIABLE: str(self.folder / "cache")}
+        row = {"camera": list(run.camera), "rate_hz": run.rate_hz, "seconds": run.seconds}
+        command = fuse_node_command({"image": TOPIC}, self.parameters)
+        bag = self._bag(run.camera)
+        started = time.monotonic()
+        with NodeProcess(command, environment, self.folder / "node.log") as process:
+            session = BenchmarkSession(process, self.stop, self.show)
+            try:
+                session.wait_until_active()
+                row["active_s"] = time.monotonic() - started
+                samples = session.run(run, bag, environment)
+            except SessionError as error:
+                words = "; ".join(process.last_lines(3))
+                return row | {"error": f"{error} (the node's last words: {words})"}
+            finally:
+                session.close()
+        row |= figures(session.session, samples)
+        return row | {"drift": drift(samples, session.session)} if with_drift else row
+
+    def _bag(self, size: Size) -> Path:
+        """Make the camera's pictures, once for each size."""
+        bag = self.folder / f"camera_{size[0]}x{size[1]}"
+        if not bag.exists():
+            self.show(f"node: making the camera's pictures, {size[0]}x{size[1]}")
+            enough = threading.Event()
+
+            def count(written: int) -> None:
+                if written >= BAG_FRAMES or self.stop.is_set():
+                    enough.set()
+
+            source = FrameSource(sample_video(), fps=BAG_RATE_HZ, size=size)
+            write_bag(
+                source, bag, start_ns=time.time_ns(), topic=TOPIC, stop=enough, progress=count
+            )
+        return bag
 
 
 class BenchmarkSession(NodeSession):
@@ -88,88 +153,84 @@ class BenchmarkSession(NodeSession):
             ChangeState, f"{NODE}/change_state"
         )
 
-    def run(self, camera: CameraProcess, run: NodeRun) -> tuple[list[Sample], list[Sample]]:
-        """Warm up, then play `run` and watch; what came of it is in `session` afterwards.
+    def run(self, run: NodeRun, bag: Path, environment: Mapping[str, str]) -> list[Sample]:
+        """Warm up, then play and watch; what came of it is in `session` afterwards.
 
         Returns
         -------
-        Two samples of the idle system, and those taken every second while the camera played.
+        Samples taken every second while frames came out, two or more.
 
         Raises
         ------
         SessionError
             A process died, topics did not connect, or no frame came out.
         """
+        camera = [sys.executable, "-m", "magicfuse_ros.commands.benchmark_camera", str(bag), TOPIC]
+        camera.append(str(run.rate_hz / BAG_RATE_HZ))
+        sent_to = bag.with_suffix(".sent.json")
+
+        def play(seconds: float, what: str) -> list[Sample]:
+            self.session = Session(before=self._words())
+            command = [*camera, str(seconds), str(sent_to)]
+            process = subprocess.Popen(command, env=dict(environment), start_new_session=True)  # noqa: S603
+            samples: list[Sample] = []
+            try:
+                while process.poll() is None:
+                    if self.session.recorded and (
+                        not samples or time.monotonic() - samples[-1].at_s >= SAMPLE_S
+                    ):
+                        samples.append(self._sample())
+                        self._progress(f"node: {what}, {self.session.recorded} frames out")
+                    self._pause(0.02)
+            finally:
+                process.kill()
+                process.wait()
+            if process.returncode:
+                raise SessionError("the camera process failed; see its words above")
+            samples.append(self._sample())
+            self.session.sent_ns = json.loads(sent_to.read_text(encoding="ascii"))
+            self._drain()
+            return samples
+
         recorder = Recorder(self._node, None, OUTPUTS, self._on_output)
-
-        def subscribed() -> bool:
-            return bool(self._ask(camera, None))
-
         try:
-            self._connect(recorder, OUTPUTS, subscribed)
-            idle = [self._sample(camera)]
-            self._pause(_SAMPLE_S)
-            idle.append(self._sample(camera))
-            self._play(camera, run.warm_up_s, "warming up")
+            self._connect(recorder, OUTPUTS, lambda: True)
+            play(run.warm_up_s, "warming up")
             # Frames of another aspect have networks compiled beside them; that is start-up.
             while self._words().get("preparing"):
-                self._play(camera, run.warm_up_s, "warming up")
+                play(run.warm_up_s, "warming up")
             self._restart()
-            self._connect(recorder, OUTPUTS, subscribed)
-            samples = self._play(camera, run.seconds, str(run))
+            self._connect(recorder, OUTPUTS, lambda: True)
+            width, height = run.camera
+            samples = play(run.seconds, f"{width}x{height} at {run.rate_hz:g} Hz")
         finally:
             recorder.close()
-        if self.session.recorded == 0:
-            raise SessionError(f"no frame came out of {len(self.session.sent_ns)} sent")
-        return idle, samples
-
-    def _play(self, camera: CameraProcess, seconds: float, what: str) -> list[Sample]:
-        self.session = Session(before=self._words())
-        samples: list[Sample] = []
-
-        def watch() -> None:
-            if not samples or time.monotonic() - samples[-1].at_s >= _SAMPLE_S:
-                samples.append(self._sample(camera))
-                self._progress(f"node: {what}, {self.session.recorded} frames out")
-
-        sent = self._ask(camera, seconds, watch)
-        samples.append(self._sample(camera))
-        self.session.sent_ns = sent
-        self._drain()
+        # Some of the warm-up's may have come late.
+        arrived, sent = self.session.outputs_ns.get(MAGIMG, {}), set(self.session.sent_ns)
+        self.session.outputs_ns[MAGIMG] = {k: v for k, v in arrived.items() if k in sent}
+        if len(samples) < 2 or not self.session.recorded:
+            raise SessionError(f"no frame came out of {len(sent)} sent")
         return samples
-
-    def _ask(
-        self, camera: CameraProcess, seconds: float | None, watch: Callable[[], None] | None = None
-    ) -> Any:
-        number = camera.ask(seconds)
-        while not camera.answered(number):
-            if not camera.alive:
-                raise SessionError("the camera process ended unexpectedly; see its words above")
-            if watch is not None:
-                watch()
-            self._pause(0.02)
-        return camera.answer(number)
 
     def _restart(self) -> None:
         """Deactivate and activate the node: its statistics begin anew, its engine stays warm."""
         for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
             request = ChangeState.Request(transition=Transition(id=transition))
-            response = self._call(self._change_state, request, _SERVICE_TIMEOUT_S)
+            response = self._call(self._change_state, request, SERVICE_TIMEOUT_S)
             if response is None or not response.success:
                 raise SessionError(f"the node refused lifecycle transition {transition}")
 
     def _words(self) -> dict[str, str]:
         """Wait for diagnostics that are newer than this call."""
-        heard, end = self._heard, time.monotonic() + _SERVICE_TIMEOUT_S
+        heard, end = self._heard, time.monotonic() + SERVICE_TIMEOUT_S
         while self._heard <= heard:
             if time.monotonic() > end:
-                raise SessionError(f"the node said nothing for {_SERVICE_TIMEOUT_S:.0f} s")
+                raise SessionError(f"the node said nothing for {SERVICE_TIMEOUT_S:.0f} s")
             self._pause(0.02)
         return self._last_words
 
-    def _sample(self, camera: CameraProcess) -> Sample:
-        now = time.monotonic()
-        return Sample(now, usage(self._process.pid), usage(camera.pid), *busy_and_total_s())
+    def _sample(self) -> Sample:
+        return Sample(time.monotonic(), usage(self._process.pid))
 
     def _on_words(self, values: dict[str, str]) -> None:
         super()._on_words(values)
@@ -177,159 +238,88 @@ class BenchmarkSession(NodeSession):
         self._heard += 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class NodeBenchmark:
-    """The node's half of the benchmark.
+def figures(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Work out what became of a run.
 
-    Attributes
-    ----------
-    parameters
-        Of the node.
-    video
-        What the camera sees.
-    folder
-        For bags, logs and the artifact cache in `folder/cache`.
-    stop
-        Ends everything with `Stopped`.
-    show
-        Told what is being measured.
+    Every frame sent was fused, dropped by the node, or lost on the way to it: `accounted` says
+    whether that adds up. `age_ms` is the node's own, from the camera's stamp to publishing;
+    `arrival_age_ms` is measured here.
     """
-
-    parameters: Mapping[str, str]
-    video: Path
-    folder: Path
-    stop: threading.Event
-    show: Progress
-
-    def run(self, run: NodeRun) -> dict[str, Any]:
-        """Measure one run, in processes of its own.
-
-        Returns
-        -------
-        What NVIDIA's ros2_benchmark reports for a fixed rate, by its names, and under `custom` what
-        it has no name for; `error` alone where the run failed.
-        """
-        try:
-            session, samples, active_s = self._measure(run)
-        except SessionError as error:
-            return {"error": str(error)}
-        return report(run, session, *samples, active_s=active_s)
-
-    def soak(self, run: NodeRun) -> dict[str, Any]:
-        """Measure one long run, and how it drifts."""
-        try:
-            session, samples, active_s = self._measure(run)
-        except SessionError as error:
-            return {"error": str(error)}
-        playing = samples[1]
-        seconds = [sample.at_s - playing[0].at_s for sample in playing]
-        usages = [sample.node._asdict() for sample in playing]
-        drift = metrics.drift(seconds, usages, _received(session))
-        return report(run, session, *samples, active_s=active_s) | {"drift": drift}
-
-    def _measure(self, run: NodeRun) -> tuple[Session, tuple[list[Sample], list[Sample]], float]:
-        use_shipped_profile(os.environ)  # in this process too: it listens
-        isolate(os.environ, 1 + os.getpid() % 100)
-        environment = os.environ | {CACHE_VARIABLE: str(self.folder / "cache")}
-        bag = self._bag(run.camera)
-        log = self.folder / "node.log"
-        command = fuse_node_command({"image": TOPIC}, self.parameters)
-        started = time.monotonic()
-        with NodeProcess(command, environment, log) as process:
-            session = BenchmarkSession(process, self.stop, self.show)
-            try:
-                session.wait_until_active()
-                active_s = time.monotonic() - started
-                rate = run.rate_hz / BAG_RATE_HZ
-                with CameraProcess(bag, TOPIC, rate, environment) as camera:
-                    samples = session.run(camera, run)
-            except SessionError as error:
-                words = "; ".join(process.last_lines(3))
-                raise SessionError(f"{error} (the node's last words: {words})") from error
-            finally:
-                session.close()
-        return session.session, samples, active_s
-
-    def _bag(self, size: Size) -> Path:
-        """Make the camera's pictures, once for each size."""
-        bag = self.folder / f"camera_{size[0]}x{size[1]}"
-        if not bag.exists():
-            self.show(f"node: making the camera's pictures, {size[0]}x{size[1]}")
-            enough = threading.Event()
-
-            def count(written: int) -> None:
-                if written >= BAG_FRAMES or self.stop.is_set():
-                    enough.set()
-
-            source = FrameSource(self.video, fps=BAG_RATE_HZ, size=size)
-            write_bag(
-                source, bag, start_ns=time.time_ns(), topic=TOPIC, stop=enough, progress=count
-            )
-        return bag
-
-
-def report(
-    run: NodeRun, session: Session, idle: list[Sample], samples: list[Sample], *, active_s: float
-) -> dict[str, Any]:
-    """Say what became of a run; see `NodeBenchmark.run`."""
-    said, received = session.diagnostics, _received(session)
-    first, last = samples[0], samples[-1]
-    seconds = last.at_s - first.at_s
-    sent, fused = len(session.sent_ns), session.count("frames_out")
+    said, first, last = session.diagnostics, samples[0], samples[-1]
+    sent, out = len(session.sent_ns), session.count("frames_out")
     dropped = {
         key.partition(".")[2]: session.count(key) for key in said if key.startswith("dropped.")
     }
     lost = sent - session.count("frames_in")
+    arrived = session.outputs_ns.get(MAGIMG, {})
+    ages_ms = [(received - stamp) / 1e6 for stamp, received in arrived.items()]
+    levels = {"p50": 50.0, "p95": 95.0, "p99.9": 99.9, "max": 100.0}
     return {
-        **metrics.performance_metrics(session.sent_ns, received),
-        **metrics.cpu_metrics(_utilisation(idle), _utilisation(samples)),
-        "custom": {
-            "camera": list(run.camera),
-            "rate_hz": run.rate_hz,
-            "seconds": run.seconds,
-            "model": Path(said.get("model", "")).name,
-            "backend": said.get("backend", ""),
-            "fps_out": metrics.frame_rate(received),
-            "frames": {
-                "sent": sent,
-                "out": fused,
-                "dropped": dropped,
-                "lost_on_the_way": lost,
-                "received": len(received),
-            },
-            "accounted": sent == fused + sum(dropped.values()) + lost,
-            "age_at_publish_ms": _summary(said, "age_ms"),
-            "age_on_arrival_ms": metrics.percentiles(metrics.ages(received)),
-            "stage_ms": {name: _summary(said, f"stage_ms.{name}") for name in _stages(said)},
-            "ros_share": ros_share(said),
-            "node_cpu_percent": (last.node.cpu_s - first.node.cpu_s) / seconds * 100.0,
-            "camera_cpu_percent": (last.camera.cpu_s - first.camera.cpu_s) / seconds * 100.0,
-            "memory_mb": {"steady": last.node.memory_mb, "peak": last.node.peak_mb},
-            "threads": last.node.threads,
-            "descriptors": last.node.descriptors,
-            "active_s": active_s,
-            "load": load(),
+        "backend": said.get("backend", ""),
+        "sent": sent,
+        "out": out,
+        "dropped": dropped,
+        "lost": lost,
+        "accounted": sent == out + sum(dropped.values()) + lost,
+        "received": len(arrived),
+        "fps_out": session.fps,
+        "age_ms": _summary(said, "age_ms"),
+        "arrival_age_ms": {
+            name: float(np.percentile(ages_ms, level)) for name, level in levels.items()
         },
+        "stage_ms": {name: _summary(said, f"stage_ms.{name}") for name in _stages(said)},
+        "ros_share": ros_share(said),
+        "cpu_percent": 100.0 * (last.node.cpu_s - first.node.cpu_s) / (last.at_s - first.at_s),
+        "memory_mb": {"steady": last.node.memory_mb, "peak": last.node.peak_mb},
+        "load": load(),
     }
 
 
 def ros_share(said: Mapping[str, str]) -> float | None:
     """Work out which part of a frame's time is ROS's: reading the message, encoding, publishing.
 
-    Medians of the node's own stages, without the wait for the worker. What rclpy and DDS do before
-    the node sees a message is in the node's CPU time only.
+    Taken from the medians of the node's own stages, without the wait for the worker. What rclpy and
+    DDS do before the node sees a message is in the node's CPU time only.
     """
     medians = {name: _summary(said, f"stage_ms.{name}")["p50"] for name in _stages(said)}
     frame_ms = sum(value for name, value in medians.items() if name not in ("wait", "total"))
-    if not frame_ms:
-        return None
-    return (medians["read"] + medians["publish"]) / frame_ms
+    return (medians["read"] + medians["publish"]) / frame_ms if frame_ms else None
 
 
-def _received(session: Session) -> dict[int, int]:
-    """Return MagImgs that arrived, of frames that this run sent: stamp → time of arrival."""
-    arrived = session.outputs_ns[MAGIMG]
-    return {stamp: arrived[stamp] for stamp in session.sent_ns if stamp in arrived}
+def drift(samples: Sequence[Sample], session: Session) -> dict[str, Any]:
+    """Work out what changed over a long run, after its warm-up.
+
+    The warm-up is the first minute, or the first fifth of a run shorter than five minutes. `fps`
+    compares the first and the last tenth of what is left.
+    """
+    seconds = np.array([sample.at_s for sample in samples]) - samples[0].at_s
+    end = float(seconds[-1])
+    warm_up_s = min(60.0, 0.2 * end)
+    kept = seconds >= warm_up_s
+    arrivals = np.sort(np.array(list(session.outputs_ns[MAGIMG].values()), np.int64))
+    since_s = (arrivals - arrivals[0]) / 1e9
+    tenth = (end - warm_up_s) / 10
+
+    def course(name: str) -> dict[str, float]:
+        values = np.array([getattr(sample.node, name) for sample in samples], float)[kept]
+        return {"first": values[0], "last": values[-1], "max": float(values.max())}
+
+    def rate(begin: float) -> float:
+        return float(((since_s >= begin) & (since_s < begin + tenth)).sum()) / tenth
+
+    memory = np.array([sample.node.memory_mb for sample in samples])
+    chosen = np.unique(np.linspace(0, len(seconds) - 1, MOST_POINTS).astype(int))
+    return {
+        "minutes": end / 60.0,
+        "warm_up_s": warm_up_s,
+        "memory_slope_mb_per_hour": float(np.polyfit(seconds[kept], memory[kept], 1)[0]) * 3600.0,
+        **{name: course(name) for name in ("memory_mb", "descriptors", "threads")},
+        "fps": {"first": rate(warm_up_s), "last": rate(end - tenth)},
+        "series": {
+            "minute": (seconds[chosen] / 60.0).round(3).tolist(),
+            "memory_mb": memory[chosen].round(2).tolist(),
+        },
+    }
 
 
 def _stages(said: Mapping[str, str]) -> list[str]:
@@ -341,17 +331,5 @@ def _stages(said: Mapping[str, str]) -> list[str]:
 
 
 def _summary(said: Mapping[str, str], prefix: str) -> dict[str, float]:
-    return {
-        name: float(said[f"{prefix}.{name}"])
-        for name in ("p50", "p95", "max")
-        if f"{prefix}.{name}" in said
-    }
-
-
-def _utilisation(samples: list[Sample]) -> list[float]:
-    """Percent of all cores that were in use between each two samples."""
-    pairs = itertools.pairwise(samples)
-    spans = [
-        (after.busy_s - before.busy_s, after.total_s - before.total_s) for before, after in pairs
-    ]
-    return [busy_s / total_s * 100.0 for busy_s, total_s in spans if total_s > 0.0]
+    names = ("p50", "p95", "max")
+    return {name: float(said[key]) for name in names if (key := f"{prefix}.{name}") in said}

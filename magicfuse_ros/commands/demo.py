@@ -199,10 +199,11 @@ class Demo:
         from magicfuse_ros.commands.demo_session import DemoSession
         from magicfuse_ros.commands.node_process import NodeProcess, fuse_node_command
         from magicfuse_ros.commands.node_session import SessionError
-        from magicfuse_ros.ros.dds import isolate, use_shipped_profile
+        from magicfuse_ros.ros.dds import isolate, prepare
 
         # In this process too: it plays and records.
-        use_shipped_profile(os.environ)
+        for warning in prepare(os.environ):
+            self._show.end(warning)
         isolate(os.environ, 1 + os.getpid() % 100)
         compressed = source.topic.type == COMPRESSED_TYPE
         parameters = {"input_transport": "compressed" if compressed else "raw"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from magicfuse_ros.evaluation.report import Evaluation
+    from magicfuse_ros.evaluation.subject import Evaluation
     from magicfuse_ros.evaluation.tables import Table
 
 HELP = "measure a model on validation images: tables as Markdown and JSON, or a picture sheet"
@@ -30,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="name or weights folder (default: tiny)")
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of datasets (see docs/training.md)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--backend", default="auto", help="of the engine that is scored (default: auto)"
     )
     parser.add_argument("--steps", type=int, help="DDIM steps (default: the model's)")
     parser.add_argument(
@@ -52,36 +56,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables or write the sheet; returns 0, or 1 with one line on stderr."""
-    from magicfuse_ros.evaluation.report import Evaluation
-    from magicfuse_ros.evaluation.scenes import ValidationSet
-    from magicfuse_ros.model.magicfuse import MagicFuse
-    from magicfuse_ros.resources import model_path, user_cache
+    from magicfuse_ros.runtime.contract import EngineError
 
     try:
         _check(args)
-        model = MagicFuse.from_pretrained(model_path(args.model))
-        unaided = MagicFuse.from_pretrained(model_path(args.beside)) if args.beside else None
-        scenes = ValidationSet(args.data, args.cache or user_cache(), model.config, model.labels)
-        evaluation = Evaluation(
-            model=model,
-            scenes=scenes,
-            steps=args.steps,
-            limit=LIMIT if args.limit is None else args.limit,
-            unaided=unaided,
-            progress=lambda line: print(line, file=sys.stderr),
-        )
+        evaluation = _evaluation(args)
         if args.subject == "sheet":
             _write_sheet(evaluation, args)
         else:
             _write_tables(evaluation, args)
-    except (OSError, ValueError) as error:  # the package's own errors are ValueErrors
+        evaluation.engine.close()
+    except (OSError, ValueError, EngineError) as error:  # our other errors are ValueErrors
         print(f"magicfuse evaluate: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _evaluation(args: argparse.Namespace) -> Evaluation:
+    """Load the engine, the model behind it on the same device, and the scenes."""
+    from magicfuse_ros.evaluation.scenes import ValidationSet
+    from magicfuse_ros.evaluation.subject import Evaluation
+    from magicfuse_ros.model.magicfuse import MagicFuse
+    from magicfuse_ros.resources import model_path, user_cache
+    from magicfuse_ros.runtime.backends import candidates
+    from magicfuse_ros.runtime.contract import EngineSettings
+    from magicfuse_ros.runtime.engine import load_engine
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    settings = EngineSettings(
+        model=args.model, device=args.device, backend=args.backend, steps=args.steps or 0
+    )
+    device = candidates(args.backend, args.device)[0].device
+    folder = model_path(args.model)
+    model = MagicFuse.from_pretrained(folder).to(device)
+    beside = MagicFuse.from_pretrained(model_path(args.beside)).to(device) if args.beside else None
+    scenes = ValidationSet(args.data, args.cache or user_cache(), model.config, model.labels)
+    engine = load_engine(settings, tell)
+    engine.warm_up(tell)
+    if engine.steps_warning:
+        tell(f"WARNING: {engine.steps_warning}")
+    return Evaluation(
+        engine=engine,
+        model=model,
+        scenes=scenes,
+        steps=args.steps,
+        limit=LIMIT if args.limit is None else args.limit,
+        unaided=beside,
+        progress=tell,
+    )
+
+
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot be done before anything is computed."""
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"--steps is {args.steps}; accepted: 1 or more")
     if args.limit is not None and args.limit < 0:
         raise ValueError(f"--limit is {args.limit}; accepted: 0 (all) or more")
     if args.output is not None and not args.output.parent.is_dir():
@@ -123,11 +153,11 @@ def _write_tables(evaluation: Evaluation, args: argparse.Namespace) -> None:
 
 
 def _write_sheet(evaluation: Evaluation, args: argparse.Namespace) -> None:
-    from magicfuse_ros.evaluation.sheet import picture_sheet
+    from magicfuse_ros.evaluation.scene_sheet import picture_sheet
     from magicfuse_ros.training.sheets import write_sheet
 
     rows = SHEET_ROWS if args.limit is None else args.limit
-    write_sheet(args.output, picture_sheet(evaluation.inference(), evaluation.scenes, rows))
+    write_sheet(args.output, picture_sheet(evaluation, rows))
     print(f"wrote {args.output}")
 
 
@@ -146,6 +176,8 @@ def _header(evaluation: Evaluation, args: argparse.Namespace) -> dict[str, Any]:
         "resolution": list(config.resolution),
         "split": "val",
         "limit": evaluation.limit,
+        "engine": evaluation.engine.backend_name,
+        "parity": evaluation.parity(),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -155,9 +187,13 @@ def _header(evaluation: Evaluation, args: argparse.Namespace) -> dict[str, Any]:
 def _in_words(content: dict[str, Any]) -> str:
     width, height = content["resolution"]
     weights = "trained" if content["trained"] else "NOT TRAINED"
+    parity = content["parity"]
+    agree = "agrees with" if parity["agree"] else "DIFFERS from"
     images = f"up to {content['limit']} images" if content["limit"] else "all images"
     return (
         f"{weights}, {content['steps']} step(s), {width}×{height}, seed {content['seed']}; "
         f"{images} a row of split {content['split']}; {content['threads']} threads, load "
-        f"{content['load']:.1f} on {content['cpus']} CPUs"
+        f"{content['load']:.1f} on {content['cpus']} CPUs; engine {content['engine']}, which "
+        f"{agree} PyTorch on a scene (MagImg {parity['magimg_mean']:.2f} of 255 apart, "
+        f"{100.0 * parity['mask_agreement']:.1f} % of the mask the same)"
     )

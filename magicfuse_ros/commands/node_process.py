@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import final
+
+from magicfuse_ros.ros.program import STOP_SIGNALS
 
 _SIGNALS = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 _LOG_PREFIX = re.compile(r"^\[(?P<level>[A-Z]+)\] \[[\d.]+\] \[[^\]]*\]: ")
@@ -38,6 +40,16 @@ def fuse_node_command(
     return command
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Hold signals back from a child until its program takes them: Python's start dies of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @final
 class NodeProcess:
     """A child process with its output in a file; a context manager that ends it.
@@ -50,11 +62,13 @@ class NodeProcess:
         What to run, and its whole environment.
     log
         File that takes stdout and stderr; replaced.
+
+    SIGINT and SIGTERM are held back from the child until its program takes them (`StopRequest`).
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.log = log
-        with log.open("wb") as output:
+        with log.open("wb") as output, _signals_held_back():
             self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell
                 list(command),
                 env=dict(environment),

@@ -1,36 +1,24 @@
-"""The report's tables: what each part of a model does on validation images.
+"""Tables of the pictures: reconstruction, restoration, imagined infrared, fusion.
 
-Every table is a function of an `Evaluation`; `TABLES` lists them in the order of a report. All of
-it is deterministic but the milliseconds.
+Every table is a function of an `Evaluation`. The same engine and images give the same table.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.ablations import Variant
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
-from magicfuse_ros.evaluation.inference import Inference, Outcome
+from magicfuse_ros.evaluation.inference import Outcome
 from magicfuse_ros.evaluation.metrics import U8, grey
-from magicfuse_ros.evaluation.scenes import (
-    Needs,
-    Scene,
-    ValidationSet,
-    has_clean,
-    has_clean_pair,
-    has_infrared,
-)
+from magicfuse_ros.evaluation.scenes import Scene, has_clean, has_clean_pair, has_infrared
+from magicfuse_ros.evaluation.subject import DEGRADED, Evaluation, Products
 from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
-from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.training.degradation_mixes import RECIPES
-
-DEGRADED = "mixed"
-"""The condition of a table that has only one: training's own mix of coupled degradations."""
 
 _SHARE_OF_ONE = 0.25
 
@@ -41,48 +29,6 @@ VARIANTS: dict[str, Variant] = {
     "Model III (late fusion)": "late_fusion",
     "Model IV (restored only)": "restore_only",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What a table is made of.
-
-    Attributes
-    ----------
-    model
-        In evaluation mode.
-    scenes
-        The validation images.
-    steps
-        DDIM steps; None takes the model's.
-    limit
-        At most this many images a row, evenly from all datasets; 0 takes all. A row of one
-        degradation alone takes a quarter of it.
-    unaided
-        A model whose F & S were trained on the condition latent instead of Ψ and Φ, to be put
-        beside; None for none.
-    progress
-        Told what is being measured.
-    """
-
-    model: MagicFuse
-    scenes: ValidationSet
-    steps: int | None = None
-    limit: int = 0
-    unaided: MagicFuse | None = None
-    progress: Callable[[str], None] = lambda _line: None
-
-    def inference(self) -> Inference:
-        """Build what runs the model."""
-        return Inference(self.model, self.steps)
-
-    def under(
-        self, condition: str, needs: Needs, purpose: str, share: float = 1.0
-    ) -> Iterator[Scene]:
-        """Read the scenes of one condition, telling `progress` first; `share`: of the limit."""
-        self.progress(f"{purpose}: {condition}")
-        limit = max(1, round(self.limit * share)) if self.limit else 0
-        yield from self.scenes.scenes(condition, needs, limit)
 
 
 def autoencoder_table(evaluation: Evaluation) -> Table:
@@ -107,12 +53,12 @@ def autoencoder_table(evaluation: Evaluation) -> Table:
          scores.mean(row, "ssim"))
         for row in scores.rows()
     ]  # fmt: skip
-    return Table("Autoencoder: reconstruction", columns, tuple(rows))
+    return Table("Autoencoder: reconstruction", columns, tuple(rows), source=evaluation.by_model)
 
 
 def restoration_table(evaluation: Evaluation) -> Table:
     """Ψ: restored against clean, for each degradation and mixed, beside the baselines."""
-    inference, scores = evaluation.inference(), Scores()
+    scores = Scores()
     rivals: dict[str, Callable[[U8], U8]] = {"input": lambda image: image, "CLAHE": clahe}
     note = "PSNR of RGB in dB and SSIM against the clean image, averaged over images."
     try:
@@ -120,7 +66,7 @@ def restoration_table(evaluation: Evaluation) -> Table:
     except BaselineError as error:
         note += f" {error}."
     methods = dict(rivals)
-    methods["Ψ"] = lambda image: inference.branch(image, "psi")
+    methods["Ψ"] = lambda image: evaluation.fuse(image).enhanced
     for condition in RECIPES:
         share = 1.0 if condition == DEGRADED else _SHARE_OF_ONE
         for scene in evaluation.under(condition, has_clean, "restoration", share):
@@ -154,17 +100,18 @@ def restoration_table(evaluation: Evaluation) -> Table:
         count = len(scores.values(row, "Ψ PSNR"))
         rows_of_table.append((row, count, *psnr.values(), *gains, *ssim))
     note += " Rows of degradations leave out images that it left as they were."
-    return Table("Ψ: restoration of the visible image", columns, tuple(rows_of_table), note)
+    title = "Ψ: restoration of the visible image"
+    return Table(title, columns, tuple(rows_of_table), note, evaluation.by_engine)
 
 
 def infrared_table(evaluation: Evaluation) -> Table:
     """Φ: imagined infrared against the real one, and how much people stand out in it."""
-    inference, scores = evaluation.inference(), Scores()
+    scores = Scores()
     for condition in (DEGRADED, "none"):
         for scene in evaluation.under(condition, has_infrared, "infrared"):
             real = _real_infrared(scene)
             light = grey(scene.visible)
-            imagined = grey(inference.branch(scene.degraded, "phi"))
+            imagined = evaluation.fuse(scene.degraded).infrared
             time = "night" if scene.night else "day"
             rows = [f"{condition}, {part}" for part in ("all", time, scene.source)]
             scores.add(
@@ -197,12 +144,13 @@ def infrared_table(evaluation: Evaluation) -> Table:
         "Contrast: mean inside a person's box minus the ring around it, in grey levels, averaged "
         "over boxes; share: of the real infrared's."
     )
-    return Table("Φ: imagined infrared", columns, tuple(rows_of_table), note)
+    title = "Φ: imagined infrared"
+    return Table(title, columns, tuple(rows_of_table), note, evaluation.by_engine)
 
 
-def fusion_scores(outcome: Outcome, scene: Scene) -> dict[str, float]:
-    """Score MagImg against the clean visible and the real infrared image."""
-    sources = (grey(scene.visible), _real_infrared(scene), grey(outcome.magimg))
+def fusion_scores(magimg: U8, scene: Scene) -> dict[str, float]:
+    """Score MagImg (H, W, 3) against the clean visible and the real infrared image."""
+    sources = (grey(scene.visible), _real_infrared(scene), grey(magimg))
     return {
         "EN": metrics.entropy(sources[2]),
         "MI": metrics.fusion_mutual_information(*sources),
@@ -227,8 +175,12 @@ def fusion_table(evaluation: Evaluation) -> Table:
     inference, scores = evaluation.inference(), Scores()
     for scene in evaluation.under(DEGRADED, has_clean_pair, "fusion"):
         for row, variant in VARIANTS.items():
-            outcome = inference.fuse(scene.degraded, variant)
-            scores.add([row], **fusion_scores(outcome, scene))
+            outcome: Products | Outcome = (
+                evaluation.fuse(scene.degraded)
+                if variant == "full"
+                else inference.fuse(scene.degraded, variant)
+            )
+            scores.add([row], **fusion_scores(outcome.magimg, scene))
             pictures = {"magimg": grey(outcome.magimg), "restored": grey(outcome.enhanced)}
             add_people(scores, [row], scene, pictures)
     columns = (
@@ -246,7 +198,8 @@ def fusion_table(evaluation: Evaluation) -> Table:
         "Input degraded; scores against the clean visible and the real infrared image. The fusion "
         "convention's PSNR is the true one + 48.13 dB. Contrast of people as for Φ, of luminance."
     )
-    return Table("MagImg: fusion", columns, tuple(rows), note)
+    source = f"MagicFuse: {evaluation.by_engine} Models I-IV: {evaluation.by_model}"
+    return Table("MagImg: fusion", columns, tuple(rows), note, source)
 
 
 def _parts_first(rows: Sequence[str]) -> list[str]:

@@ -100,27 +100,27 @@ def has_anything(frame: Frame) -> bool:
 
 
 def has_clean(frame: Frame) -> bool:
-    """Whether the visible image can be what restoration aims at; smoke cannot."""
+    """Whether the visible image can be a target of restoration; one taken in smoke cannot."""
     return frame.clean
 
 
 def has_infrared(frame: Frame) -> bool:
-    """Whether a real infrared image is there."""
+    """Whether there is a real infrared image."""
     return frame.infrared is not None
 
 
 def has_clean_pair(frame: Frame) -> bool:
-    """Both of them."""
+    """Whether the image can be a target of restoration and has a real infrared image."""
     return frame.clean and frame.infrared is not None
 
 
 def has_pixel_labels(frame: Frame) -> bool:
-    """Whether it comes with a label image, as CamVid's."""
+    """Whether it has a label image for every pixel, as those of CamVid do."""
     return frame.labels is not None
 
 
 def has_weak_masks(frame: Frame) -> bool:
-    """Whether its labels are made from boxes, as MSRS's."""
+    """Whether its labels are made from boxes, as those of MSRS are."""
     return frame.labels is None and frame.boxes is not None
 
 

@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from magicfuse_ros.evaluation.inference import Inference
-from magicfuse_ros.evaluation.metrics import Confusion, mean
-from magicfuse_ros.evaluation.report import DEGRADED, Evaluation
+from magicfuse_ros.evaluation.metrics import U8, Confusion, mean
 from magicfuse_ros.evaluation.scenes import (
     Needs,
     has_anything,
     has_pixel_labels,
     has_weak_masks,
 )
+from magicfuse_ros.evaluation.subject import DEGRADED, Evaluation
 from magicfuse_ros.evaluation.tables import Column, Row, Table
 
 
 def confusion(
-    evaluation: Evaluation, inference: Inference, condition: str, needs: Needs
+    evaluation: Evaluation,
+    condition: str,
+    needs: Needs,
+    mask_of: Callable[[U8], U8] | None = None,
 ) -> Confusion:
-    """Count the pixels of every scene that has the labels asked for."""
+    """Count the pixels of every scene that has the labels asked for.
+
+    Parameters
+    ----------
+    mask_of
+        (H, W, 3) RGB → (H, W) class ids; None takes the engine's mask.
+    """
+    made = mask_of or (lambda image: evaluation.fuse(image).mask)
     counted = Confusion(len(evaluation.model.labels))
     for scene in evaluation.under(condition, needs, "segmentation"):
         if scene.labels is not None:
-            counted.add(inference.fuse(scene.degraded).mask, scene.labels)
+            counted.add(made(scene.degraded), scene.labels)
     return counted
 
 
 def segmentation_table(evaluation: Evaluation) -> Table:
     """IoU of each class where every pixel is labelled."""
-    inference = evaluation.inference()
+    source = evaluation.by_engine
     runs = {
-        f"IoU, {DEGRADED} (%)": confusion(evaluation, inference, DEGRADED, has_pixel_labels),
-        "IoU, clean (%)": confusion(evaluation, inference, "none", has_pixel_labels),
+        f"IoU, {DEGRADED} (%)": confusion(evaluation, DEGRADED, has_pixel_labels),
+        "IoU, clean (%)": confusion(evaluation, "none", has_pixel_labels),
     }
     if evaluation.unaided is not None:
         beside = Inference(evaluation.unaided, evaluation.steps, unaided=True)
-        runs[f"IoU, {DEGRADED}, without Ψ and Φ (%)"] = confusion(
-            evaluation, beside, DEGRADED, has_pixel_labels
+        name = f"IoU, {DEGRADED}, without Ψ and Φ (%)"
+        runs[name] = confusion(
+            evaluation, DEGRADED, has_pixel_labels, lambda image: beside.fuse(image).mask
         )
+        source += f" Without Ψ and Φ: {evaluation.by_model}"
     pixels = next(iter(runs.values())).matrix().sum(axis=1)
     iou = [100.0 * run.iou() for run in runs.values()]
     share = 100.0 * pixels / max(1, pixels.sum())
@@ -54,12 +67,12 @@ def segmentation_table(evaluation: Evaluation) -> Table:
     rows.append(("mIoU", math.nan, *(mean(run) for run in iou)))
     columns = (Column("class"), Column("pixels (%)", 1), *(Column(name, 1) for name in runs))
     note = "mIoU: mean over the classes that the labels hold."
-    return Table("S: IoU on images labelled by hand", columns, tuple(rows), note)
+    return Table("S: IoU on images labelled by hand", columns, tuple(rows), note, source)
 
 
 def weak_mask_table(evaluation: Evaluation) -> Table:
     """Person, car and bike against masks made from boxes."""
-    inference, labels = evaluation.inference(), evaluation.model.labels
+    labels = evaluation.model.labels
     known = Confusion(len(labels))
     kinds = [kind for kind in ("person", "car", "bike") if kind in labels.names()]
     inside = dict.fromkeys(kinds, 0)
@@ -67,7 +80,7 @@ def weak_mask_table(evaluation: Evaluation) -> Table:
     for scene in evaluation.under(DEGRADED, has_weak_masks, "segmentation, weak masks"):
         if scene.labels is None:
             continue
-        mask = inference.fuse(scene.degraded).mask
+        mask = evaluation.fuse(scene.degraded).mask
         known.add(mask, scene.labels)
         for kind in kinds:
             boxed = np.zeros(mask.shape, np.bool_)
@@ -94,7 +107,8 @@ def weak_mask_table(evaluation: Evaluation) -> Table:
         f"Input: {DEGRADED}. Weak masks know only pixels of boxed objects, so their IoU does not "
         "see what is claimed elsewhere; the last column does."
     )
-    return Table("S: objects against weak masks", columns, tuple(rows), note)
+    title = "S: objects against weak masks"
+    return Table(title, columns, tuple(rows), note, evaluation.by_engine)
 
 
 def weight_table(evaluation: Evaluation) -> Table:
@@ -104,8 +118,8 @@ def weight_table(evaluation: Evaluation) -> Table:
     positions = 0
     for scene in evaluation.under(DEGRADED, has_anything, "w_r"):
         step = inference.fuse(scene.degraded).step
-        w_r = np.moveaxis(step.w_r[0].numpy(), 0, -1)
-        thermal = step.radiation[0, 0].numpy() > 0
+        w_r = np.moveaxis(step.w_r[0].cpu().numpy(), 0, -1)
+        thermal = step.radiation[0, 0].cpu().numpy() > 0
         positions += thermal.size
         people = np.zeros(thermal.shape, np.bool_)
         stride = evaluation.model.config.autoencoder.stride
@@ -134,4 +148,5 @@ def weight_table(evaluation: Evaluation) -> Table:
     )  # fmt: skip
     tau = inference.settings.tau
     note = f"Input: {DEGRADED}; all latent channels. Eq. 11 holds w_r to τ = {tau} where M = 1."
-    return Table("w_r: weight of Ψ in the fused noise", columns, tuple(rows), note)
+    title = "w_r: weight of Ψ in the fused noise"
+    return Table(title, columns, tuple(rows), note, evaluation.by_model)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Mapping
 
 from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.metrics import grey
 from magicfuse_ros.evaluation.report import (
-    DEGRADED,
     FUSION_COLUMNS,
     FUSION_SCORES,
-    Evaluation,
     add_people,
     fusion_scores,
 )
 from magicfuse_ros.evaluation.scenes import has_clean_pair, has_pixel_labels
 from magicfuse_ros.evaluation.segmentation import confusion
+from magicfuse_ros.evaluation.subject import DEGRADED, Evaluation
 from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
 
 STEPS = (25, 8, 4, 2, 1)
@@ -52,23 +50,22 @@ def steps_table(evaluation: Evaluation) -> Table:
     rows: list[Row] = []
     judged: dict[int, tuple[float, float, float]] = {}
     for steps in STEPS:
-        several = dataclasses.replace(evaluation, steps=steps)
-        inference, scores = several.inference(), Scores()
+        several, scores = evaluation.with_steps(steps), Scores()
         row = str(steps)
         for scene in several.under(DEGRADED, has_clean_pair, f"{steps} steps"):
-            outcome = inference.fuse(scene.degraded)
+            made = several.fuse(scene.degraded)
             if scene.infrared is None:
                 continue
             scores.add(
                 [row],
-                restored=metrics.psnr_db(outcome.enhanced, scene.visible),
-                infrared=metrics.psnr_db(grey(outcome.infrared), scene.infrared),
-                milliseconds=outcome.milliseconds,
-                **fusion_scores(outcome, scene),
+                restored=metrics.psnr_db(made.enhanced, scene.visible),
+                infrared=metrics.psnr_db(made.infrared, scene.infrared),
+                milliseconds=made.milliseconds,
+                **fusion_scores(made.magimg, scene),
             )
-            pictures = {"imagined": grey(outcome.infrared), "magimg": grey(outcome.magimg)}
+            pictures = {"imagined": made.infrared, "magimg": grey(made.magimg)}
             add_people(scores, [row], scene, pictures)
-        miou = metrics.mean(confusion(several, inference, DEGRADED, has_pixel_labels).iou())
+        miou = metrics.mean(confusion(several, DEGRADED, has_pixel_labels).iou())
         restored, infrared = scores.mean(row, "restored"), scores.mean(row, "infrared")
         judged[steps] = (restored, infrared, 100.0 * miou)
         times = scores.values(row, "milliseconds")
@@ -86,18 +83,18 @@ def steps_table(evaluation: Evaluation) -> Table:
         Column("ms", 1),
     )  # fmt: skip
     decibels, _, points = MAY_LOSE
-    chosen = fewest_steps(judged)
+    chosen, diffusion = fewest_steps(judged), evaluation.model.config.diffusion
     note = (
         f"Input: {DEGRADED}. mIoU: on images labelled by hand. Contrast of people as for Φ. ms: "
-        "median of one image through plain PyTorch (encode, sample, decode MagImg and logits); the "
-        "report's load says how busy the machine was. The default should be the fewest steps that "
-        f"lose less than {decibels} dB of either PSNR and less than {points:g} point of mIoU "
+        "median of one image through the engine, its enhanced image and infrared included; the "
+        "report's load says how busy the machine was. The default should be the fewest steps "
+        f"that lose less than {decibels} dB of either PSNR and less than {points:g} point of mIoU "
         f"against {STEPS[0]}: "
         + (
             "that cannot be told without pairs and labels."
             if chosen is None
-            else f"here {chosen}; the model's own number is "
-            f"{evaluation.model.config.diffusion.steps}."
+            else f"here {chosen}; the model's own number is {diffusion.steps}, and it was trained "
+            f"for {' and '.join(map(str, diffusion.trained_steps))}."
         )
     )
-    return Table("Fewer steps", columns, tuple(rows), note)
+    return Table("Fewer steps", columns, tuple(rows), note, evaluation.by_engine)

@@ -35,12 +35,15 @@ class Table:
         One cell a column; NaN is printed as an em dash: nothing there to measure.
     note
         How to read it.
+    source
+        What made the pictures that were measured: the engine or PyTorch, and on what device.
     """
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     note: str = ""
+    source: str = ""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -48,7 +51,7 @@ class Table:
                 raise ValueError(f"row {row} of {self.title!r} has not {len(self.columns)} cells")
 
     def markdown(self) -> str:
-        """Print the table under a heading of its title, its note below."""
+        """Print the table under a heading of its title, its note and source below."""
         names = [column.name for column in self.columns]
         cells = [
             [_print(cell, column) for cell, column in zip(row, self.columns, strict=True)]
@@ -59,13 +62,14 @@ class Table:
                  for i, w in enumerate(widths)]  # fmt: skip
         lines = [f"### {self.title}", "", _line(names, widths), _line(rules, widths)]
         lines += [_line(row, widths) for row in cells]
-        return "\n".join([*lines, "", *([self.note, ""] if self.note else [])])
+        below = " ".join(filter(None, (self.note, self.source)))
+        return "\n".join([*lines, "", *([below, ""] if below else [])])
 
     def as_json(self) -> dict[str, Any]:
-        """Return title, note and a mapping for each row; NaN is null, infinity a string."""
+        """Return title, note, source and a mapping for each row; NaN is null, infinity a string."""
         names = [column.name for column in self.columns]
         rows = [dict(zip(names, map(_plain, row), strict=True)) for row in self.rows]
-        return {"title": self.title, "note": self.note, "rows": rows}
+        return {"title": self.title, "note": self.note, "source": self.source, "rows": rows}
 
 
 class Scores:

@@ -6,16 +6,13 @@ import itertools
 import zlib
 
 import numpy as np
-from torch import Tensor
 
 from magicfuse_ros.evaluation import metrics
-from magicfuse_ros.evaluation.inference import Inference
 from magicfuse_ros.evaluation.metrics import U8
 from magicfuse_ros.evaluation.motion import flicker, ghosting, motion
-from magicfuse_ros.evaluation.report import Evaluation
 from magicfuse_ros.evaluation.scenes import Video
+from magicfuse_ros.evaluation.subject import Evaluation
 from magicfuse_ros.evaluation.tables import Column, Row, Table
-from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.training.degradation_mixes import degrade, named_recipe
 
 CONDITIONS = ("none", "noise", "night")
@@ -47,26 +44,24 @@ def degraded(video: Video, condition: str) -> list[U8]:
 
 def video_table(evaluation: Evaluation) -> Table:
     """Flicker, ghosting and PSNR of every video's MagImgs for each weight of the picture before."""
-    inference, rows = evaluation.inference(), []
+    rows: list[Row] = []
     for video in evaluation.scenes.videos(evaluation.limit):
         motions = [motion(*pair) for pair in itertools.pairwise(video.frames)]
         for condition in CONDITIONS:
             evaluation.progress(f"video: {video.name}, {condition}")
             frames = degraded(video, condition)
-            latents = [inference.step(frame).z0_fused for frame in frames]
-            alone = shown_at(0.0, latents, inference)
+            alone = shown_at(evaluation, 0.0, frames)
             flicker_alone = flicker(alone, motions)
             for weight in TEMPORAL:
-                shown = shown_at(weight, latents, inference) if weight else alone
+                shown = shown_at(evaluation, weight, frames) if weight else alone
                 psnr = map(metrics.psnr_db, shown, video.frames)
                 flickering = flicker(shown, motions)
-                row: Row = (
+                rows.append((
                     f"{condition}, {video.name}", weight, len(frames), flicker(frames, motions),
                     flickering, 100.0 * (flickering / flicker_alone - 1.0),
                     100.0 * ghosting(shown, alone, video.frames, motions),
                     metrics.mean(list(psnr)) if video.clean else float("nan"),
-                )  # fmt: skip
-                rows.append(row)
+                ))  # fmt: skip
     columns = (
         Column("input"), Column("temporal", 1), Column("frames"), Column("input flicker"),
         Column("MagImg flicker"), Column("change (%)", 0), Column("ghosting (%)", 0),
@@ -77,10 +72,11 @@ def video_table(evaluation: Evaluation) -> Table:
         "share of the picture before that stays where the scene moved. PSNR of MagImg against the "
         "clean visible image, where there is one. Frames are neighbours in the dataset."
     )
-    return Table("Video: MagImg with and without the picture before", columns, tuple(rows), note)
+    title = "Video: MagImg with and without the picture before"
+    return Table(title, columns, tuple(rows), note, evaluation.by_engine)
 
 
-def shown_at(weight: float, latents: list[Tensor], inference: Inference) -> list[U8]:
-    """Decode fused latents, in order of time, as shown at this `temporal`."""
-    memory = Memory()
-    return [inference.decode(memory.carry(latent, weight)) for latent in latents]
+def shown_at(evaluation: Evaluation, temporal: float, frames: list[U8]) -> list[U8]:
+    """Fuse the frames of a stream, in order of time, with this weight of the picture before."""
+    evaluation.engine.forget()
+    return [evaluation.fuse(frame, temporal=temporal).magimg for frame in frames]

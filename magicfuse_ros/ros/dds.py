@@ -1,12 +1,39 @@
-"""The DDS settings that the commands and the processes they start share."""
+"""DDS as the package's processes use it: Fast DDS's profile, its shared memory, ROS domains."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+import time
 from collections.abc import MutableMapping
+from contextlib import suppress
+from pathlib import Path
 
 from magicfuse_ros.resources import share_dir
 
 PROFILE_VARIABLE = "FASTDDS_DEFAULT_PROFILES_FILE"
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Fast DDS keeps its segments
+SEGMENT_BYTES = 36 * 2**20
+"""What a process takes of it with the shipped profile: 32 MiB of messages, and the accounting."""
+
+_SEGMENT_LOCK = re.compile(r"fast(?:rtps|dds)_[0-9a-z]{16}_el")
+_YOUNGEST_S = 2.0
+"""A lock file younger than this may belong to a process that has yet to lock it."""
+
+
+def prepare(environment: MutableMapping[str, str]) -> list[str]:
+    """Make a process ready for its first node; returns warnings for its user.
+
+    Sets the shipped Fast DDS profile unless the user chose one, gives ROS a folder for its logs
+    that can be written, and clears shared memory of what killed processes left in it.
+    """
+    use_shipped_profile(environment)
+    warnings = writable_log_folder(environment), clear_shared_memory(SHARED_MEMORY)
+    return [text for text in warnings if text]
 
 
 def use_shipped_profile(environment: MutableMapping[str, str]) -> None:
@@ -17,6 +44,63 @@ def use_shipped_profile(environment: MutableMapping[str, str]) -> None:
     """
     if PROFILE_VARIABLE not in environment and "FASTRTPS_DEFAULT_PROFILES_FILE" not in environment:
         environment[PROFILE_VARIABLE] = str(share_dir() / "config" / "fastdds.xml")
+
+
+def writable_log_folder(environment: MutableMapping[str, str]) -> str:
+    """Let ROS log to a temporary folder where it cannot write to its own; returns a warning.
+
+    Without a folder for logs, rclpy refuses to start: a home that is read only must not stop a
+    node, whose log goes to the terminal as well.
+    """
+    home = environment.get("ROS_HOME") or Path(environment.get("HOME", "/"), ".ros")
+    folder = Path(environment.get("ROS_LOG_DIR") or Path(home, "log")).expanduser()
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return ""
+    environment["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="ros_log_")
+    return f"{folder} cannot be written: ROS logs to {environment['ROS_LOG_DIR']}"
+
+
+def clear_shared_memory(folder: Path) -> str:
+    """Remove what killed processes left of Fast DDS in `folder`; warn if that is still too full.
+
+    Only segments whose lock nobody holds are removed, as ``fastdds shm clean`` does it: a process
+    locks the file ``<segment>_el`` for as long as it lives.
+    """
+    with suppress(OSError):  # there is no such folder, or it is none of ours
+        for lock in folder.iterdir():
+            if _SEGMENT_LOCK.fullmatch(lock.name):
+                with suppress(OSError):  # somebody holds it, or it is another user's
+                    _remove_if_dead(lock)
+    return shared_memory_warning(folder)
+
+
+def shared_memory_warning(folder: Path = SHARED_MEMORY) -> str:
+    """Say that shared memory has no room for messages; empty if all is well, or it is not there."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    if free >= SEGMENT_BYTES:
+        return ""
+    return (
+        f"shared memory is full: {folder} has {free / 2**20:.0f} MiB free and Fast DDS takes "
+        f"{SEGMENT_BYTES // 2**20} MiB a process, without which images arrive late or not at all; "
+        f"see what fills it with: ls -lhS {folder}"
+    )
+
+
+def _remove_if_dead(lock: Path) -> None:
+    if time.time() - lock.stat().st_mtime < _YOUNGEST_S:
+        return
+    descriptor = os.open(lock, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.with_name(lock.name.removesuffix("_el")).unlink(missing_ok=True)
+        lock.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def isolate(environment: MutableMapping[str, str], domain_id: int) -> None:

@@ -3,7 +3,8 @@
 The keys are part of the interface; consumers read them by name:
 
 - `state` (unconfigured, configuring, inactive, active, finalized), `enabled`, `degraded`;
-- `model`, `trained`, `labels`, `backend`; `input_topic`, `input_reliability`, `input_publishers`;
+- `model`, `trained`, `labels`, `backend`; `label_info` (published, or why not);
+- `input_topic`, `input_reliability`, `input_publishers`;
 - `frames_in`, `frames_out`, `frames_pending`, `dropped_total`, `dropped.<reason>` since the start:
   frames_in = frames_out + dropped_total + frames_pending, always;
 - `stamps_backwards` (frames whose stamp is older than the one before; they are fused),

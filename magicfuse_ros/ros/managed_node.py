@@ -1,11 +1,10 @@
-"""The manners that the package's nodes share: lifecycle, autostart, ~/enable, diagnostics, end."""
+"""What the package's nodes share: lifecycle, autostart, ~/enable, diagnostics, stopping."""
 
 from __future__ import annotations
 
-import os
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import rclpy
@@ -13,12 +12,10 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool
 
-from magicfuse_ros.ros import diagnostics
+from magicfuse_ros.ros import dds, diagnostics, graph
 from magicfuse_ros.ros.ledger import Ledger
-from magicfuse_ros.ros.spinning import StopRequest, make_executor, spin_until
 from magicfuse_ros.ros.statistics import Recent, Timings
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -49,6 +46,7 @@ class ManagedNode(LifecycleNode, ABC):
         self.abandoned = False
         self._stop_requested = stop_requested
         self._state, self._error = "unconfigured", ""
+        self._warned_of: set[str] = set()
         self._account, self._timings, self._recent = Ledger(), Timings(), Recent()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Steady: diagnostics go on while simulated time stands still.
@@ -149,6 +147,12 @@ class ManagedNode(LifecycleNode, ABC):
         entities = self.default_callback_group.entities
         entities -= {reference for reference in entities if reference() is None}
 
+    def _warn_once(self, text: str) -> None:
+        """Log what the diagnostics repeat as long as it holds."""
+        if text and text not in self._warned_of:
+            self._warned_of.add(text)
+            self.get_logger().warning(text[0].upper() + text[1:])
+
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data
         response.success = True
@@ -161,7 +165,12 @@ class ManagedNode(LifecycleNode, ABC):
         self._every_second()
         account = self._account.account()
         self._recent.add(account)
-        level, text = diagnostics.judge(self._health())
+        health = self._health()
+        around = [text for text in (*graph.wrong_types(self), dds.shared_memory_warning()) if text]
+        health = replace(health, warnings=(*health.warnings, *around))
+        for text in around:
+            self._warn_once(text)
+        level, text = diagnostics.judge(health)
         facts = {"state": self._state, "enabled": self._enabled, **self._facts()}
         values = diagnostics.key_values(
             facts, account, self._recent.rates(), self._timings.summaries()
@@ -175,47 +184,3 @@ class ManagedNode(LifecycleNode, ABC):
                 values,
             )
         )
-
-
-def run(
-    name: str, make: Callable[[Callable[[], bool]], ManagedNode], argv: Sequence[str] | None
-) -> int:
-    """Run a node until SIGINT or SIGTERM; return the exit code.
-
-    Parameters
-    ----------
-    name
-        What the program is called.
-    make
-        Makes the node; gets `stop_requested`.
-    argv
-        Command line with its program name; None for `sys.argv`.
-    """
-    stop = StopRequest()
-    try:
-        rclpy.init(
-            args=None if argv is None else list(argv),
-            signal_handler_options=SignalHandlerOptions.NO,
-        )
-        node = make(stop)
-    except Exception as error:  # noqa: BLE001 - rcl has no common type for bad arguments
-        print(f"{name} cannot start: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
-        rclpy.try_shutdown()
-        return 2
-    executor = make_executor()
-    executor.add_node(node)
-    try:
-        node.autostart()
-        spin_until(executor, stop)
-    finally:
-        node.stop()
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.try_shutdown()
-    stop.ignore_more()
-    if node.abandoned:
-        # Its thread is inside native code; Python's orderly exit would tear that down under it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-    return 0

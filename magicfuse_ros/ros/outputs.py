@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,14 @@ try:
     from vision_msgs.msg import LabelInfo, VisionClass
 except ImportError:  # not on PyPI; ROS installations have it in ros-<distro>-vision-msgs
     LabelInfo = VisionClass = None
+
+NO_LABEL_INFO = (
+    ""
+    if LabelInfo is not None
+    else "vision_msgs is not installed: ids and names are published on ~/semantic/labels only, and "
+    "not as LabelInfo, which Nav2 wants (in ROS it is ros-$ROS_DISTRO-vision-msgs)"
+)
+"""Said once where there is no LabelInfo; empty where there is."""
 
 PALETTE_OPACITY = 0.5
 """How much of a class's colour covers MagImg in ~/semantic/color, 0 to 1."""
@@ -133,6 +142,16 @@ def class_map(names: Sequence[str], table: NDArray[np.uint8]) -> list[tuple[int,
     """
     published = ((int(table[index]), name) for index, name in enumerate(names))
     return sorted(pair for pair in published if pair[0] != UNKNOWN)
+
+
+def labels_as_json(names: Sequence[str], table: NDArray[np.uint8]) -> str:
+    """Write the published classes without any message package; see `class_map` for the parameters.
+
+    Returns
+    -------
+    A list of objects in the order of ids, such as ``[{"id": 6, "name": "person"}, ...]``.
+    """
+    return json.dumps([{"id": index, "name": name} for index, name in class_map(names, table)])
 
 
 def label_info(names: Sequence[str], table: NDArray[np.uint8]) -> Any:

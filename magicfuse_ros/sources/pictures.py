@@ -30,10 +30,13 @@ PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 _OTHERS = re.compile(rb"BM|P[2356]\s|II\x2a\0|MM\0\x2a|RIFF....WEBP", re.DOTALL)
 """How BMP, PGM and PPM, TIFF and WebP begin."""
 
+_RARE = re.compile(r"Unsupported (JPEG|color)|subsampling")
+"""What the decoder says of JPEGs of 12 bits, without loss, or with 3:1 chroma."""
+
 _PADDED = re.compile(r"(\d+) extraneous bytes before marker 0xd[0-79]")
-_MOST_PADDING = 8
+_MOST_PADDING = 4
 """Bytes that a camera may leave over before a restart or end marker. Webcams are known to pad
-there, which harms nothing; damage leaves this few behind in about one of a hundred cases."""
+there, which harms nothing; damage seldom leaves so few behind."""
 
 
 def decode_picture(data: bytes) -> NDArray[Any]:
@@ -177,7 +180,7 @@ def _decode_jpeg(data: bytes, header: CompressedHeader) -> NDArray[Any]:
             pixels = simplejpeg.decode_jpeg(data, colorspace, strict=False)
     except ValueError as error:
         what = str(error)
-        if "nsupported" in what or "subsampling" in what:  # 12 bits, lossless, 3:1 chroma
+        if _RARE.search(what):
             raise PictureError(
                 "unknown_format",
                 f"{_of(header, data)} is of a rare kind ({what[:80]}); "

@@ -39,10 +39,7 @@ class AutoencoderLoss:
 
 
 class AutoencoderStage(Stage):
-    """Trains E and D on what they will meet.
-
-    That is clean visible and infrared crops, and half as many degraded ones.
-    """
+    """Trains E and D on clean visible and infrared crops, and on half as many degraded ones."""
 
     def __init__(self, model: MagicFuse, loss: AutoencoderLoss) -> None:
         trained: dict[str, nn.Module] = {"encoder": model.encoder, "decoder": model.decoder}
@@ -68,9 +65,10 @@ class AutoencoderStage(Stage):
         return latent, self._model.decoder(latent + self._loss.latent_noise * jitter)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """L1 and squared reconstruction error, and the anchor's.
+        """Return the weighted errors of the reconstruction and of the anchor, and scalars to log.
 
-        Logs PSNR in dB, the latent's spread, and the anchored one's drift as a share of that.
+        Those are the PSNR in dB, the latent's spread, and how far it is from the anchor's, as a
+        share of the spread.
         """
         images = self._images(batch)
         noise = encoder_noise(self._model, images, generator)

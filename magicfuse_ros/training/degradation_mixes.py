@@ -1,4 +1,4 @@
-"""Recipes: which degradations meet at once, how strong, and how often in training."""
+"""Recipes of degradation: which effects meet in an image, how strong they are, and how often."""
 
 from __future__ import annotations
 
@@ -114,6 +114,18 @@ def degrade(image: Rgb, rng: np.random.Generator, recipe: Recipe) -> Rgb:
     Returns
     -------
     (H, W, 3) uint8 RGB, contiguous and never the input's own memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from magicfuse_ros.training.degradation_mixes import degrade, named_recipe
+    >>> street = np.full((48, 64, 3), 180, np.uint8)
+    >>> recipe = named_recipe("night", np.random.default_rng(0))
+    >>> [step.effect for step in recipe.steps]
+    ['low_light', 'noise']
+    >>> dark = degrade(street, np.random.default_rng(0), recipe)
+    >>> dark.shape, bool(dark.mean() < street.mean() / 2)
+    ((48, 64, 3), True)
     """
     result = np.ascontiguousarray(image)
     by_effect = {step.effect: step.strength for step in recipe.steps}
@@ -123,20 +135,17 @@ def degrade(image: Rgb, rng: np.random.Generator, recipe: Recipe) -> Rgb:
     return result.copy() if result is image else result
 
 
-def named_recipe(
-    name: str, rng: np.random.Generator, strength: float | None = None, *, night: bool = False
-) -> Recipe:
-    """Build one of `RECIPES`: a single condition, `night` (dark, noisy, hard) or `mixed`.
+def named_recipe(name: str, rng: np.random.Generator, *, night: bool = False) -> Recipe:
+    """Build one of `RECIPES`: a single condition, `night` (dark and noisy) or `mixed`.
 
-    `strength` None draws it from the range training draws from, [0.25, 1]. `night` softens the
-    recipe for a frame that is dark already, and so does nothing to recipe `none`.
+    The strength is drawn from the range that training draws from, [0.25, 1]. The argument `night`
+    makes the recipe milder, for a frame that is dark already.
     """
     if name not in RECIPES:
         raise RecipeError(f"recipe {name!r} is unknown; use one of {RECIPES}")
     if name == "mixed":
         return sample_recipe(rng, night=night)
-    drawn = float(rng.uniform(0.25, 1.0))
-    level = (drawn if strength is None else strength) * (NIGHT if night else 1.0)
+    level = float(rng.uniform(0.25, 1.0)) * (NIGHT if night else 1.0)
     blur = "motion_blur" if rng.random() < 0.5 else "defocus_blur"
     steps = {
         "none": (),

@@ -222,7 +222,7 @@ class _Loop:
         return torch.Generator().manual_seed(seed * 1_009 + self._accelerator.process_index)
 
     def _agree(self, loss: Tensor, stop: _StopRequest) -> tuple[float, bool]:
-        """Mean loss, and whether to stop: the same in every process, so that none waits alone."""
+        """Return the mean loss and whether to stop, the same in every process: none waits alone."""
         wanted = torch.full_like(loss.detach(), float(stop.asked))
         both = self._accelerator.reduce(torch.stack([loss.detach(), wanted]), "mean").tolist()
         return both[0], both[1] > 0.0

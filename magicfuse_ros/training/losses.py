@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def sobel(image: Tensor) -> Tensor:
-    """Sobel gradient magnitude |∂x| + |∂y| of each channel of (B, C, H, W), same shape.
+    """Return the Sobel gradient |∂x| + |∂y| of each channel of (B, C, H, W), in the same shape.
 
     Borders are replicated.
     """
@@ -21,9 +21,9 @@ def sobel(image: Tensor) -> Tensor:
 
 
 def ycrcb(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Y, Cr and Cb of RGB (B, 3, H, W) in [0, 1]; each (B, 1, H, W).
+    """Convert RGB (B, 3, H, W) in [0, 1] to Y, Cr and Cb of BT.601, each (B, 1, H, W).
 
-    By BT.601; Cr and Cb are centred on 0.5.
+    Cr and Cb are centred on 0.5.
     """
     red, green, blue = image[:, 0:1], image[:, 1:2], image[:, 2:3]
     y = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -69,6 +69,9 @@ def visual_loss(
 
 
 def weighted_l1(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean of |prediction − target|, (B, C, h, w) each, weighted by `weight` (B, 1, h, w)."""
+    """Return the mean of |prediction − target|, weighted by pixel.
+
+    Prediction and target are (B, C, h, w), the weight is (B, 1, h, w), the result ().
+    """
     error = (prediction - target).abs().mean(dim=1, keepdim=True)
     return (error * weight).sum() / weight.sum().clamp(min=1e-6)

@@ -123,10 +123,10 @@ class MkfStage(Stage):
         return sample(streams, condition, noise, model.config, settings)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 15 and 16.
+        """Return the weighted sum of the terms of Eq. 15 and 16, and scalars to log.
 
-        Logs every term, and the mean and spread of w_r inside and outside thermal regions: a
-        collapse is w_r → 1.
+        Those are the terms, and the mean and spread of w_r inside and outside of thermal regions:
+        where w_r goes to 1 everywhere, the infrared is ignored.
         """
         step = self._run(batch["degraded"], generator, to_end=False)
         decoder, weights = self.frozen["decoder"], self._loss
@@ -160,7 +160,7 @@ class MkfStage(Stage):
         return (known & ~is_one_of(labels, self._thermal_ids))[:, None]
 
     def _absence(self, logits: Tensor, outside: Tensor) -> Tensor:
-        """Mean of -log(1 - p) over `outside` (B, H, W), p being that of the boxed classes."""
+        """Return the mean of -log(1 - p) over `outside` (B, H, W); p is that of boxed classes."""
         if not self._other_ids:  # a set of boxed classes alone has nothing else to say
             return logits.new_zeros(())
         boxed = logits[:, self._boxed_ids].logsumexp(dim=1)

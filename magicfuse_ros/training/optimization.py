@@ -74,7 +74,7 @@ class LoopConfig:
             )
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of optimiser step `step` (from 0)."""
+        """Return the learning rate of optimiser step `step`, counted from 0."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.decay == "cosine":
             factor = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / self.steps)))

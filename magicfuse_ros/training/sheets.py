@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from magicfuse_ros.sources.picture_errors import PictureError
+from magicfuse_ros.sources.pictures import read_picture, to_rgb8
 from magicfuse_ros.training.datasets.cache import CacheSettings, training_size
 from magicfuse_ros.training.degradation import EFFECTS, Rgb
 from magicfuse_ros.training.degradation_mixes import Degradation, Recipe, degrade, sample_recipe
@@ -17,7 +19,7 @@ STRENGTHS = (0.3, 0.6, 1.0)
 
 
 def degradation_sheet(image: Rgb, seed: int = 0, strengths: Sequence[float] = STRENGTHS) -> Rgb:
-    """Rows: one effect each, clean first, then at each strength; last row: four `mixed` draws."""
+    """Draw a row for each effect, clean and then at each strength, and a last one of `mixed`."""
     rows = []
     for name in EFFECTS:
         row = [caption(image, "clean")]
@@ -35,7 +37,7 @@ def degradation_sheet(image: Rgb, seed: int = 0, strengths: Sequence[float] = ST
 
 
 def caption(image: Rgb, text: str) -> Rgb:
-    """Copy of an image with a line of text at its top left."""
+    """Return a copy of an image with a line of text at its top left."""
     result: Rgb = np.array(image)
     for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
         cv2.putText(result, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, color, thickness)
@@ -72,9 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sheet", type=Path, help="where to write, .png or .jpg")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    image = cv2.imread(str(options.image), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        parser.error(f"{options.image} is not a readable image")
+    try:
+        image = to_rgb8(read_picture(options.image))
+    except PictureError as error:
+        parser.error(str(error))
     height, width = image.shape[:2]
     size = training_size(width, height, CacheSettings())
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -73,7 +73,7 @@ def _object(
     corners: tuple[int, int, int, int],
     kind: str,
 ) -> NDArray[np.bool_]:
-    """Pixels of the object within its box, (h, w) bool."""
+    """Return which pixels of a box are its object's, (h, w) bool."""
     x0, y0, x1, y1 = corners
     h, w = y1 - y0, x1 - x0
     if min(h, w) < _SMALLEST:
@@ -103,7 +103,7 @@ def _grab(
     part: tuple[slice, slice],
     kind: str,
 ) -> NDArray[np.bool_]:
-    """Pixels of the object in `part` of a window, the rest of which is background."""
+    """Return which pixels in `part` of a window are the object's; the rest is background."""
     trimap = np.full(seen.shape[:2], cv2.GC_BGD, np.uint8)
     box = trimap[part]
     ellipse = _ellipse(*box.shape)
@@ -147,6 +147,6 @@ def _fill_coat(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _ellipse(h: int, w: int) -> NDArray[np.float64]:
-    """Squared distance from the middle of an (h, w) box, 1 on the ellipse inscribed in it."""
+    """Return the squared distance from the middle of an (h, w) box: 1 on its inscribed ellipse."""
     y, x = np.mgrid[0:h, 0:w]
     return np.asarray(((x + 0.5) / w * 2 - 1) ** 2 + ((y + 0.5) / h * 2 - 1) ** 2)

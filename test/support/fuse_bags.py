@@ -3,15 +3,19 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
+import traceback
 from pathlib import Path
 
 import numpy as np
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
+from support import noop_bag_fuse
 from support.noop_node import REFUSE, NoopEngine
 
+from magicfuse_ros import cli
 from magicfuse_ros.bags.fuse_bag import fuse_bag
 from magicfuse_ros.bags.fuse_engine import LazyEngine
 from magicfuse_ros.bags.fuse_plan import DEFAULT_OUTPUTS, FuseOptions
@@ -115,16 +119,28 @@ def environment(**extra):
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | extra
 
 
-def command(*arguments, **extra):
-    """Run noop_bag_fuse.py; a kill gives a negative exit status."""
-    return subprocess.run(
-        [sys.executable, NOOP, *map(str, arguments)],
-        env=environment(**extra),
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def command(*arguments, **variables):
+    """`magicfuse bag fuse` of noop_bag_fuse.py in a forked process; a kill is a negative status."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = os.fork()
+        if process == 0:
+            os.environ.update(variables)
+            os.dup2(output.fileno(), 1)
+            os.dup2(errors.fileno(), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+            status = 99
+            try:
+                noop_bag_fuse.arm()
+                status = cli.main(["bag", "fuse", *map(str, arguments)])
+                sys.stdout.flush()
+            except BaseException:  # noqa: BLE001 - told as a process of its own would
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        for file in (output, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(arguments, status, output.read(), errors.read())
 
 
 def spoil(topic, index, data):

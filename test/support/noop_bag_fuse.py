@@ -1,9 +1,10 @@
 """`magicfuse bag fuse` with an engine that computes nothing, and that dies where a test wants it.
 
 KILL_AT=POINT:N ends the process like a power cut (SIGKILL) when POINT is reached for the Nth time:
-`fuse` a frame is in the engine, `append` a record is half written, `join` a message of the output
-is written, `finish` the output is about to be put in place, `cleanup` it is there, and the working
-folder too. TERM_AT does the same with SIGTERM. BACKEND names what the engine says it runs on.
+`fuse` a frame is in the engine, `write` a message goes into a segment, `keep` a segment is about to
+be put in place, `account` it is there but not accounted for, `finish` the output is about to be put
+in place, `cleanup` it is there, and the working folder too. TERM_AT does the same with SIGTERM.
+SEGMENT_S is how long a segment takes. BACKEND names what the engine says it runs on.
 No file may get longer than FILE_BYTES, as on a disk that is full: the kernel refuses the rest.
 """
 
@@ -15,7 +16,7 @@ import sys
 from support.noop_node import NoopEngine
 
 from magicfuse_ros import cli
-from magicfuse_ros.bags import fuse_engine, fuse_journal, fuse_workspace, writer
+from magicfuse_ros.bags import fuse_bag, fuse_engine, fuse_segments, writer
 
 SEED_ROW = 3
 
@@ -60,26 +61,24 @@ def before(owner, name, point):
     setattr(owner, name, wrapped)
 
 
-def torn_append(journal, *args):
-    append(journal, *args)
-    file = journal._file
-    if os.environ.get("KILL_AT") == f"append:{counts.get('append', 0) + 1}":
-        os.ftruncate(file.fileno(), file.tell() - 7)
-    reached("append")
-
-
-append = fuse_journal.Journal.append
-fuse_journal.Journal.append = torn_append
-before(writer.BagWriter, "_write", "join")
-before(fuse_workspace.Workspace, "finish", "finish")
-before(fuse_workspace, "clear", "cleanup")
-make = fuse_engine.LazyEngine.__init__
-fuse_engine.LazyEngine.__init__ = lambda self, settings, stop, say: make(
-    self, settings, stop, say, Engine
-)
-
-if __name__ == "__main__":
+def arm():
+    """Do in this process what the variables say."""
+    counts.clear()
+    before(writer.BagWriter, "_write", "write")
+    before(fuse_segments.Workspace, "keep", "keep")
+    before(fuse_segments, "asdict", "account")
+    before(fuse_segments, "_metadata", "finish")
+    before(fuse_segments, "clear", "cleanup")
+    fuse_bag.SEGMENT_S = float(os.environ.get("SEGMENT_S", fuse_bag.SEGMENT_S))
+    make = fuse_engine.LazyEngine.__init__
+    fuse_engine.LazyEngine.__init__ = lambda self, settings, stop, say: make(
+        self, settings, stop, say, Engine
+    )
     if "FILE_BYTES" in os.environ:
         limit = int(os.environ["FILE_BYTES"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+if __name__ == "__main__":
+    arm()
     sys.exit(cli.main(["bag", "fuse", *sys.argv[1:]]))

@@ -23,6 +23,8 @@ REFUSE = (255, 0, 2)
 SLOW = (255, 0, 3)
 SLOW_S = 0.6
 HANG = (255, 0, 4)
+NO_LOAD_STEPS = 666
+"""An engine that is to take so many steps cannot be loaded."""
 
 
 class NoopEngine:
@@ -40,7 +42,6 @@ class NoopEngine:
         self.trained = True
         self.preparing = False
         self.under_way = ""
-        self.steps_warning = ""
         self.expected_frame_s = 0.0
         self.backend_name = "spare" if settings.backend == "spare" else "noop"
         self.steps = settings.steps
@@ -51,6 +52,12 @@ class NoopEngine:
                 break
             progress(f"loading for {second} s")
             time.sleep(1.0)
+        if settings.steps == NO_LOAD_STEPS:
+            raise EngineError("told not to load")
+
+    @property
+    def steps_warning(self):
+        return "" if self.steps <= 500 else f"not trained for {self.steps} steps"
 
     def warm_up(self, progress):
         progress("warm")

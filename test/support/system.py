@@ -23,7 +23,7 @@ from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import SetBool
 
 import magicfuse_ros
@@ -185,19 +185,21 @@ class Listener(Stoppable):
             if status.name == f"{self.node_name.lstrip('/')}: magicfuse":
                 self.statuses.append((message, status))
 
-    def hear(self, topic, message_type, reliability="reliable", depth=50):
+    def hear(self, topic, message_type, reliability="reliable", depth=50, **options):
         """Subscribe to what is published; messages go to the returned list."""
-        received = self.hear_later(topic, message_type, reliability, depth)
+        received = self.hear_later(topic, message_type, reliability, depth, **options)
         self.wait(lambda: self.publishers(received) > 0, f"nobody publishes {topic}")
         time.sleep(0.1)  # the publisher learns of the subscriber a moment after the reverse
         return received
 
-    def hear_later(self, topic, message_type, reliability="reliable", depth=50):
+    def hear_later(self, topic, message_type, reliability="reliable", depth=50, *, latched=False):
         """Subscribe before anybody publishes."""
         policy = ReliabilityPolicy.RELIABLE
         if reliability == "best_effort":
             policy = ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=policy)
+        if latched:
+            qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
         received = []
         subscription = self.node.create_subscription(message_type, topic, received.append, qos)
         self.subscriptions[id(received)] = subscription

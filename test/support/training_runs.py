@@ -20,6 +20,18 @@ ROOT = Path(__file__).parents[2]
 LOOP = {"steps": 4, "batch": 2, "learning_rate": 2e-3, "workers": 0, "ema": 0.5}
 
 
+def on_one_thread():
+    """Let torch use one thread, for a fixture to yield from.
+
+    Networks this small are slower on several, and processes that tests start have one as well:
+    another number would round otherwise.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def data_folder(root):
     """Two datasets: one with infrared and boxes, one with labels."""
     for name in ("msrs", "camvid"):

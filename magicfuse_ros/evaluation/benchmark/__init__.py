@@ -1,1 +1,1 @@
-"""`magicfuse benchmark`: what it measures of the engine, what it makes of it, how it tells it."""
+"""`magicfuse benchmark`: what it measures, what it makes of the figures, and how it shows them."""

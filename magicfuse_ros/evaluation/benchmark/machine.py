@@ -1,6 +1,6 @@
-"""What a benchmark's figures were measured on: the machine, its load, and what a process uses.
+"""What figures were measured on: the machine, its load, and what a process uses of it.
 
-Read from Linux's /proc. Nothing here names the machine, its users or its folders.
+Everything is read from Linux's /proc. Nothing here names the machine, its users or its folders.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import os
 import platform
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import magicfuse_ros
 
 _PACKAGES = (
-    "torch", "openvino", "tensorrt", "transformers", "numpy",
-    "opencv-python-headless", "ros-rclpy", "ros-rmw-fastrtps-cpp",
+    "torch", "openvino", "tensorrt", "transformers", "numpy", "opencv-python-headless",
+    "ros-rclpy", "ros-rmw-fastrtps-cpp",
 )  # fmt: skip
 
 
 class BenchmarkError(RuntimeError):
-    """A measurement cannot be made; the text says which, why, and what to do."""
+    """A measurement cannot be made; the text says which one, why, and what to do about it."""
 
 
 class Usage(NamedTuple):
@@ -31,11 +32,11 @@ class Usage(NamedTuple):
     Attributes
     ----------
     memory_mb, peak_mb
-        Resident memory now, and its largest so far, in MiB.
+        Resident memory now, and the most it has been so far, in MiB.
     threads, descriptors
-        Threads, and open file descriptors.
+        How many threads and open file descriptors it has.
     cpu_s
-        Processor time used so far by all of its threads, in seconds.
+        Processor time that all of its threads have used so far, in seconds.
     """
 
     memory_mb: float
@@ -48,18 +49,17 @@ class Usage(NamedTuple):
 def usage(pid: int | str = "self") -> Usage:
     """Read what a process uses.
 
-    The peak is /proc's and not getrusage's: that one starts at the size of the process it was
-    forked from.
+    The peak is /proc's own and not getrusage's, which starts at the size of the parent process.
 
     Raises
     ------
     BenchmarkError
-        There is no such process, or no /proc.
+        There is no such process, or the system has no /proc.
     """
     folder = Path("/proc") / str(pid)
     try:
         status = (folder / "status").read_text(encoding="ascii", errors="replace")
-        # The command's name, in brackets, may hold blanks: count from behind it.
+        # The command's name stands in brackets and may hold blanks, so count from behind it.
         fields = (folder / "stat").read_text(encoding="ascii", errors="replace")
         ticks = fields.rpartition(")")[2].split()[11:13]
         descriptors = len(list((folder / "fd").iterdir()))
@@ -77,61 +77,32 @@ def usage(pid: int | str = "self") -> Usage:
     )
 
 
-def busy_and_total_s() -> tuple[float, float]:
-    """Processor time of all cores since the machine started: used, and all there was, in seconds.
-
-    Idle time and time waiting for disks count as not used.
-    """
-    line = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
-    ticks = [int(field) for field in line.split()[1:9]]
-    hertz = os.sysconf("SC_CLK_TCK")
-    total = sum(ticks)
-    return (total - ticks[3] - ticks[4]) / hertz, total / hertz
-
-
 def load() -> float:
-    """Load average of the last minute: how many processes wanted a core."""
+    """Return the load average of the last minute: how many processes wanted a core."""
     return os.getloadavg()[0]
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def facts() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Return what the machine is, the versions of what runs on it, and the time of day."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = {"magicfuse_ros": magicfuse_ros.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": _cpu_model(),
-        "architecture": platform.machine(),
-        "cores": cores(),
+        "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory, 1),
         "system": platform.system(),
         "load": load(),
-        "versions": {
-            "magicfuse_ros": magicfuse_ros.__version__,
-            "python": platform.python_version(),
-            **_versions(),
-        },
+        "versions": versions,
     }
 
 
 def _cpu_model() -> str:
-    try:
+    text = ""
+    with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        text = ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -44,6 +44,7 @@ class BitDepth:
     def __init__(self, bits: int = 0) -> None:
         if bits != 0 and not 8 <= bits <= 16:
             raise ValueError(f"{bits} bits: accepted are 8 to 16, and 0 for all 16")
+        self.bits = bits
         self._white = (1 << (bits or 16)) - 1
         self._watches = bits == 0
         self._brightest = 0
@@ -65,6 +66,6 @@ class BitDepth:
         if bits is None:
             return ""
         return (
-            f"no pixel of the first {self._frames} frames is above {(1 << bits) - 1} of 65535: is "
-            f"it a camera of {bits} bits? Then set input_bits to {bits}; if it uses all 16, to 16"
+            f"no 16-bit pixel is above {(1 << bits) - 1} so far: does the camera send {bits} bits? "
+            f"Then set input_bits to {bits}; if it uses all 16, to 16"
         )

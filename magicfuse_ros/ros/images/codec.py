@@ -29,8 +29,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.errors import REASONS, ImageError, Reason
-from magicfuse_ros.ros.images.pixel_layouts import LAYOUTS, PixelLayout
-from magicfuse_ros.sources.picture_errors import MAX_PIXELS, PictureError, check_size
+from magicfuse_ros.ros.images.pixel_layouts import ENCODINGS, PixelLayout, layout_of
+from magicfuse_ros.sources.picture_errors import MAX_PIXELS, PictureError
 from magicfuse_ros.sources.pictures import decode_jpeg_or_png, to_rgb8
 
 __all__ = [
@@ -45,9 +45,6 @@ __all__ = [
     "encode_image",
     "image_size",
 ]
-
-ENCODINGS: tuple[str, ...] = tuple(LAYOUTS)
-"""Values of `Image.encoding` that `decode_image` takes."""
 
 _CHANNELS_OUT = {"rgb8": 3, "mono8": 1}
 _FULL_SCALE = BitDepth(16)
@@ -163,8 +160,7 @@ def decode_compressed(msg: CompressedLike, depth: BitDepth = _FULL_SCALE) -> NDA
     encoding = _mosaic(msg.format) if pixels.ndim == 2 else None
     if encoding is None:
         return to_rgb8(pixels)
-    layout = _layout(encoding)
-    _check_least(encoding, layout, pixels.shape[1], pixels.shape[0])
+    layout = layout_of(encoding, pixels.shape[1], pixels.shape[0])
     return _uint8(cv2.cvtColor(pixels, layout.to_rgb))  # type: ignore[arg-type]
 
 
@@ -184,6 +180,15 @@ def encode_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> Imag
     ------
     ValueError
         The encoding is another one, or the picture does not fit it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from magicfuse_ros.ros.images.codec import encode_image
+    >>> from std_msgs.msg import Header
+    >>> message = encode_image(np.zeros((48, 64), np.uint8), "mono8", Header(frame_id="camera"))
+    >>> message.width, message.step, len(message.data)
+    (64, 64, 3072)
     """
     height, width, step = image_size(picture, encoding)
     message = Image(header=header, height=height, width=width, encoding=encoding, step=step)
@@ -232,20 +237,8 @@ def encode_compressed(picture: NDArray[np.uint8], header: Any, quality: int) -> 
 
 def _checked_layout(msg: ImageLike) -> PixelLayout:
     """Check everything that the header says against the encoding and the data's length."""
-    width, height, step = msg.width, msg.height, msg.step
-    encoding = msg.encoding
-    layout = _layout(encoding)
-    try:
-        check_size(width, height)
-    except PictureError as error:
-        raise ImageError.of(error) from error
-    _check_least(encoding, layout, width, height)
-    if width % layout.multiple_of[0] or height % layout.multiple_of[1]:
-        raise ImageError(
-            "odd_size",
-            f"{encoding} of {width} x {height}; accepted: a multiple of "
-            f"{layout.multiple_of[0]} x {layout.multiple_of[1]}; change the camera's resolution",
-        )
+    encoding, width, height, step = msg.encoding, msg.width, msg.height, msg.step
+    layout = layout_of(encoding, width, height)
     if step < layout.row_bytes(width):
         raise ImageError(
             "bad_step",
@@ -260,24 +253,6 @@ def _checked_layout(msg: ImageLike) -> PixelLayout:
             f"rows of {step} bytes",
         )
     return layout
-
-
-def _layout(encoding: str) -> PixelLayout:
-    layout = LAYOUTS.get(encoding)
-    if layout is None:
-        raise ImageError(
-            "unknown_encoding",
-            f"the encoding is {encoding[:60]!r}; accepted: {', '.join(ENCODINGS)}",
-        )
-    return layout
-
-
-def _check_least(encoding: str, layout: PixelLayout, width: int, height: int) -> None:
-    if min(width, height) < layout.least:
-        raise ImageError(
-            "too_small",
-            f"{encoding} of {width} x {height}; accepted: at least {layout.least} x {layout.least}",
-        )
 
 
 def _refuse_other_transports(form: str, data: bytes) -> None:

@@ -14,6 +14,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from magicfuse_ros.ros.images.errors import ImageError
+from magicfuse_ros.sources.picture_errors import PictureError, check_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class PixelLayout:
@@ -98,3 +101,38 @@ LAYOUTS: Mapping[str, PixelLayout] = MappingProxyType(
         },
     }
 )
+
+ENCODINGS: tuple[str, ...] = tuple(LAYOUTS)
+"""Values of `Image.encoding` that are taken."""
+
+
+def layout_of(encoding: str, width: int, height: int) -> PixelLayout:
+    """Return the layout of an encoding that a picture of this size can have.
+
+    Raises
+    ------
+    ImageError
+        `unknown_encoding`, `zero_size`, `too_large`, `too_small` or `odd_size`.
+    """
+    layout = LAYOUTS.get(encoding)
+    if layout is None:
+        raise ImageError(
+            "unknown_encoding",
+            f"the encoding is {encoding[:60]!r}; accepted: {', '.join(ENCODINGS)}",
+        )
+    try:
+        check_size(width, height)
+    except PictureError as error:
+        raise ImageError.of(error) from error
+    if min(width, height) < layout.least:
+        raise ImageError(
+            "too_small",
+            f"{encoding} of {width} x {height}; accepted: at least {layout.least} x {layout.least}",
+        )
+    if width % layout.multiple_of[0] or height % layout.multiple_of[1]:
+        raise ImageError(
+            "odd_size",
+            f"{encoding} of {width} x {height}; accepted: a multiple of "
+            f"{layout.multiple_of[0]} x {layout.multiple_of[1]}; change the camera's resolution",
+        )
+    return layout

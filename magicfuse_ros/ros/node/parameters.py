@@ -146,6 +146,15 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         description="Reliability of the image subscription; auto matches the camera's publisher.",
     ),
     ParameterSpec(
+        name="input_bits",
+        default=0,
+        low=0,
+        high=16,
+        live=True,
+        description="Bits that a camera fills of its 16-bit pixels (mono16, 16UC1, bayer 16 bit, "
+        "16-bit PNG), 8 to 16; 0 takes all 16, and warns where the upper ones stay empty.",
+    ),
+    ParameterSpec(
         name="jpeg_quality",
         default=85,
         low=1,
@@ -182,7 +191,7 @@ class Settings:
     ----------
     engine
         How to run the model.
-    watchdog_s, input_transport, input_reliability, jpeg_quality, min_confidence
+    watchdog_s, input_transport, input_reliability, input_bits, jpeg_quality, min_confidence
         The parameters of these names.
     id_map
         `semantic.id_map`, read.
@@ -192,6 +201,7 @@ class Settings:
     watchdog_s: float
     input_transport: str
     input_reliability: str
+    input_bits: int
     jpeg_quality: int
     id_map: IdMap
     min_confidence: float
@@ -232,6 +242,8 @@ class Settings:
             )
         except EngineError as error:
             raise ParameterError(str(error)) from error
+        if 0 < checked["input_bits"] < 8:
+            raise ParameterError(f"input_bits is {checked['input_bits']}; accepted: 0, or 8 to 16")
         try:
             id_map = IdMap.parse(checked["semantic.id_map"])
         except ValueError as error:
@@ -241,6 +253,7 @@ class Settings:
             watchdog_s=float(checked["watchdog_s"]),
             input_transport=checked["input_transport"],
             input_reliability=checked["input_reliability"],
+            input_bits=checked["input_bits"],
             jpeg_quality=checked["jpeg_quality"],
             id_map=id_map,
             min_confidence=float(checked["semantic.min_confidence"]),

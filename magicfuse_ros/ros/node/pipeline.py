@@ -14,6 +14,7 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
 from magicfuse_ros.ros import ledger
+from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.codec import ImageError, decode_compressed, decode_image
 from magicfuse_ros.ros.ledger import Ledger, Throttle
 from magicfuse_ros.ros.node.id_map import remap
@@ -50,6 +51,8 @@ class Pipeline:
         What is worse than configured; empty while all is well.
     refused
         Why the engine goes on with former sampling parameters; empty while it has those in force.
+    advice
+        Which parameter the camera's pictures seem to ask for; empty while all seems well.
     """
 
     def __init__(
@@ -65,7 +68,8 @@ class Pipeline:
     ) -> None:
         self.settings = settings
         self.active = False
-        self.degraded = self.refused = ""
+        self.degraded = self.refused = self.advice = ""
+        self._depth = BitDepth(settings.input_bits)
         self._publishers, self._account, self._timings = publishers, account, timings
         self._camera_info, self._clock, self._log = camera_info, clock, log
         # Two threads update the engine: the worker's before each frame, the executor's at once.
@@ -84,7 +88,7 @@ class Pipeline:
         times = {"wait": _since_ms(frame.received_at)}
         try:
             started = time.monotonic()
-            picture = _decode(frame.message)
+            picture = self._decode(frame.message, settings.input_bits)
             times["read"] = _since_ms(started)  # the engine has a stage `decode` of its own
         except ImageError as error:
             self._drop(frame, error.reason, str(error))
@@ -176,6 +180,16 @@ class Pipeline:
                 self._engine_failed(engine, error, progress)
         return None
 
+    def _decode(self, message: Any, input_bits: int) -> NDArray[np.uint8]:
+        if self._depth.bits != input_bits:
+            self._depth = BitDepth(input_bits)
+        decode = decode_compressed if isinstance(message, CompressedImage) else decode_image
+        picture = decode(message, self._depth)
+        before, self.advice = self.advice, self._depth.hint()
+        if self.advice and not before:
+            self._log.warning(f"The pictures may come out too dark: {self.advice}")
+        return picture
+
     def _inactive(self, frame: Frame) -> bool:
         if self.active:
             return False
@@ -241,12 +255,6 @@ class Pipeline:
         self._timings.ages_unknown += 1
         if frame.in_order and stamp_ns != 0 and self._throttle.allows("age"):
             self._log.warning(_explain_clocks((now_ns - stamp_ns) / 1e9, now_ns))
-
-
-def _decode(message: Any) -> NDArray[np.uint8]:
-    if isinstance(message, CompressedImage):
-        return decode_compressed(message)
-    return decode_image(message)
 
 
 def _stamp_ns(frame: Frame) -> int:

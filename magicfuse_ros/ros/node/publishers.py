@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 
 from magicfuse_ros.ros import outputs
 from magicfuse_ros.ros.cdr import serialize_image
@@ -47,6 +47,7 @@ class FusePublishers:
             CompressedImage, compressed_topic(node, "~/magimg"), OUTPUT_QOS
         )
         self._camera_info = node.create_publisher(CameraInfo, "~/camera_info", OUTPUT_QOS)
+        self._labels = node.create_publisher(String, "~/semantic/labels", LATCHED_QOS)
         self._label_info: Publisher[Any] | None = None
 
     def wanted_extras(self) -> frozenset[str]:
@@ -54,7 +55,8 @@ class FusePublishers:
         return frozenset(name for name, publisher in self._extras.items() if _heard(publisher))
 
     def publish_labels(self, names: Sequence[str], table: NDArray[np.uint8]) -> None:
-        """Publish LabelInfo with the published ids; nothing where vision_msgs is not installed."""
+        """Publish ids and names as JSON and, where vision_msgs is installed, as LabelInfo."""
+        self._labels.publish(String(data=outputs.labels_as_json(names, table)))
         info = outputs.label_info(names, table)
         if info is None:
             return
@@ -115,7 +117,8 @@ class FusePublishers:
     def destroy(self) -> None:
         """Destroy every publisher."""
         publishers = [self._magimg, self._mask, self._mask_runs, self._confidence, self._color]
-        publishers += [self._compressed, self._camera_info, *self._extras.values()]
+        publishers += [self._compressed, self._camera_info, self._labels]
+        publishers += self._extras.values()
         if self._label_info is not None:
             publishers.append(self._label_info)
         for publisher in publishers:
@@ -132,13 +135,15 @@ class FusePublishers:
 def compressed_topic(node: Node, base: str) -> str:
     """Return the topic of `base`'s compressed twin, as image_transport names it.
 
-    It follows a remapping of `base`, unless `<base>/compressed` is itself remapped.
+    It follows a remapping of `base`, unless `<base>/compressed` is itself remapped. Where `base` is
+    remapped to a compressed topic, it is that topic.
     """
     own = f"{base}/compressed"
     resolved = node.resolve_topic_name(own)
     if resolved != node.resolve_topic_name(own, only_expand=True):
         return own
-    return f"{node.resolve_topic_name(base)}/compressed"
+    topic = node.resolve_topic_name(base)
+    return topic if topic.endswith("/compressed") else f"{topic}/compressed"
 
 
 def _heard(publisher: Publisher[Any]) -> bool:

@@ -116,8 +116,8 @@ def _elements(path: Path) -> Iterator[tuple[int, ET.Element]]:
         # A line at a time: the elements themselves do not know where they are from.
         for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
             parser.feed(line)
-            for _, element in parser.read_events():
-                yield number, cast("ET.Element", element)
+            for _, element in cast("Iterator[tuple[str, ET.Element]]", parser.read_events()):
+                yield number, element
         parser.close()
     except (ET.ParseError, LookupError, ValueError) as error:  # the others: of its encoding
         raise _WrongLineError(number, error) from error

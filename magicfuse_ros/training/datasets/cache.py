@@ -1,10 +1,11 @@
-"""Decode once: every source becomes one memory-mapped array of images at training size.
+"""A cache of decoded images: every source becomes one memory-mapped file at training size.
 
-Next to `<source>-<key>.npy` (uint8, one dimension) lies `<source>-<key>.json`, which says where in
-it each item's planes are. The key is a digest of the file list with sizes and modification times,
-the settings and the version of this format, so a changed dataset makes a new cache and an
-interrupted build leaves none. The planes of an item are visible (h, w, 3) RGB, then, where there,
-infrared (h, w) on the common scale and labels (h, w) as canonical ids (see `label_maps`).
+`<source>-<key>.raw` holds the pixels (uint8), and `<source>-<key>.json` beside it says where in it
+each item's planes are. The key is a digest of the list of files with their sizes and times, the
+settings and the version of this format, so a changed dataset makes a new cache, and an interrupted
+build leaves none. The planes of an item are the visible image (h, w, 3) RGB and then, where the
+item has them, infrared (h, w) on the common scale and labels (h, w) as canonical ids (see
+`label_maps`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class CacheSettings:
     Attributes
     ----------
     width, height
-        Images are scaled, keeping their aspect, to be at least this large with one side equal.
+        The smallest size: images are scaled, keeping their aspect, until one side is equal.
     """
 
     width: int = 320
@@ -54,7 +55,7 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class CachedItem:
-    """Where in the array an item lies, and what is known of it.
+    """Where an item lies in the cache, and what is known of it.
 
     Boxes are the annotated ones where `annotated`, or those of kind `heat` that `hot_boxes` finds
     where there is infrared and no annotation.
@@ -87,19 +88,19 @@ class CachedSource:
         return len(self.items)
 
     def visible(self, index: int) -> U8:
-        """(H, W, 3) uint8 RGB."""
+        """Return the visible image, (H, W, 3) uint8 RGB."""
         item = self.items[index]
         return self._plane(item, 0, 3).reshape(item.height, item.width, 3)
 
     def infrared(self, index: int) -> U8 | None:
-        """(H, W) uint8 on the common infrared scale, or None."""
+        """Return the infrared image, (H, W) uint8 on the common scale, or None."""
         item = self.items[index]
         return (
             self._plane(item, 3, 1).reshape(item.height, item.width) if item.has_infrared else None
         )
 
     def labels(self, index: int) -> U8 | None:
-        """(H, W) uint8 canonical ids, 255 unknown, or None."""
+        """Return the labels, (H, W) uint8 canonical ids with 255 for unknown, or None."""
         item = self.items[index]
         if not item.has_labels:
             return None
@@ -137,7 +138,7 @@ def open_cache(
     """
     settings = settings or CacheSettings()
     stem = f"{source.name.replace('/', '-')}-{_key(source, settings)}"
-    array_path, index_path = cache_dir / f"{stem}.npy", cache_dir / f"{stem}.json"
+    array_path, index_path = cache_dir / f"{stem}.raw", cache_dir / f"{stem}.json"
     if not index_path.is_file() or not array_path.is_file():
         cache_dir.mkdir(parents=True, exist_ok=True)
         _build(source, settings, array_path, index_path, progress or (lambda _line: None))
@@ -146,7 +147,7 @@ def open_cache(
     for entry in index["items"]:
         boxes = tuple(Box(**box) for box in entry["boxes"])
         items.append(CachedItem(**{**entry, "boxes": boxes}))
-    array = np.load(array_path, mmap_mode="r")
+    array = np.memmap(array_path, np.uint8, "r")
     if array.size != index["bytes"]:
         raise DatasetError(
             f"{array_path} has {array.size} bytes, {index['bytes']} expected; delete it"
@@ -155,7 +156,7 @@ def open_cache(
 
 
 def training_size(width: int, height: int, settings: CacheSettings) -> tuple[int, int]:
-    """(width, height) of an image in the cache: aspect kept, one side equal to the settings'."""
+    """Return the (width, height) that an image has in the cache, in pixels."""
     scale = max(settings.width / width, settings.height / height)
     return max(settings.width, round(width * scale)), max(settings.height, round(height * scale))
 
@@ -183,23 +184,12 @@ def _build(
                 offset += sum(plane.size for plane in planes)
                 if number % 100 == 0:
                     progress(f"caching {source.name}: {number} of {total}")
-        _finish(Path(raw_name), array_path, offset)
+        Path(raw_name).replace(array_path)
     finally:
         Path(raw_name).unlink(missing_ok=True)
     part = index_path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps({"bytes": offset, "items": entries}), encoding="utf-8")
     part.replace(index_path)
-
-
-def _finish(raw: Path, array_path: Path, size: int) -> None:
-    """Turn the raw bytes into a .npy file that appears whole or not at all."""
-    part = array_path.with_suffix(f".{os.getpid()}.part.npy")
-    try:
-        source = np.memmap(raw, np.uint8, "r", shape=(size,))
-        np.save(part, source)
-        part.replace(array_path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _store(
@@ -245,7 +235,7 @@ def _store(
 
 
 def _infrared_scales(source: Source) -> dict[str, InfraredScale]:
-    """One scale for each group (video), fitted to some of its frames."""
+    """Fit one scale to some of the frames of each group, which is a video."""
     groups: dict[str, list[Frame]] = {}
     for frame in source.frames:
         if frame.group and frame.infrared is not None:

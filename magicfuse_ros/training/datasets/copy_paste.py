@@ -1,7 +1,8 @@
 """Copy-paste of people and bikes between frames of one dataset (Ghiasi et al., CVPR 2021).
 
-They are a percent of the pixels and a few hundred in all: networks learn the frames by heart. An
-object in another street, at the same height in the picture and the same time of day, is new.
+People and bikes make up a percent of the pixels, and there are only a few hundred of them, so that
+networks learn their frames by heart. Pasted into another street, at the same height in the picture
+and the same time of day, an object is new to them.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Donors:
     Parameters
     ----------
     source
-        Of which frames with annotated boxes, labels and infrared take part.
+        Its frames that have annotated boxes, labels and infrared give and take objects.
     """
 
     def __init__(self, source: CachedSource) -> None:
@@ -67,10 +68,10 @@ class Donors:
                     self._boxes[item.night].append((index, box))
 
     def paste(self, picture: Picture, rng: np.random.Generator) -> Picture:
-        """Return a copy of the picture with one to three objects more, and their boxes.
+        """Return a copy of the picture with one to three more objects and their boxes.
 
-        It is the picture itself where it takes no part or no frame of the same time of day has an
-        object. Everything random comes from `rng`.
+        A picture that lacks boxes, labels or infrared is returned as it is, and so is one for which
+        there is no object of the same time of day. Everything random comes from `rng`.
         """
         donors = self._boxes[picture.item.night]
         if not donors or not _takes_part(picture.item):

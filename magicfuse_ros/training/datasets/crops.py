@@ -1,4 +1,4 @@
-"""Seeded random crops for training: the same (seed, index) gives the same sample, bit for bit."""
+"""Random crops for training. The same seed and index give the same sample, bit for bit."""
 
 from __future__ import annotations
 
@@ -205,8 +205,14 @@ class CropDataset(Dataset[dict[str, Tensor]]):
 class _Cut:
     """A window on an image.
 
-    Its centre (x, y) in the image's pixels, its own (width, height), rotation, magnification and
-    mirror.
+    Attributes
+    ----------
+    center
+        (x, y) in pixels of the image.
+    size
+        (width, height) of the window, in its own pixels.
+    angle, scale, flip
+        Its rotation in degrees, its magnification, and whether it is mirrored.
     """
 
     center: tuple[float, float]

@@ -1,4 +1,4 @@
-"""What a dataset is made of: references to files, and the decoded item they become."""
+"""What a dataset is made of: frames, which name their files, and the items decoded from these."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicfuse_ros.model.labels import UNKNOWN
+from magicfuse_ros.sources.picture_errors import PictureError
+from magicfuse_ros.sources.pictures import read_picture, to_rgb8
 
 U8: TypeAlias = NDArray[np.uint8]
 Rgb: TypeAlias = NDArray[np.uint8]
@@ -23,7 +25,7 @@ _FALSE_COLOURS = 8.0
 
 
 class DatasetError(ValueError):
-    """A dataset's files are missing, unreadable or misaligned; names the first such file."""
+    """A file of a dataset is missing, unreadable, misaligned or wrong; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,10 @@ class Box:
     y1: float
 
     def pixels(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Corners (x0, y0, x1, y1) in whole pixels, inside the image and at least one apart."""
+        """Return its corners (x0, y0, x1, y1) in whole pixels of an image of this size.
+
+        They lie inside the image and at least one pixel apart.
+        """
         x0 = min(max(round(self.x0 * width), 0), width - 1)
         y0 = min(max(round(self.y0 * height), 0), height - 1)
         x1 = min(max(round(self.x1 * width), x0 + 1), width)
@@ -79,7 +84,7 @@ class Frame:
     clean: bool = True
 
     def paths(self) -> list[Path]:
-        """Every file the frame is read from."""
+        """Return every file that the frame is read from."""
         return [p for p in (self.visible, self.infrared, self.labels) if p is not None]
 
 
@@ -130,7 +135,8 @@ class Source:
         Raises
         ------
         DatasetError
-            At the first file that is unreadable, or whose size differs from its visible image.
+            At the first file that is unreadable, differs in size from its visible image, has more
+            than 8 bits a channel, or holds label ids that are none of the dataset's.
         """
         videos = _Videos()
         for frame in self.frames:
@@ -144,7 +150,7 @@ class _Videos:
         self._open: dict[Path, tuple[cv2.VideoCapture, int]] = {}
 
     def read(self, path: Path, number: int) -> U8:
-        """Return frame `number` as (H, W, 3) BGR, as stored: one half of a pair is not turned."""
+        """Return frame `number`, (H, W, 3) RGB, as stored: one half of a pair is not turned."""
         if path not in self._open:
             if len(self._open) >= 2:  # a visible and an infrared one at a time
                 self._open.clear()
@@ -160,7 +166,7 @@ class _Videos:
                 f"{path} has no frame {number}; it is shorter than its pair or damaged"
             )
         self._open[path] = (capture, number + 1)
-        return np.asarray(image, np.uint8)
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _decode(frame: Frame, classes: Mapping[int, str], videos: _Videos) -> Item:
@@ -175,12 +181,9 @@ def _decode(frame: Frame, classes: Mapping[int, str], videos: _Videos) -> Item:
             raise DatasetError(
                 f"{frame.visible} has shape {both.shape}; MFNet images have 4 channels, RGB + heat"
             )
-        visible, infrared = both[..., :3], np.ascontiguousarray(both[..., 3])
+        visible, infrared = to_rgb8(both), np.ascontiguousarray(both[..., 3])
     else:
-        visible = read_image(frame.visible)
-        if visible.ndim == 2:
-            visible = np.repeat(visible[..., None], 3, axis=2)
-        visible = visible[..., :3]
+        visible = to_rgb8(read_image(frame.visible))
         if frame.infrared is not None:
             infrared = _heat(read_image(frame.infrared), frame.infrared)
     labels = None if frame.labels is None else _read_labels(frame.labels, classes)
@@ -192,10 +195,9 @@ def _decode(frame: Frame, classes: Mapping[int, str], videos: _Videos) -> Item:
             )
     night = frame.night
     if night is None or not night:  # some daytime frames are darker than night ones
-        grey = cv2.cvtColor(np.ascontiguousarray(visible[::4, ::4]), cv2.COLOR_BGR2GRAY)
+        grey = cv2.cvtColor(np.ascontiguousarray(visible[::4, ::4]), cv2.COLOR_RGB2GRAY)
         night = float(grey.mean()) < _DARK
-    rgb = np.asarray(cv2.cvtColor(np.ascontiguousarray(visible), cv2.COLOR_BGR2RGB), np.uint8)
-    return Item(frame, rgb, infrared, labels, night)
+    return Item(frame, visible, infrared, labels, night)
 
 
 def _heat(image: U8, path: Path) -> U8:
@@ -230,25 +232,26 @@ def _read_labels(path: Path, classes: Mapping[int, str]) -> U8:
 
 
 def read_image(path: Path) -> U8:
-    """Read an 8-bit image file as stored: no orientation applied, nothing cut to fewer bits.
+    """Read an 8-bit image file as it is stored: strictly, and not turned by an orientation tag.
 
     Returns
     -------
-    (H, W), (H, W, 3) BGR or (H, W, 4) BGRA uint8.
+    (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA.
 
     Raises
     ------
     DatasetError
-        If the file is missing, damaged, no image, or has more than 8 bits a channel.
+        If the file is missing, damaged or no image, or has more than 8 bits a channel.
     """
     if not path.is_file():
         raise DatasetError(f"{path} is missing")
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise DatasetError(f"{path} is not a readable image; it may be damaged or cut short")
+    try:
+        image = read_picture(path)
+    except PictureError as error:
+        raise DatasetError(str(error)) from error
     if image.dtype != np.uint8:
         raise DatasetError(
             f"{path} has {8 * image.itemsize} bits a channel; convert it to 8: map the range that "
             "the camera uses to 0 to 255, the same way for all its pictures"
         )
-    return np.asarray(image, np.uint8)
+    return image

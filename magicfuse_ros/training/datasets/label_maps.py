@@ -97,7 +97,7 @@ CITYSCAPES = Classes({  # the labelIds files, not the 19 trainIds
 
 
 def to_canonical(classes: Mapping[int, str]) -> NDArray[np.uint8]:
-    """Lookup table (256,) uint8 from a source's ids to indices into `CANONICAL`, 255 unknown."""
+    """Return a table (256,) uint8 from a source's ids to indices into `CANONICAL`, 255 unknown."""
     table = np.full(256, UNKNOWN, np.uint8)
     for source_id, name in classes.items():
         table[source_id] = CANONICAL.index(name)
@@ -105,7 +105,7 @@ def to_canonical(classes: Mapping[int, str]) -> NDArray[np.uint8]:
 
 
 def from_canonical(labels: LabelSet) -> NDArray[np.uint8]:
-    """Lookup table (256,) uint8 from indices into `CANONICAL` to a label set's ids, 255 unknown.
+    """Return a table (256,) uint8 from indices into `CANONICAL` to a label set's ids, 255 unknown.
 
     A set's own class `unlabeled` means "none of these". Scenery is taught as that where the set
     names no scenery at all, as MFNet's does; else a part of it that the set lacks is unknown. What

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import cv2
 
+from magicfuse_ros.sources.picture_errors import PictureError
+from magicfuse_ros.sources.pictures import picture_files
 from magicfuse_ros.training.datasets import label_maps
 from magicfuse_ros.training.datasets.boxes import read_lines, read_voc, read_yolo
 from magicfuse_ros.training.datasets.frames import DatasetError, Frame, Source
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4",)
 VISIBLE = ("visible", "Visible", "vi", "crop_LR_visible")
 INFRARED = ("infrared", "Infrared", "ir", "cropinfrared")
 LABELS = ("labels", "Label", "Segmentation_labels", "label")
@@ -46,7 +46,23 @@ def read_source(layout: str, root: Path, split: str) -> Source:
     Raises
     ------
     DatasetError
-        If the layout or split is unknown, or a file is missing.
+        If the layout or split is unknown, a file is missing, two pictures have one name, or a
+        value among the boxes is wrong. Pictures are read by `Source.items` alone.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import cv2, numpy as np
+    >>> from magicfuse_ros.training.datasets.layouts import read_source
+    >>> root = pathlib.Path(tempfile.mkdtemp()) / "camvid"
+    >>> for folder, shape in (("visible", (48, 64, 3)), ("labels", (48, 64))):
+    ...     (root / "train" / folder).mkdir(parents=True)
+    ...     _ = cv2.imwrite(str(root / "train" / folder / "1.png"), np.full(shape, 3, np.uint8))
+    >>> source = read_source("camvid", root, "train")
+    >>> source.name, len(source.frames), source.classes[3]
+    ('camvid/train', 1, 'road')
+    >>> next(source.items()).visible.shape
+    (48, 64, 3)
     """
     if layout not in LAYOUTS:
         raise DatasetError(f"layout {layout!r} is unknown; use one of {tuple(LAYOUTS)}")
@@ -153,7 +169,7 @@ def _roadscene(root: Path, split: str) -> Source:
 def _m3svd(root: Path, split: str) -> Source:
     """`{visible,infrared}/*.mp4`: aligned video pairs."""
     frames = []
-    for visible in _files(root / "visible", VIDEO_SUFFIXES):
+    for visible in sorted(filter(_is_seen, (root / "visible").glob("*.mp4"))):
         if (visible.stem in M3SVD_VAL_VIDEOS) != (split == "val"):
             continue
         infrared = root / "infrared" / visible.name
@@ -253,21 +269,23 @@ def _pair_folders(visible: Path, partner: Path) -> list[tuple[Path, Path]]:
     return [(v, _partner(partners, v.stem, partner, v)) for v in _by_stem(visible).values()]
 
 
-def _by_stem(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is missing")
+    try:
+        files = picture_files(folder)
+    except PictureError as error:
+        if error.reason != "no_pictures":
+            raise DatasetError(str(error)) from error
+        files = []
     found: dict[str, Path] = {}
-    for path in _files(folder, suffixes):
+    for path in files:
         if found.setdefault(path.stem, path) != path:
             raise DatasetError(
-                f"{path} and {found[path.stem].name} have one name; pairs are told by name without "
+                f"{found[path.stem]} and {path.name} have one name; pairs are told by name without "
                 "its ending: rename or remove one of them"
             )
     return found
-
-
-def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder} is missing")
-    return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in suffixes and _is_seen(p)]
 
 
 def _is_seen(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Validation: a fixed list of images, each with its recipe and seed."""
+"""The images that models are validated on: a fixed list, each with its degradation and seed."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ class ValidationItem:
 
     @property
     def item(self) -> CachedItem:
-        """Name, size, boxes, night, clean."""
+        """Return what is known of the image: name, size, boxes, whether it is dark or clean."""
         return self.source.items[self.index]
 
     def clean(self) -> Rgb:
-        """(H, W, 3) uint8 RGB."""
+        """Return the image without degradation, (H, W, 3) uint8 RGB."""
         return np.array(self.source.visible(self.index))
 
     def degraded(self) -> Rgb:
-        """(H, W, 3) uint8 RGB, the clean image under the recipe."""
+        """Return the image under the recipe, (H, W, 3) uint8 RGB."""
         return degrade(self.clean(), np.random.default_rng(self.seed), self.recipe)
 
     def infrared(self) -> U8 | None:
-        """(H, W) uint8 on the common scale, or None."""
+        """Return its infrared, (H, W) uint8 on the common scale, or None."""
         return self.source.infrared(self.index)
 
     def labels(self) -> U8 | None:
-        """(H, W) uint8 canonical ids; `label_maps.from_canonical` turns them into a label set's."""
+        """Return (H, W) uint8 canonical ids; `from_canonical` maps them to those of a label set."""
         return self.source.labels(self.index)
 
 
@@ -71,8 +71,6 @@ def validation_items(
     conditions: Sequence[str] = RECIPES,
     settings: CacheSettings | None = None,
     layouts: Sequence[str] | None = None,
-    seed: int = 0,
-    every: int = 1,
 ) -> list[ValidationItem]:
     """List the validation images of every dataset under `root`, once for each condition.
 
@@ -87,13 +85,12 @@ def validation_items(
     result = []
     for source in find_sources(root, "val", layouts):
         cached = open_cache(source, cache_dir, settings)
-        for index in range(0, len(cached), every):
-            item = cached.items[index]
+        for index, item in enumerate(cached.items):
             for condition in conditions:
                 name = f"{cached.name}/{item.name}/{condition}"
-                own = zlib.crc32(name.encode()) ^ seed
+                seed = zlib.crc32(name.encode())
                 recipe = named_recipe(
-                    condition, np.random.default_rng((own, 1)), night=item.night or not item.clean
+                    condition, np.random.default_rng((seed, 1)), night=item.night or not item.clean
                 )
-                result.append(ValidationItem(cached, index, condition, recipe, own))
+                result.append(ValidationItem(cached, index, condition, recipe, seed))
     return result

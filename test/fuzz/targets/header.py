@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from fuzz.png import START, with_checksums
+
 from magicfuse_ros.sources.compressed_header import read_header
 from magicfuse_ros.sources.picture_errors import PictureError
 
@@ -11,6 +13,12 @@ REASONS = {"short_data", "unknown_format", "corrupt_png", "corrupt_jpeg"}
 
 
 def check(data: bytes) -> None:
+    read(data)
+    if data.startswith(START):
+        read(with_checksums(data))
+
+
+def read(data: bytes) -> None:
     try:
         header = read_header(data)
     except PictureError as error:

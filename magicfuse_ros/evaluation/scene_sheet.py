@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from magicfuse_ros.evaluation.inference import Inference
 from magicfuse_ros.evaluation.metrics import U8
 from magicfuse_ros.evaluation.scenes import Scene, ValidationSet, has_infrared
+from magicfuse_ros.evaluation.subject import Evaluation
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.training.datasets import CachedItem, ValidationItem
 from magicfuse_ros.training.sheets import grid
@@ -77,9 +77,9 @@ def sheet_items(scenes: ValidationSet, rows: int) -> list[ValidationItem]:
     return chosen
 
 
-def picture_sheet(inference: Inference, scenes: ValidationSet, rows: int) -> U8:
+def picture_sheet(evaluation: Evaluation, rows: int) -> U8:
     """Draw `rows` scenes with the six pictures of `COLUMNS` each: (rows·H, 6·W, 3) RGB."""
-    return grid(_rows(inference, scenes, sheet_items(scenes, rows)))
+    return grid(_rows(evaluation, sheet_items(evaluation.scenes, rows)))
 
 
 def semantics(mask: U8, image: U8, labels: LabelSet) -> U8:
@@ -89,23 +89,23 @@ def semantics(mask: U8, image: U8, labels: LabelSet) -> U8:
     return np.asarray(cv2.addWeighted(colors, 0.6, light, 0.4, 0.0), np.uint8)
 
 
-def _rows(
-    inference: Inference, scenes: ValidationSet, items: list[ValidationItem]
-) -> Iterator[list[U8]]:
-    labels = inference.model.labels
+def _rows(evaluation: Evaluation, items: list[ValidationItem]) -> Iterator[list[U8]]:
+    labels = evaluation.model.labels
     for number, item in enumerate(items):
-        scene = scenes.scene(item)
-        outcome = inference.fuse(scene.degraded)
-        real = np.zeros_like(scene.visible)
-        if scene.infrared is not None:
-            real = scene.infrared[..., None].repeat(3, axis=2)
+        scene = evaluation.scenes.scene(item)
+        made = evaluation.fuse(scene.degraded)
+        real = np.zeros(made.infrared.shape, np.uint8) if scene.infrared is None else scene.infrared
         pictures = (
-            scene.degraded, outcome.enhanced, outcome.infrared, real, outcome.magimg,
-            semantics(outcome.mask, outcome.magimg, labels),
+            scene.degraded, made.enhanced, _rgb(made.infrared), _rgb(real), made.magimg,
+            semantics(made.mask, made.magimg, labels),
         )  # fmt: skip
         names = list(COLUMNS) if number == 0 else [""] * len(COLUMNS)
         names[0] = f"{_what(scene)}: {scene.source.split('/')[0]} {scene.name}"
         yield [_captioned(picture, name) for picture, name in zip(pictures, names, strict=True)]
+
+
+def _rgb(image: U8) -> U8:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), np.uint8)
 
 
 def _captioned(image: U8, text: str) -> U8:

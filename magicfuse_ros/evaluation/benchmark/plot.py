@@ -1,4 +1,4 @@
-"""The benchmark's results as a picture."""
+"""The benchmark's results as a picture: time by steps, a frame's stages, memory over a soak."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from magicfuse_ros.evaluation.benchmark.claims import Results
-from magicfuse_ros.evaluation.benchmark.tables import side
 
 
 def plot(results: Results, path: Path) -> bool:
-    """Draw time by steps, a frame's stages and, after a soak, memory over time, as a PNG.
+    """Draw what there is of the three plots side by side, as a PNG.
 
     Returns
     -------
@@ -30,19 +29,16 @@ def plot(results: Results, path: Path) -> bool:
 
     engine = results.get("engine") or {}
     drift = (results.get("soak") or {}).get("drift")
-    drawings: list[Callable[[Any], None]] = []
-    if engine.get("engine"):
-        drawings += [
-            lambda axes: _plot_steps(axes, engine),
-            lambda axes: _plot_stages(axes, engine),
-        ]
+    drawings: list[tuple[Callable[[Any, Any], None], Any]] = []
+    if any("ms" in row for row in engine.get("engine", ())):
+        drawings += [(_plot_steps, engine), (_plot_stages, engine)]
     if drift:
-        drawings.append(lambda axes: _plot_soak(axes, drift))
+        drawings.append((_plot_soak, drift))
     if not drawings:
         return False
     figure, axes = plt.subplots(1, len(drawings), figsize=(5.0 * len(drawings), 3.4), squeeze=False)
-    for draw, each in zip(drawings, axes[0], strict=True):
-        draw(each)
+    for (draw, what), each in zip(drawings, axes[0], strict=True):
+        draw(each, what)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80, metadata={"Software": None})
@@ -50,39 +46,41 @@ def plot(results: Results, path: Path) -> bool:
     return True
 
 
+def _own_rows(engine: Results) -> list[tuple[str, Results]]:
+    """Return the rows at the model's own resolution, each with a name for its line."""
+    sides = {True: "side by side", False: "in turn"}
+    return [
+        (f"{row['backend'].partition(' ')[0]}, {sides[row['side_by_side']]}", row)
+        for row in engine["engine"]
+        if "ms" in row and row["resolution"] == engine["survey"]["resolution"]
+    ]
+
+
 def _plot_steps(axes: Any, engine: Results) -> None:
-    own = engine["survey"]["resolution"]
     lines: dict[str, list[tuple[int, float]]] = {}
-    for row in engine["engine"]:
-        if "ms" in row and row["resolution"] == own and row["asked"] != "auto":
-            lines.setdefault(f"{row['asked']}, {side(row)}", []).append(
-                (row["steps"], row["ms"]["p50"])
-            )
+    for name, row in _own_rows(engine):
+        lines.setdefault(name, []).append((row["steps"], row["ms"]["p50"]))
     for name, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name)
-    for row in engine.get("peers", ()):
+    for row in engine["peers"]:
         if "ms" in row:
             axes.axhline(row["ms"]["p50"], linestyle=":", label=f"SegFormer-B0, {row['asked']}")
     axes.set(xlabel="steps", ylabel="ms a frame (p50)", xscale="log", yscale="log")
     steps = sorted({step for points in lines.values() for step, _ in points})
     axes.set_xticks(steps, labels=map(str, steps), minor=False)
     axes.set_xticks([], minor=True)
-    axes.set_title(f"Model resolution {own[0]}x{own[1]}", fontsize=10)
+    width, height = engine["survey"]["resolution"]
+    axes.set_title(f"Model resolution {width}x{height}", fontsize=10)
     axes.legend(fontsize=7)
 
 
 def _plot_stages(axes: Any, engine: Results) -> None:
-    own, steps = engine["survey"]["resolution"], engine["survey"]["steps"]
-    rows = [
-        row
-        for row in engine["engine"]
-        if "ms" in row and row["resolution"] == own and row["steps"] == steps
-    ]
-    names = [f"{row['asked']}, {side(row)}" for row in rows]
+    steps = engine["survey"]["steps"]
+    rows = {name: row["stage_ms"] for name, row in _own_rows(engine) if row["steps"] == steps}
     left = [0.0] * len(rows)
-    for stage in rows[0]["stage_ms"] if rows else ():
-        values = [row["stage_ms"][stage] for row in rows]
-        axes.barh(names, values, left=left, label=stage)
+    for stage in next(iter(rows.values()), ()):
+        values = [stage_ms[stage] for stage_ms in rows.values()]
+        axes.barh(list(rows), values, left=left, label=stage)
         left = [a + b for a, b in zip(left, values, strict=True)]
     axes.set(xlabel="ms a frame (p50 of each stage)")
     axes.invert_yaxis()

@@ -1,0 +1,267 @@
+"""The folder OUT.partial: the whole segments of an output, and the account of what they are of.
+
+A segment is a closed bag file with the results of some messages of the input, in the input's order.
+It is written aside, moved to its place when it is whole, and then entered in the account: what a
+kill leaves half-done is in no account and is made again. At the end the segments, with one
+``metadata.yaml``, are the output: a split bag, as rosbag2 makes them too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+import yaml
+
+from magicfuse_ros.bags.bag_files import SUFFIXES, BagFiles
+from magicfuse_ros.bags.fuse_plan import Identity, differences
+from magicfuse_ros.bags.lasting_storage import sync
+from magicfuse_ros.bags.reader import BagError, BagReader
+from magicfuse_ros.bags.writer import BagWriter
+
+NOTE = "magicfuse_bag_fuse"
+"""Name of the note in the finished bag that holds what it was made from."""
+
+_LOCK, _ACCOUNT, _NEW, _ASIDE = "lock", "account.json", "account.new", "segment"
+_METADATA = "metadata.yaml"
+
+
+class BusyError(BagError):
+    """Another process is at work on the same output."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one file of the output was made of.
+
+    Attributes
+    ----------
+    messages
+        How many messages of the input, behind those of the segment before.
+    digest
+        Of these messages.
+    frames
+        How many of them were images to fuse.
+    reasons
+        Why how many of the images were left out.
+    size
+        Bytes of the file.
+    """
+
+    messages: int
+    digest: str
+    frames: int
+    reasons: dict[str, int] = field(default_factory=dict)
+    size: int = 0
+
+
+@final
+class Workspace:
+    """Holds the lock while it is open; a context manager.
+
+    Parameters
+    ----------
+    target
+        The bag to make in the end. It must not exist.
+
+    Attributes
+    ----------
+    segments : list[Segment]
+        Those that are whole.
+
+    Raises
+    ------
+    BusyError
+        Another process has the lock, or has just finished the bag.
+    BagError
+        The folder cannot be made, or its account is damaged.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = partial_of(target)
+        self._joined = self.path / target.name
+        self._lock = self._locked()
+        self._finished = False
+        self._begun: Identity = {}
+        self.segments: list[Segment] = []
+        try:
+            account = json.loads((self.path / _ACCOUNT).read_text(encoding="utf-8"))
+            self._begun = account["identity"]
+            segments = [Segment(**segment) for segment in account["segments"]]
+        except FileNotFoundError:
+            return
+        except (ValueError, TypeError, KeyError) as error:
+            os.close(self._lock)
+            raise BagError(
+                f"{self.path / _ACCOUNT} is damaged; remove the folder {self.path} to start over"
+            ) from error
+        sizes = {file.stem: file.stat().st_size for file in self._joined.glob("*")}
+        for number, segment in enumerate(segments):
+            if sizes.get(f"{target.name}_{number}") != segment.size:
+                break  # lost or damaged: it and those behind it are made again
+            self.segments.append(segment)
+
+    def begin(self, identity: Identity) -> None:
+        """Make sure that what is made from here on belongs to the segments that are there.
+
+        Raises
+        ------
+        BagError
+            They were begun with another input or other options; it names what differs.
+        """
+        known = {name: value for name, value in identity.items() if name in self._begun}
+        changed = differences(self._begun, known)
+        if changed:
+            raise BagError(
+                f"{self.path} was begun otherwise: {'; '.join(changed)}. Give the same again to go "
+                "on, or remove that folder to start over"
+            )
+        self._begun = identity | self._begun
+
+    def writer(self, storage: str) -> BagWriter:
+        """Begin the next segment, aside."""
+        shutil.rmtree(self.path / _ASIDE, ignore_errors=True)  # of a run that was killed
+        return BagWriter(self.path / _ASIDE, storage)
+
+    def keep(self, writer: BagWriter, segment: Segment) -> None:
+        """Close a segment, move it to its place and enter it in the account."""
+        writer.close()
+        self._joined.mkdir(exist_ok=True)
+        file = next(file for file in writer.path.iterdir() if file.suffix in SUFFIXES)
+        place = self._joined / f"{self.target.name}_{len(self.segments)}{file.suffix}"
+        file.rename(place)
+        (writer.path / _METADATA).replace(self.path / _METADATA)  # the topics, alike in all
+        sync(self._joined)
+        self.segments.append(replace(segment, size=place.stat().st_size))
+        account = {"identity": self._begun, "segments": [asdict(each) for each in self.segments]}
+        new = self.path / _NEW
+        new.write_text(json.dumps(account) + "\n", encoding="utf-8")
+        sync(self.path, only=new)
+        new.replace(self.path / _ACCOUNT)
+        shutil.rmtree(writer.path)
+
+    def finish(self) -> None:
+        """Write ``metadata.yaml``, put the bag in its place and remove everything else."""
+        names = {f"{self.target.name}_{number}" for number in range(len(self.segments))}
+        for file in self._joined.iterdir():  # one that a kill kept out of the account
+            if file.stem not in names:
+                file.unlink()
+        left_out = sum(sum(segment.reasons.values()) for segment in self.segments)
+        note = json.dumps({"identity": self._begun, "left_out": left_out})
+        sample = (self.path / _METADATA).read_text(encoding="utf-8")
+        metadata = _metadata(self._joined, sample, note)
+        (self._joined / _METADATA).write_text(metadata, encoding="utf-8")
+        sync(self._joined)
+        self._joined.rename(self.target)
+        self._finished = True
+        sync(self.path, only=self.target.parent)
+        clear(self.target)
+
+    def _locked(self) -> int:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise BagError(f"cannot make {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process loses it
+            # Who held it may have finished the bag and removed the folder since it was opened.
+            same = (self.path / _LOCK).stat().st_ino == os.fstat(lock).st_ino
+        except OSError:
+            same = False
+        if not same or self.target.exists():
+            os.close(lock)
+            raise BusyError(
+                f"another process is making {self.target}; wait for it, or choose another"
+            )
+        return lock
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._finished and not self.segments:
+            clear(self.target)  # an error of the first second must not leave a folder
+        os.close(self._lock)
+
+
+def partial_of(target: Path) -> Path:
+    """Return where the work on `target` is kept until it is done."""
+    return target.with_name(f"{target.name}.partial")
+
+
+def clear(target: Path) -> None:
+    """Remove the work on `target`, as far as it is there, and nothing that is not `bag fuse`'s."""
+    folder = partial_of(target)
+    for name in (target.name, _ASIDE):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    with suppress(OSError):  # what stays goes with the next run
+        for name in (_ACCOUNT, _NEW, _METADATA, _LOCK):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def left_out_of_finished(target: Path, wanted: Identity) -> int | None:
+    """Return how many frames an existing output leaves out; None where there is no output.
+
+    Raises
+    ------
+    BagError
+        What is there was made of something else.
+    """
+    if not target.exists():
+        return None
+    try:
+        with BagReader(target) as bag:
+            note = json.loads(bag.notes[NOTE])
+            changed = differences(note["identity"], wanted)
+            left_out = int(note["left_out"])
+    except (BagError, KeyError, ValueError, TypeError, AttributeError):
+        changed, left_out = ["it is no bag that `bag fuse` made"], 0
+    if changed:
+        raise BagError(
+            f"{target} exists already, and is not what would be made: {'; '.join(changed)}; "
+            "remove it or choose another name"
+        )
+    clear(target)  # an earlier run may have been killed before it had
+    return left_out
+
+
+def _metadata(folder: Path, sample: str, note: str) -> str:
+    """Return the metadata.yaml of a folder's files; `sample` is that of one of them alone."""
+    document = yaml.safe_load(sample)
+    files = BagFiles(folder)
+    files.close()
+    counts = {(each.topic, each.msgtype): each.msgcount for each in files.connections}
+    root = document["rosbag2_bagfile_information"]
+    for said in root["topics_with_message_count"]:
+        topic = said["topic_metadata"]
+        said["message_count"] = counts[topic["name"], topic["type"]]
+    root["files"] = [
+        {"path": name, **_extent(start, end, count)} for name, start, end, count in files.parts
+    ]
+    root["relative_file_paths"] = [part["path"] for part in root["files"]]
+    root["custom_data"] = {NOTE: note}
+    root.update(_extent(files.start_ns, files.end_ns, files.message_count))
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def _extent(start_ns: int, end_ns: int, count: int) -> dict[str, Any]:
+    return {
+        "duration": {"nanoseconds": end_ns - start_ns},
+        "starting_time": {"nanoseconds_since_epoch": start_ns},
+        "message_count": count,
+    }

@@ -1,0 +1,143 @@
+"""rosbags' two storages, written so that a full disk or a kill takes next to nothing with it.
+
+What was written is handed to the disk whole now and then; what a failed write left half-done is
+taken back; and a piece of the disk is held back from the beginning, so that there is room to close.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2.enums import CompressionMode
+from rosbags.rosbag2.storage_mcap import McapWriter
+from rosbags.rosbag2.storage_sqlite3 import Sqlite3Writer
+
+MOST_RESERVED = 4 << 20
+"""Bytes held back to close with: the messages in memory (1 MiB of them) and the index."""
+
+
+class Reserve:
+    """A piece of the disk that nobody else gets, until it is released or this process ends.
+
+    Raises
+    ------
+    OSError
+        The disk is full already, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        disk = os.statvfs(folder)
+        size = min(MOST_RESERVED, disk.f_bavail * disk.f_frsize // 8)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it has no name to leave
+        os.posix_fallocate(self._file.fileno(), 0, max(size, 4096))
+
+    def release(self) -> None:
+        """Give the room back."""
+        self._file.close()
+
+
+def sync(folder: Path, *, only: Path | None = None) -> None:
+    """Wait until the files of a folder are on the disk, or `only` one: against power failures."""
+    for path in (*folder.iterdir(), folder, folder.parent) if only is None else (only,):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class LastingMcap(McapWriter):
+    """An mcap file whose chunks are whole on the disk, whatever happens to the next one."""
+
+    def __init__(self, path: Path, compression: CompressionMode) -> None:
+        super().__init__(path, compression)
+        self.bio.flush()
+        self._whole, self._torn = self.bio.tell(), False
+
+    def close_chunk(self) -> None:
+        """Write the pending chunk; it stays pending where that fails."""
+        self._take_back()
+        chunk, count = self.chunk, len(self.chunks)
+        self._torn = True
+        try:
+            super().close_chunk()
+            self.bio.flush()
+        except BaseException:
+            self.chunk = chunk
+            del self.chunks[count:]
+            raise
+        self._whole, self._torn = self.bio.tell(), False
+
+    def flush(self) -> None:
+        """Hand the pending messages to the disk."""
+        if self.chunk.msgs:
+            self.close_chunk()
+
+    def close(self, version: int, metadata: str) -> None:
+        """Write the pending chunk, index and footer."""
+        self._take_back()
+        self._torn = True
+        super().close(version, metadata)
+
+    def settle(self, counts: dict[int, int], *, drop: bool) -> None:
+        """Make `counts`, messages by connection, those that will be in the file.
+
+        With `drop` the pending messages, for which there was no room, will not.
+        """
+        if drop:
+            for number, messages in self.chunk.msgs.items():
+                counts[number] -= len(messages)
+                self.channel_stats[number] -= len(messages)
+            self.chunk.bio.seek(0)
+            self.chunk.bio.truncate()
+            self.chunk.msgs.clear()
+
+    def abort(self) -> None:
+        """Release the file; its whole chunks stay."""
+        with suppress(OSError, ValueError):
+            self._take_back()
+            self.bio.close()
+
+    def _take_back(self) -> None:
+        """Cut off what a failed write left half-done."""
+        if self._torn:
+            with suppress(OSError):
+                self.bio.raw.close()
+            self.bio = self.path.open("ab")
+            self.bio.truncate(self._whole)
+            self.bio.seek(self._whole)  # for `tell`: it appends in any case
+            self._torn = False
+
+
+class LastingSqlite3(Sqlite3Writer):
+    """An sqlite3 file; its messages are safe from each `flush` on."""
+
+    def add_connection(self, connection: Connection, offered_qos_profiles: str) -> None:
+        """Add a topic; it stays when the messages behind it find no room."""
+        super().add_connection(connection, offered_qos_profiles)
+        self.conn.commit()
+
+    def flush(self) -> None:
+        """Hand the pending messages to the disk."""
+        self.conn.commit()
+
+    def settle(self, counts: dict[int, int], *, drop: bool) -> None:  # noqa: ARG002 - rolled back
+        """Make `counts`, messages by connection, those that are in the file."""
+        query = "SELECT topic_id, COUNT(*) FROM messages GROUP BY topic_id"
+        found = dict(self.conn.execute(query))
+        counts.update((number, found.get(number, 0)) for number in counts)
+
+
+class LastingWriter(Writer):
+    """rosbags' writer on these storages."""
+
+    STORAGE_PLUGINS: Mapping[StoragePlugin, type[LastingMcap | LastingSqlite3]] = {
+        StoragePlugin.MCAP: LastingMcap,
+        StoragePlugin.SQLITE3: LastingSqlite3,
+    }

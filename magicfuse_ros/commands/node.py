@@ -1,0 +1,31 @@
+"""`magicfuse node`: `fuse_node` in this process, without a ROS installation."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "run fuse_node here, as ros2 run does: magicfuse node --ros-args -r image:=/camera/image_raw"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is passed on to ROS."""
+    parser.add_argument(
+        "--ros-args",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="...",
+        help="remappings (-r image:=/camera/image_raw), parameters (-p model:=tiny), "
+        "--params-file FILE; the parameters are listed by --parameters",
+    )
+    parser.add_argument(
+        "--parameters", action="store_true", help="list the node's parameters, and end"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the node until Ctrl-C or SIGTERM; 0 then, and 2 when ROS cannot read the arguments."""
+    from magicfuse_ros.ros.node.fuse_node import main
+
+    if args.parameters:
+        return main(["magicfuse node", "--help"])
+    return main(["magicfuse node", "--ros-args", *args.ros_args])

@@ -1,0 +1,141 @@
+"""What is evaluated: the engine that ships, the model behind it, and the scenes they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from magicfuse_ros.evaluation.inference import Inference
+from magicfuse_ros.evaluation.metrics import U8
+from magicfuse_ros.evaluation.scenes import Needs, Scene, ValidationSet, has_anything
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.runtime.contract import EXTRAS, Engine
+
+DEGRADED = "mixed"
+"""The condition of a table that has only one: training's own mix of coupled degradations."""
+
+MAGIMG_TOLERANCE = 1.0
+"""Engine and model agree up to this mean difference of their MagImgs, in grey levels of 255."""
+MASK_TOLERANCE = 0.98
+"""Engine and model agree from this share of pixels of the same class on."""
+
+
+class Products(NamedTuple):
+    """What a user gets of an image.
+
+    Attributes
+    ----------
+    magimg, enhanced
+        (H, W, 3) uint8 RGB.
+    infrared
+        (H, W) uint8 grey.
+    mask
+        (H, W) uint8 class ids.
+    milliseconds
+        What the engine took for all of it.
+    """
+
+    magimg: U8
+    enhanced: U8
+    infrared: U8
+    mask: U8
+    milliseconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a table is made of.
+
+    Attributes
+    ----------
+    engine
+        What ships, warmed up: it makes everything that a user would get.
+    model
+        The same weights in PyTorch, in evaluation mode, on the device that they are to run on: for
+        what an engine does not give, such as w_r, ablations, or D(E(x)).
+    scenes
+        The validation images.
+    steps
+        DDIM steps; None takes the model's.
+    limit
+        At most this many images a row, evenly from all datasets; 0 takes all. A row of one
+        degradation alone takes a quarter of it.
+    unaided
+        A model whose F & S were trained on the condition latent instead of Ψ and Φ, to be put
+        beside; None for none.
+    progress
+        Told what is being measured.
+    """
+
+    engine: Engine
+    model: MagicFuse
+    scenes: ValidationSet
+    steps: int | None = None
+    limit: int = 0
+    unaided: MagicFuse | None = None
+    progress: Callable[[str], None] = lambda _line: None
+
+    @property
+    def by_engine(self) -> str:
+        """Say that a table was made by the engine, and on what it ran."""
+        return f"Made by the engine, {self.engine.backend_name}."
+
+    @property
+    def by_model(self) -> str:
+        """Say that a table was made by PyTorch, and on what it ran."""
+        return f"Made by PyTorch in 32 bits on {self.inference().device}, not by the engine."
+
+    def inference(self) -> Inference:
+        """Build what runs the model in PyTorch."""
+        return Inference(self.model, self.steps)
+
+    def fuse(self, image: U8, *, temporal: float = 0.0) -> Products:
+        """Make everything that ships of an RGB image (H, W, 3) of the model's resolution.
+
+        With `temporal` above 0 images are those of one stream, from the last `engine.forget` on.
+        """
+        settings = self.engine.settings
+        if (settings.steps, settings.temporal) != (self.steps or 0, temporal):
+            self.engine.update(
+                steps=self.steps or 0, tau=settings.tau, seed=settings.seed, temporal=temporal
+            )
+        made = self.engine.fuse(image, frozenset(EXTRAS))
+        if made.enhanced is None or made.infrared is None:
+            raise TypeError(f"{self.engine.backend_name} left out one of {', '.join(EXTRAS)}")
+        return Products(
+            made.magimg, made.enhanced, made.infrared, made.mask, sum(made.stage_ms.values())
+        )
+
+    def with_steps(self, steps: int) -> Evaluation:
+        """Return the same with another number of DDIM steps."""
+        return replace(self, steps=steps)
+
+    def under(
+        self, condition: str, needs: Needs, purpose: str, share: float = 1.0
+    ) -> Iterator[Scene]:
+        """Read the scenes of one condition, telling `progress` first; `share`: of the limit."""
+        self.progress(f"{purpose}: {condition}")
+        limit = max(1, round(self.limit * share)) if self.limit else 0
+        yield from self.scenes.scenes(condition, needs, limit)
+
+    def parity(self) -> dict[str, Any]:
+        """Compare the engine with the model on one scene, so that their tables may stand together.
+
+        Returns
+        -------
+        Mean difference of the MagImgs in grey levels of 255, the share of pixels of the same class,
+        and whether both are within the tolerances above.
+        """
+        scene = next(self.scenes.scenes(DEGRADED, has_anything, 1))
+        shipped, plain = self.fuse(scene.degraded), self.inference().fuse(scene.degraded)
+        apart = np.abs(shipped.magimg.astype(np.int16) - plain.magimg)
+        same = float((shipped.mask == plain.mask).mean())
+        grey_levels = float(apart.mean())
+        return {
+            "magimg_mean": grey_levels,
+            "mask_agreement": same,
+            "agree": grey_levels <= MAGIMG_TOLERANCE and same >= MASK_TOLERANCE,
+        }

@@ -1,0 +1,37 @@
+"""What other nodes do with the topics that a node listens to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rclpy.node import Node
+
+_TRANSPORTS = {"sensor_msgs/msg/CompressedImage": "compressed", "sensor_msgs/msg/Image": "raw"}
+
+
+def wrong_types(node: Node) -> list[str]:
+    """Name the topics that are published with another message type than `node` subscribes to.
+
+    Nothing else tells: DDS does not connect the two, and neither side hears of it.
+    """
+    found = {}
+    for subscription in node.subscriptions:
+        wanted = type_name(subscription.msg_type)
+        for endpoint in node.get_publishers_info_by_topic(subscription.topic_name):
+            if endpoint.topic_type != wanted:
+                found[subscription.topic_name] = (
+                    f"{subscription.topic_name} is published as {endpoint.topic_type}; "
+                    + _advice(node, wanted, endpoint.topic_type)
+                )
+    return list(found.values())
+
+
+def type_name(message_type: type[Any]) -> str:
+    """Return the name of a message class as ROS writes it: `sensor_msgs/msg/Image`."""
+    return f"{message_type.__module__.partition('.')[0]}/msg/{message_type.__name__}"
+
+
+def _advice(node: Node, wanted: str, published: str) -> str:
+    if {wanted, published} == set(_TRANSPORTS) and node.has_parameter("input_transport"):
+        return f"set input_transport to {_TRANSPORTS[published]}"
+    return f"this node reads {wanted}"

@@ -1,0 +1,161 @@
+"""A node as a program: it can be stopped from its first moment on, and explains itself.
+
+Imports nothing of ROS before signals are taken, because that takes most of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from magicfuse_ros.ros.managed_node import ManagedNode
+    from magicfuse_ros.ros.parameter_table import ParameterSpec
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+CANNOT_START = 2
+"""Exit status for arguments that ROS cannot read, as of every command line."""
+
+
+class StopRequest:
+    """Set by SIGINT or SIGTERM, however often they come.
+
+    rclpy's own handlers shut the context down under a node that is still publishing; with these,
+    the node goes through its lifecycle first, and a second Ctrl-C is no KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._ask)
+        # Whoever started the process may have held them back until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def __call__(self) -> bool:
+        """Whether the process was asked to stop."""
+        return self._asked
+
+    def ignore_more(self) -> None:
+        """Ignore signals from now on, as the last thing before the process ends.
+
+        Python takes its handlers away on its way out; one more signal then would kill the process
+        and make a clean stop look like a crash.
+        """
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _ask(self, _number: int, _frame: object) -> None:
+        self._asked = True
+
+
+def run(
+    name: str,
+    make: Callable[[StopRequest], ManagedNode],
+    parameters: Callable[[], Sequence[ParameterSpec]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run a node until SIGINT or SIGTERM, and return its exit status.
+
+    That is 0 when it was asked to stop, at whatever moment, and after `--help`; it is 2 when ROS
+    cannot read the arguments. What the node cannot do later it says in its log and in diagnostics.
+
+    Parameters
+    ----------
+    name
+        What the program is called.
+    make
+        Imports and makes the node.
+    parameters
+        Imports and returns the node's table.
+    argv
+        Command line with its program name; None for `sys.argv`.
+    """
+    stop = StopRequest()
+    words = list(sys.argv if argv is None else argv)
+    if {"-h", "--help"} & set(words[1:]):
+        print(usage(name, parameters()))  # noqa: T201 - asked for
+        return 0
+    abandoned = False
+    try:
+        abandoned = _run(make, words, stop)
+    except _CannotStart as error:
+        print(f"{name} cannot start: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
+        return CANNOT_START
+    finally:
+        stop.ignore_more()
+    if abandoned:
+        # Its thread is inside native code; Python's orderly exit would tear that down under it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
+
+
+def usage(name: str, parameters: Sequence[ParameterSpec]) -> str:
+    """Return what `--help` prints."""
+    lines = [
+        f"usage: {name} [--ros-args [-r NAME:=TOPIC] [-p PARAMETER:=VALUE] [--params-file FILE]]",
+        "",
+        "A ROS 2 lifecycle node. README.md lists its topics and services. Its parameters:",
+        "",
+    ]
+    for each in parameters:
+        default = str(each.default).lower() if isinstance(each.default, bool) else each.default
+        lines.append(f"  {each.name} (default: {default if default != '' else 'empty'})")
+        lines.append(f"      {each.description} Accepted: {each.accepted}.")
+    return "\n".join(lines)
+
+
+class _CannotStart(Exception):  # noqa: N818 - never leaves this file
+    pass
+
+
+def _run(
+    make: Callable[[StopRequest], ManagedNode],
+    words: Sequence[str],
+    stop: StopRequest,
+) -> bool:
+    """Do everything; return whether a thread of the node still runs."""
+    import rclpy
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    from magicfuse_ros.ros import dds
+
+    try:  # which costs least for one busy subscription
+        from rclpy.experimental.events_executor import EventsExecutor as Executor
+    except ImportError:  # before Kilted
+        Executor = SingleThreadedExecutor
+
+    if stop():
+        return False
+    told = dds.prepare(os.environ)
+    try:
+        rclpy.init(args=list(words), signal_handler_options=SignalHandlerOptions.NO)
+        node = make(stop)
+    except Exception as error:
+        rclpy.try_shutdown()
+        # rcl has no common type for bad arguments.
+        raise _CannotStart(" ".join(str(error).split())) from error
+    for text in told:
+        node.get_logger().warning(text)
+    executor = Executor()
+    executor.add_node(node)
+    try:
+        if not stop():
+            node.autostart()
+        # EventsExecutor.spin() does not return in rclpy 9.1; spin_once does.
+        with suppress(ExternalShutdownException):
+            while rclpy.ok() and not stop():
+                executor.spin_once(timeout_sec=0.1)
+    finally:
+        node.stop()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return node.abandoned
