@@ -56,6 +56,8 @@ class LazyEngine:
                 self._say(
                     "WARNING: the weights of this model are untrained, its results mean nothing"
                 )
+            if engine.steps_warning:
+                self._say(f"WARNING: {engine.steps_warning}")
             self._engine = engine
         return self._engine
 
