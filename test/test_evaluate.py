@@ -10,6 +10,7 @@ import torch
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
 
 from magicfuse_ros.cli import main
+from magicfuse_ros.commands.exit_status import FAILED
 from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
 from magicfuse_ros.evaluation.inference import Inference
@@ -251,7 +252,7 @@ def test_sheet_is_written(weights, data, cache, tmp_path):
 def test_wrong_arguments_end_in_one_clear_line(
     subject, more, message, weights, data, cache, capsys
 ):
-    assert evaluate(subject, weights, data, cache, *more) == 1
+    assert evaluate(subject, weights, data, cache, *more) == FAILED
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("magicfuse evaluate: ")
     assert message in line
@@ -259,9 +260,9 @@ def test_wrong_arguments_end_in_one_clear_line(
 
 def test_missing_data_and_model_are_named(weights, cache, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert evaluate("fusion", weights, tmp_path / "empty", cache) == 1
+    assert evaluate("fusion", weights, tmp_path / "empty", cache) == FAILED
     assert "holds no dataset" in capsys.readouterr().err
-    assert evaluate("fusion", tmp_path / "no" / "model", tmp_path, cache) == 1
+    assert evaluate("fusion", tmp_path / "no" / "model", tmp_path, cache) == FAILED
     assert str(tmp_path / "no" / "model") in capsys.readouterr().err
 
 
