@@ -2,7 +2,6 @@
 
 import contextlib
 import sqlite3
-import threading
 from pathlib import Path
 
 import cv2
@@ -13,16 +12,21 @@ from hypothesis import strategies as st
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
+from support.videos import UNEVEN, evenly, write_video
 
 from magicfuse_ros import cli
 from magicfuse_ros.bags import pictures
-from magicfuse_ros.bags.from_video import FrameSource, SourceError, image_files, write_bag
+from magicfuse_ros.bags.from_video import write_bag
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES, BagWriter
 from magicfuse_ros.commands import bag as bag_command
+from magicfuse_ros.commands.exit_status import StopRequest
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros import stamps
 from magicfuse_ros.ros.images.codec import decode_compressed, decode_image, encode_image
+from magicfuse_ros.sources.frame import SourceError
+from magicfuse_ros.sources.pictures import picture_files
+from magicfuse_ros.sources.source import open_source
 
 START_NS = 1_700_000_000_123_456_789
 
@@ -45,7 +49,7 @@ def picture_folder(folder, count, width=64, height=48):
 @pytest.fixture
 def magicfuse(capsys, monkeypatch):
     """`magicfuse bag …` in this process: exit status, stdout, stderr."""
-    monkeypatch.setattr(bag_command, "stop_on_signals", lambda **_: threading.Event())
+    monkeypatch.setattr(bag_command, "stop_on_signals", lambda **_: StopRequest())
 
     def run(*arguments):
         capsys.readouterr()
@@ -144,7 +148,7 @@ def test_a_stamp_outside_ros_time_and_a_message_without_header_are_refused():
 
 @pytest.mark.parametrize("storage", sorted(STORAGES))
 def test_raw_frames_come_back_exactly(tmp_path, storage):
-    source = FrameSource(picture_folder(tmp_path / "in", 12), fps=20.0)
+    source = open_source(picture_folder(tmp_path / "in", 12)).at_rate(20.0)
     count = write_bag(
         source,
         tmp_path / "bag",
@@ -165,7 +169,7 @@ def test_raw_frames_come_back_exactly(tmp_path, storage):
 
 
 def test_compressed_frames_come_back_close(tmp_path):
-    source = FrameSource(picture_folder(tmp_path / "in", 3))
+    source = open_source(picture_folder(tmp_path / "in", 3))
     write_bag(
         source, tmp_path / "bag", start_ns=START_NS, topic="/image/compressed", compressed=True
     )
@@ -180,28 +184,55 @@ def test_compressed_frames_come_back_close(tmp_path):
 
 def test_a_video_keeps_its_rate_and_another_rate_keeps_its_speed():
     video = sample_video()
-    source = FrameSource(video)
+    source = open_source(video)
     assert (source.rate, source.count) == (25.0, 250)
-    sizes = {frame.shape for frame in source}
+    sizes = {frame.rgb.shape for frame in source.frames()}
     assert sizes == {(272, 640, 3)}
-    slower = FrameSource(video, fps=10.0, size=(160, 68))
-    frames = list(slower)
-    assert (len(frames), slower.count, frames[0].shape) == (100, 100, (68, 160, 3))
-    faster = sum(1 for _ in FrameSource(video, fps=50.0, size=(32, 16)))
+    slower = source.at_rate(10.0).of_size((160, 68))
+    frames = list(slower.frames())
+    assert (len(frames), slower.count, frames[0].rgb.shape) == (100, 100, (68, 160, 3))
+    faster = sum(1 for _ in source.at_rate(50.0).frames())
     assert faster == 500
+
+
+def test_a_variable_frame_rate_keeps_its_times_in_the_bag(tmp_path):
+    video = write_video(tmp_path / "v.mp4", UNEVEN)
+    assert cli.main(["bag", "from-video", str(video), str(tmp_path / "bag")]) == 0
+    with BagReader(tmp_path / "bag") as bag:
+        messages = [
+            (message.time_ns, stamps.read_stamp(message.data)) for message in bag.messages()
+        ]
+    start_ns = messages[0][0]
+    assert [(time - start_ns) / 1e9 for time, _ in messages] == pytest.approx(UNEVEN, abs=1e-4)
+    assert all(time == stamp for time, stamp in messages)
+
+
+def test_a_video_that_is_cut_short_is_kept_as_far_as_it_goes_and_told(tmp_path, capsys):
+    video = write_video(tmp_path / "v.avi", evenly(30), codec="mjpeg")
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    assert cli.main(["bag", "from-video", str(video), str(tmp_path / "bag")]) == 1
+    assert "v.avi is cut short after" in capsys.readouterr().err
+    with BagReader(tmp_path / "bag") as bag:
+        assert 5 < bag.message_count < 20
 
 
 def test_images_are_taken_in_natural_order(tmp_path):
     for name in ("f10.png", "f2.png", "f1.PNG", "notes.txt", "a.jpg"):
         (tmp_path / name).touch()
-    assert [file.name for file in image_files(tmp_path)] == ["a.jpg", "f1.PNG", "f2.png", "f10.png"]
+    assert [file.name for file in picture_files(tmp_path)] == [
+        "a.jpg",
+        "f1.PNG",
+        "f2.png",
+        "f10.png",
+    ]
 
 
 def test_an_image_folder_may_mix_sizes(tmp_path):
     folder = picture_folder(tmp_path / "in", 1)
     cv2.imwrite(str(folder / "z.png"), np.zeros((10, 20, 3), np.uint8))
-    assert [frame.shape for frame in FrameSource(folder)] == [(48, 64, 3), (10, 20, 3)]
-    assert [frame.shape for frame in FrameSource(folder, size=(30, 40))] == [(40, 30, 3)] * 2
+    assert [frame.rgb.shape for frame in open_source(folder).frames()] == [(48, 64, 3), (10, 20, 3)]
+    scaled = open_source(folder).of_size((30, 40))
+    assert [frame.rgb.shape for frame in scaled.frames()] == [(40, 30, 3)] * 2
 
 
 # --- what cannot be read or written --------------------------------------------------------------
@@ -211,21 +242,21 @@ def test_an_image_folder_may_mix_sizes(tmp_path):
     ("make", "text"),
     [
         (lambda _path: None, "does not exist"),
-        (lambda path: path.mkdir(), "holds no images"),
-        (lambda path: path.write_bytes(b"no video" * 99), "not a readable video"),
+        (lambda path: path.mkdir(), "holds no pictures"),
+        (lambda path: path.write_bytes(b"no video" * 99), "cannot be read as a video"),
     ],
 )
 def test_an_unreadable_source_is_one_clear_error(tmp_path, make, text):
     make(tmp_path / "in")
     with pytest.raises(SourceError, match=text):
-        FrameSource(tmp_path / "in")
+        open_source(tmp_path / "in")
 
 
 def test_a_broken_image_leaves_no_bag(tmp_path):
     folder = picture_folder(tmp_path / "in", 2)
     (folder / "f9.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(SourceError, match=r"f9\.png is not a readable image"):
-        write_bag(FrameSource(folder), tmp_path / "bag", start_ns=START_NS)
+    with pytest.raises(SourceError, match=r"f9\.png is not a readable picture"):
+        write_bag(open_source(folder), tmp_path / "bag", start_ns=START_NS)
     assert not (tmp_path / "bag").exists()
 
 

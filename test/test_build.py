@@ -10,7 +10,7 @@ import pytest
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, save_few_step, stored
 
 from magicfuse_ros.cli import main
-from magicfuse_ros.model.stored import StoredModel
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.runtime import onnx_export
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.openvino import read_network
@@ -79,7 +79,7 @@ def test_build_without_openvino_says_so_in_one_line_and_eager_needs_nothing(fold
     ],
 )
 def test_build_says_in_a_line_what_it_cannot_do(arguments, complaint, capsys):
-    assert main(["build", *arguments]) == 1
+    assert main(["build", *arguments]) == 2
     assert complaint in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -89,7 +89,7 @@ def test_build_of_a_backend_that_fails_is_no_success(folder, tmp_path):
         "from magicfuse_ros.cli import main"
     )
     built = magicfuse("build", "--model", folder, program=broken, XDG_CACHE_HOME=str(tmp_path))
-    assert built.returncode == 1
+    assert built.returncode == 2
     assert "backend openvino on cpu fails (encoder in openvino differs from PyTorch" in built.stderr
     assert built.stderr.splitlines()[-1].startswith("magicfuse build: backend openvino on cpu fail")
 
@@ -99,7 +99,7 @@ def test_exported_files_give_what_pytorch_gives(folder, tmp_path):
     assert exported.returncode == 0, exported.stderr
     assert exported.stdout == f"5 files for 64x48 in {tmp_path / 'onnx'}\n"
     assert "torchvision" not in exported.stderr
-    parts = parts_of(StoredModel(folder), (48, 64), lambda tensor: tensor)
+    parts = parts_of(MagicFuse.from_pretrained(folder), (48, 64), lambda tensor: tensor)
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {f"{n}.onnx" for n in parts}
     for name, part in parts.items():
         path = tmp_path / "onnx" / f"{name}.onnx"
@@ -130,7 +130,7 @@ def test_an_export_that_is_wrong_is_not_kept(tmp_path, monkeypatch):
 def test_export_without_its_packages_says_what_to_install(folder, tmp_path):
     hidden = "import sys; sys.modules['onnxscript'] = None; from magicfuse_ros.cli import main"
     exported = magicfuse("export-onnx", tmp_path / "onnx", "--model", folder, program=hidden)
-    assert exported.returncode == 1
+    assert exported.returncode == 2
     assert exported.stderr == (
         "magicfuse export-onnx: onnxscript is not installed; "
         "run: pip install onnx onnxscript openvino\n"

@@ -37,10 +37,13 @@ def read_config(folder: Path) -> MagicFuseConfig:
         The folder or the file is missing or malformed, or a value in it is not accepted.
     """
     if not folder.is_dir():
-        raise CheckpointError(
-            f"there is no model folder {folder}; give a folder with {CONFIG_FILE} and "
-            "safetensors files"
-        )
+        advice = f"give a folder with {CONFIG_FILE} and safetensors files"
+        if folder.name == "paper":  # documented, but too large to ship
+            advice = (
+                "the authors' weights do not ship; download their four files and run: magicfuse "
+                "import-weights --ae ae.pth --ikr ikr.pth --ckg ckg.pth --mkf model.pth"
+            )
+        raise CheckpointError(f"there is no model folder {folder}; {advice}")
     path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
