@@ -27,6 +27,7 @@ from magicfuse_ros.runtime.contract import (
     FuseResult,
     Progress,
     UInt8,
+    check_frame,
 )
 from magicfuse_ros.runtime.heartbeat import NotesStop, heartbeat
 from magicfuse_ros.runtime.letterbox import (
@@ -215,7 +216,7 @@ class FuseEngine:
         ((48, 64), True)
         >>> engine.close()
         """
-        _check(frame, extras)
+        check_frame(frame, extras)
         size = (frame.shape[0], frame.shape[1])
         letterbox = Letterbox.fitting(size, self._resolution, self._config.multiple_of)
         networks, letterbox = self._networks_for(letterbox, self._progress, wait=wait)
@@ -436,14 +437,3 @@ def _labels(model: MagicFuse, override: str | None) -> LabelSet:
             f"each of these, in this order: {', '.join(model.labels.names())}"
         )
     return labels
-
-
-def _check(frame: UInt8, extras: frozenset[str]) -> None:
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
-        raise ValueError(
-            f"frame is {frame.dtype} of shape {frame.shape}; "
-            "accepted: uint8 of shape (H, W, 3), 1x1 or larger"
-        )
-    unknown = sorted(extras - set(EXTRAS))
-    if unknown:
-        raise ValueError(f"extras are {unknown}; accepted: {', '.join(EXTRAS)}")
