@@ -9,7 +9,6 @@ import pytest
 import torch
 from support.small_models import SMALL_FEW_STEP, save_few_step
 
-from magicfuse_ros.commands.fuse_files import open_source
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.resources import sample_video, user_cache
 from magicfuse_ros.runtime import backends
@@ -19,6 +18,7 @@ from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.openvino import OpenVinoBackend
 from magicfuse_ros.runtime.backends.prepare import part_key
 from magicfuse_ros.runtime.engine import EXTRAS, EngineError, EngineSettings, load_engine
+from magicfuse_ros.sources.source import open_source
 
 ALL = frozenset(EXTRAS)
 CPU = torch.device("cpu")
@@ -31,8 +31,8 @@ def ignore(text):
 @pytest.fixture(scope="module")
 def frames():
     """Frames of the sample video."""
-    pictures = open_source(sample_video()).pictures()
-    return [each.frame for each in itertools.islice(pictures, 0, 40, 20)]
+    pictures = open_source(sample_video()).frames()
+    return [each.rgb for each in itertools.islice(pictures, 0, 40, 20)]
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,22 @@
 """`magicfuse bag fuse` killed, stopped or out of room: the next run goes on, or says why not."""
 
 import fcntl
+import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 from support import fuse_bags
 from support.fuse_bags import (
-    NOOP,
     ROOT,
+    begun,
     command,
     contents,
     drive,
-    environment,
+    ended,
     spoil,
 )
 from support.noop_bag_fuse import Engine
@@ -61,22 +60,19 @@ def test_a_process_killed_three_times_whenever_ends_as_one_that_was_not(tmp_path
     kills, sizes = 0, [-1]
     account = partial_of(tmp_path / "out") / "account.json"
     while not (tmp_path / "out").exists():
-        process = subprocess.Popen(
-            [sys.executable, NOOP, source, tmp_path / "out"],
-            env=environment(NOOP_DELAY_S="0.02", SEGMENT_S="0.1"),
-            stderr=subprocess.DEVNULL,
-        )
+        with (tmp_path / "log").open("w") as log:
+            chosen = {"NOOP_DELAY_S": "0.01", "SEGMENT_S": "0.05"}
+            process = begun(source, tmp_path / "out", output=log, errors=log, **chosen)
         if kills < 3:
             while not account.exists() or account.stat().st_size <= sizes[-1]:
-                assert process.poll() is None
                 time.sleep(0.002)
-            time.sleep(dice.random() * 0.2)
-            process.kill()
+            time.sleep(dice.random() * 0.05)
+            os.kill(process, signal.SIGKILL)
+            assert ended(process) == -signal.SIGKILL
             sizes.append(account.stat().st_size)
             kills += 1
-            assert process.wait(600) == -signal.SIGKILL
         else:
-            assert process.wait(600) == 0
+            assert ended(process) == 0, (tmp_path / "log").read_text()
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -84,7 +80,7 @@ def test_a_process_killed_three_times_whenever_ends_as_one_that_was_not(tmp_path
 def test_a_signal_ends_the_run_after_the_frame_and_the_next_run_goes_on(tmp_path, point, done):
     source = drive(tmp_path / "in")
     stopped = command(source, tmp_path / "out", TERM_AT=point)
-    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.returncode == 143, stopped.stderr
     assert "the same command goes on" in stopped.stderr
     assert not (tmp_path / "out").exists()
     summary = fuse(source, tmp_path / "out")
@@ -110,7 +106,7 @@ def test_a_wish_to_stop_is_heard_while_the_model_loads(tmp_path):
 def begin(source, target, *arguments, frames=4):
     """A run that is stopped amid its frames, which keeps them."""
     stopped = command(source, target, *arguments, TERM_AT=f"fuse:{frames}")
-    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.returncode == 143, stopped.stderr
 
 
 def test_a_segment_that_was_lost_is_made_anew(tmp_path):

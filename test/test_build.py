@@ -79,7 +79,7 @@ def test_build_without_openvino_says_so_in_one_line_and_eager_needs_nothing(fold
     ],
 )
 def test_build_says_in_a_line_what_it_cannot_do(arguments, complaint, capsys):
-    assert main(["build", *arguments]) == 1
+    assert main(["build", *arguments]) == 2
     assert complaint in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -89,7 +89,7 @@ def test_build_of_a_backend_that_fails_is_no_success(folder, tmp_path):
         "from magicfuse_ros.cli import main"
     )
     built = magicfuse("build", "--model", folder, program=broken, XDG_CACHE_HOME=str(tmp_path))
-    assert built.returncode == 1
+    assert built.returncode == 2
     assert "backend openvino on cpu fails (encoder in openvino differs from PyTorch" in built.stderr
     assert built.stderr.splitlines()[-1].startswith("magicfuse build: backend openvino on cpu fail")
 
@@ -130,7 +130,7 @@ def test_an_export_that_is_wrong_is_not_kept(tmp_path, monkeypatch):
 def test_export_without_its_packages_says_what_to_install(folder, tmp_path):
     hidden = "import sys; sys.modules['onnxscript'] = None; from magicfuse_ros.cli import main"
     exported = magicfuse("export-onnx", tmp_path / "onnx", "--model", folder, program=hidden)
-    assert exported.returncode == 1
+    assert exported.returncode == 2
     assert exported.stderr == (
         "magicfuse export-onnx: onnxscript is not installed; "
         "run: pip install onnx onnxscript openvino\n"

@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 
 MODULES = (
+    "magicfuse_ros.bags.reader",
+    "magicfuse_ros.bags.writer",
     "magicfuse_ros.evaluation.metrics",
+    "magicfuse_ros.messages",
     "magicfuse_ros.model.magicfuse",
     "magicfuse_ros.model.sampler",
     "magicfuse_ros.ros.images.bit_depth",
     "magicfuse_ros.ros.images.codec",
     "magicfuse_ros.runtime.engine",
     "magicfuse_ros.sources.pictures",
+    "magicfuse_ros.sources.source",
+    "magicfuse_ros.sources.videos",
     "magicfuse_ros.training.datasets.layouts",
     "magicfuse_ros.training.degradation_mixes",
 )
@@ -23,7 +28,7 @@ MODULES = (
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[1])  # models are found by their paths in the project
+    monkeypatch.chdir(Path(__file__).parents[1])
     results = doctest.testmod(importlib.import_module(name))
 
     assert results.attempted > 0, "a module in the list has an example"

@@ -81,7 +81,7 @@ class Inference:
         step = self._sample(networks, planes, settings)
         fused = model.decoder(step.z0_fused)
         height, width = planes.shape[-2:]
-        own_size = Letterbox.fitting((height, width), (width, height), model.config.multiple_of)
+        letterbox = Letterbox.fitting((height, width), (width, height), model.config.multiple_of)
         probabilities = quantise(step.state[0].softmax(dim=0))
         enhanced, infrared = model.decoder(step.z0_psi), model.decoder(step.z0_phi)
         if variant == "late_fusion":
@@ -90,7 +90,7 @@ class Inference:
             magimg=_image(fused),
             enhanced=_image(enhanced),
             infrared=_image(infrared),
-            mask=classify(probabilities.cpu().numpy(), own_size)[0],
+            mask=classify(probabilities.cpu().numpy(), letterbox)[0],
             step=step,
         )
 

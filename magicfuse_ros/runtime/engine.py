@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.checkpoint import CheckpointError
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.labels import LabelSet, LabelSetError
@@ -168,7 +169,7 @@ class FuseEngine:
             except Exception as error:
                 if noting.stopped:
                     raise
-                failed, reason = self.backend_name, _one_line(error)
+                failed, reason = self.backend_name, one_line(error)
                 if not self._next_candidate():
                     raise EngineError(
                         f"backend {failed} fails and there is no other: {reason}"
@@ -419,7 +420,7 @@ def load_model(name: str) -> MagicFuse:
     try:
         return MagicFuse.from_pretrained(model_path(name))
     except (CheckpointError, ConfigError, LabelSetError, OSError) as error:
-        raise EngineError(f"model {name!r} cannot be loaded: {_one_line(error)}") from error
+        raise EngineError(f"model {name!r} cannot be loaded: {one_line(error)}") from error
 
 
 def _labels(model: MagicFuse, override: str | None) -> LabelSet:
@@ -428,7 +429,7 @@ def _labels(model: MagicFuse, override: str | None) -> LabelSet:
     try:
         labels = LabelSet.load(override)
     except LabelSetError as error:
-        raise EngineError(f"labels: {_one_line(error)}") from error
+        raise EngineError(f"labels: {one_line(error)}") from error
     if len(labels) != len(model.labels):
         raise EngineError(
             f"labels: set {labels.name!r} has {len(labels)} classes, but model "
@@ -436,7 +437,3 @@ def _labels(model: MagicFuse, override: str | None) -> LabelSet:
             f"each of these, in this order: {', '.join(model.labels.names())}"
         )
     return labels
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -95,6 +95,9 @@ class MkfStage(Stage):
         self._loss = loss
         self.trained_steps = (loss.steps or model.config.diffusion.steps,)
         self._thermal_ids = model.labels.thermal_ids()
+        self._settings = SamplerSettings.of(
+            model.config, self._thermal_ids, steps=loss.steps or None
+        )
         self._boxed_ids = [label.id for label in model.labels.labels if label.name in BOXED]
         self._other_ids = [label.id for label in model.labels.labels if label.name not in BOXED]
         weights = loss.class_weights or (1.0,) * len(model.labels)
@@ -111,12 +114,10 @@ class MkfStage(Stage):
     def _run(self, image: Tensor, generator: torch.Generator, *, to_end: bool) -> Step:
         """Sample down to a random stop step (lines 6-17), or to the end."""
         model = self._model
-        steps = self._loss.steps or None
-        settings = SamplerSettings.of(model.config, self._thermal_ids, steps=steps)
-        stop = len(settings.timesteps) - 1
+        stop = len(self._settings.timesteps) - 1
         if not to_end:
             stop = int(torch.randint(0, stop + 1, (1,), generator=generator))
-        settings = replace(settings, timesteps=settings.timesteps[: stop + 1])
+        settings = replace(self._settings, timesteps=self._settings.timesteps[: stop + 1])
         condition, noise = starting_point(model, image, generator)
         networks: Networks = Unaided(model) if self._loss.unaided else model
         streams = _Streams(networks, settings.timesteps[-1])

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from magicfuse_ros.evaluation.benchmark.engine_runs import Case
 from magicfuse_ros.evaluation.benchmark.machine import load, usage
+from magicfuse_ros.messages import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,7 @@ UNCOUNTED = 2
 NETWORK_STAGES = ("encode", "denoise", "fuse", "decode")
 """Stages of a frame in which networks run."""
 
-_MATMUL_SIDE, _MATMUL_S = 2048, 2.0
+_MATMUL_SIDE, _MATMUL_S = 2048, 1.0
 
 
 def survey(
@@ -73,7 +75,8 @@ def survey(
         peer = segformer_b0(len(labels))
     work = {}
     for width, height in dict.fromkeys((config.resolution, *map(tuple, resolutions))):
-        size = Letterbox.fitting((height, width), (width, height), config.multiple_of).padded
+        camera = Case("auto", 1, (width, height)).camera
+        size = Letterbox.fitting(camera[::-1], (width, height), config.multiple_of).padded
         one, two = (frame_gflop(network, size, steps) for steps in (1, 2))
         image = torch.empty((1, 3, *size), device="meta")
         work[f"{width}x{height}"] = {
@@ -340,7 +343,7 @@ def main(argv: list[str]) -> int:
         answer = JOBS[name](**job)
     except Exception as error:  # noqa: BLE001 - a backend may raise anything; the row says it
         traceback.print_exc()
-        answer = {"error": " ".join(str(error).split()) or type(error).__name__}
+        answer = {"error": one_line(error)}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
     return 0
