@@ -27,6 +27,7 @@ from support.fuse_bags import (
 from support.noop_node import FAIL, NoopEngine
 from support.system import FuseNodeProcess, Listener, random_domain
 
+from magicfuse_ros import cli
 from magicfuse_ros.bags.fuse_plan import OUTPUTS, node_names
 from magicfuse_ros.bags.fuse_segments import partial_of
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
@@ -144,6 +145,26 @@ def test_with_input_the_pictures_are_beside_their_results(tmp_path):
         fuse(source, tmp_path / "out", options(seed=None))
 
 
+def test_pictures_of_12_bits_are_told_and_come_out_bright_when_asked_for(tmp_path):
+    said = []
+    with BagWriter(tmp_path / "in") as bag:
+        bag.add_topic(Topic("/image", IMAGE))
+        for index in range(40):
+            message = Image(height=4, width=4, encoding="mono16", step=8)
+            message.data = (4095).to_bytes(2, "little") * 16
+            bag.write("/image", START_NS + index, serialize_message(message))
+    chosen = options(outputs=("magimg",), topics=("/image",))
+    fuse(tmp_path / "in", tmp_path / "dark", chosen, say=said.append)
+    assert sum("/image may come out too dark" in text for text in said) == 1
+    chosen = options(outputs=("magimg",), topics=("/image",), input_bits=12)
+    fuse(tmp_path / "in", tmp_path / "bright", chosen)
+    brightest = [
+        max(deserialize_message(by_topic(tmp_path / name)["/fuse_node/magimg"][0][1], Image).data)
+        for name in ("dark", "bright")
+    ]
+    assert brightest == [16, 255]
+
+
 def test_outputs_topics_and_their_order_are_the_askers(tmp_path):
     source = drive(tmp_path / "in", frames=2)
     chosen = options(
@@ -238,6 +259,25 @@ def test_a_frame_that_cannot_be_fused_is_counted_told_and_left_out(tmp_path):
     assert (again.already, again.fused, again.left_out) == (True, 15, 5)
 
 
+def test_a_broken_first_image_is_one_frame_less_and_the_bag_is_described(tmp_path, capsys):
+    def broken(topic, index, data):
+        return b"\0\1\0\0" if index == 0 and "image" in topic else data
+
+    source = drive(tmp_path / "in", frames=3, spoil=broken)
+    summary = fuse(source, tmp_path / "out")
+    assert (summary.fused, summary.reasons) == (4, (("undecodable", 2),))
+    assert cli.main(["bag", "info", str(source)]) == 0
+    described = capsys.readouterr().out
+    assert "32x24 rgb8" in described
+    assert "/depth/image" in described
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BagError, match=r"cannot write .*out\.partial: Not a directory"):
+        fuse(drive(tmp_path / "in", frames=1), tmp_path / "file" / "out", factory=None)
+
+
 @pytest.mark.parametrize("with_input", [False, True])
 def test_an_engine_that_fails_ends_the_run_and_nothing_is_lost(tmp_path, with_input):
     def failing(topic, index, data):
@@ -274,6 +314,7 @@ def test_an_engine_that_fails_ends_the_run_and_nothing_is_lost(tmp_path, with_in
         (["{}/in", "{}/out", "--outputs", "smell"], "accepted: magimg, "),
         (["{}/in", "{}/out", "--storage", "tape"], "mcap, sqlite3"),
         (["{}/in", "{}/out", "--jpeg-quality", "0"], "jpeg_quality is 0"),
+        (["{}/in", "{}/out", "--input-bits", "7"], "7 bits: accepted are 8 to 16"),
         (["{}/in", "{}/out", "--id-map", "person"], "name:id"),
         (["{}/in", "{}/out", "--id-map", "dragon:3"], "'dragon' is not in the label set"),
         (["{}/in", "{}/out", "--steps", "-1"], "steps is -1"),

@@ -1,23 +1,22 @@
 """`magicfuse bag fuse` killed, stopped or out of room: the next run goes on, or says why not."""
 
 import fcntl
+import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 from support import fuse_bags
 from support.fuse_bags import (
-    NOOP,
     ROOT,
+    begun,
     command,
     contents,
     drive,
-    environment,
+    ended,
     spoil,
 )
 from support.noop_bag_fuse import Engine
@@ -61,22 +60,19 @@ def test_a_process_killed_three_times_whenever_ends_as_one_that_was_not(tmp_path
     kills, sizes = 0, [-1]
     account = partial_of(tmp_path / "out") / "account.json"
     while not (tmp_path / "out").exists():
-        process = subprocess.Popen(
-            [sys.executable, NOOP, source, tmp_path / "out"],
-            env=environment(NOOP_DELAY_S="0.02", SEGMENT_S="0.1"),
-            stderr=subprocess.DEVNULL,
-        )
+        with (tmp_path / "log").open("w") as log:
+            chosen = {"NOOP_DELAY_S": "0.01", "SEGMENT_S": "0.05"}
+            process = begun(source, tmp_path / "out", output=log, errors=log, **chosen)
         if kills < 3:
             while not account.exists() or account.stat().st_size <= sizes[-1]:
-                assert process.poll() is None
                 time.sleep(0.002)
-            time.sleep(dice.random() * 0.2)
-            process.kill()
+            time.sleep(dice.random() * 0.05)
+            os.kill(process, signal.SIGKILL)
+            assert ended(process) == -signal.SIGKILL
             sizes.append(account.stat().st_size)
             kills += 1
-            assert process.wait(600) == -signal.SIGKILL
         else:
-            assert process.wait(600) == 0
+            assert ended(process) == 0, (tmp_path / "log").read_text()
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 

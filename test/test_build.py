@@ -10,7 +10,7 @@ import pytest
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, save_few_step, stored
 
 from magicfuse_ros.cli import main
-from magicfuse_ros.model.stored import StoredModel
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.runtime import onnx_export
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.openvino import read_network
@@ -115,7 +115,7 @@ def test_exported_files_give_what_pytorch_gives(folder, tmp_path, magicfuse):
     assert status == 2
     assert f"{tmp_path}/onnx/encoder.onnx exists; give another FOLDER, or --overwrite" in err
     assert (tmp_path / "onnx" / "psi.onnx").read_bytes() == before
-    parts = parts_of(StoredModel(folder), (48, 64), lambda tensor: tensor)
+    parts = parts_of(MagicFuse.from_pretrained(folder), (48, 64), lambda tensor: tensor)
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {f"{n}.onnx" for n in parts}
     for name, part in parts.items():
         path = tmp_path / "onnx" / f"{name}.onnx"

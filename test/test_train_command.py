@@ -17,6 +17,7 @@ from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER, SIZES
+from magicfuse_ros.training import train_stage
 from magicfuse_ros.training.recipe import STAGES, read_recipe, recipe_files
 
 CONFIGS = ROOT / "config" / "training"
@@ -74,7 +75,8 @@ def tensors(path):
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
 
 
-def test_all_trains_every_stage_in_order(tmp_path, train):
+def test_all_trains_every_stage_in_order(tmp_path, train, monkeypatch):
+    monkeypatch.setattr(train_stage, "_LINEAR_SAMPLES", 20)
     for stage in STAGES:
         write_recipe(tmp_path, stage, loop={"steps": 2})
     # Ψ learns on small pictures first, and on whole scenes last.

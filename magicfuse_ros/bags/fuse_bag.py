@@ -110,7 +110,7 @@ def fuse_bag(
         finished = left_out_of_finished(target, plan.identity)
         if finished is not None:
             return Summary(fused=plan.frames - finished, left_out=finished, already=True)
-        for note in plan.notes:
+        for note in (*bag.remarks, *plan.notes):
             say(note)
         try:
             with Workspace(target) as space:
@@ -141,6 +141,7 @@ class _Work:
         self._infos = CameraInfos(bag, plan.cameras)
         self._reasons: Counter[str] = Counter()
         self._done = self._resumed = 0
+        self._hinted: set[str] = set()
 
     def run(self, engine: LazyEngine) -> Summary:
         """Make every segment that is not there yet, and the output of them all."""
@@ -174,16 +175,16 @@ class _Work:
         BagError
             The input holds something else there.
         """
-        digest = _Digest()
+        digest = _digest()
         last = ""
         for _ in range(segment.messages):
             message = next(messages, None)
             if message is None:
                 break
-            digest.add(message)
+            _add(digest, message)
             self._infos.hear(message)
             last = f"{message.received_ns / 1e9:.9f}"
-        if digest.text != segment.digest:
+        if digest.hexdigest() != segment.digest:
             raise BagError(
                 f"bag {self._bag.path} is not the one that this output was begun with: its "
                 f"messages up to {last} have changed; remove the folder {self._space.path} to "
@@ -203,18 +204,18 @@ class _Work:
     ) -> BagMessage | None:
         """Write the next segment from `first` on; return the message behind it."""
         writer = self._writer()
-        digest, count, done, before = _Digest(), 0, self._done, Counter(self._reasons)
+        digest, count, done, before = _digest(), 0, self._done, Counter(self._reasons)
 
         def keep() -> None:
             reasons = dict(self._reasons - before)
-            self._space.keep(writer, Segment(count, digest.text, self._done - done, reasons))
+            self._space.keep(writer, Segment(count, digest.hexdigest(), self._done - done, reasons))
 
         end = time.monotonic() + SEGMENT_S
         message = first
         try:
             while message is not None and (count == 0 or time.monotonic() < end):
                 self._add(writer, fuser, message)
-                digest.add(message)
+                _add(digest, message)
                 count += 1
                 message = next(messages, None)
             keep()
@@ -251,6 +252,10 @@ class _Work:
             return
         for name, data in fused.outputs.items():
             writer.write(f"{camera.node}/{name}", message.received_ns, data)
+        hint = fuser.hints.get(message.topic.name)
+        if hint and message.topic.name not in self._hinted:
+            self._hinted.add(message.topic.name)
+            self._say(f"{message.topic.name} may come out too dark: {hint}")
         if fused.reason:
             self._tell(message, fused)
             self._reasons[fused.reason] += 1
@@ -280,21 +285,16 @@ class _Work:
             )
 
 
-class _Digest:
-    """Tells these messages of the input from any others."""
+def _digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
 
-    def __init__(self) -> None:
-        self._digest = hashlib.blake2b(digest_size=16)
 
-    def add(self, message: BagMessage) -> None:
-        name = message.topic.name.encode()
-        self._digest.update(struct.pack("<IqQ", len(name), message.received_ns, len(message.data)))
-        self._digest.update(name)
-        self._digest.update(message.data)
-
-    @property
-    def text(self) -> str:
-        return self._digest.hexdigest()
+def _add(digest: hashlib.blake2b, message: BagMessage) -> None:
+    """Let a digest tell this message of the input from any other."""
+    name = message.topic.name.encode()
+    digest.update(struct.pack("<IqQ", len(name), message.received_ns, len(message.data)))
+    digest.update(name)
+    digest.update(message.data)
 
 
 def _speed(done: int, left: int, started: float) -> str:

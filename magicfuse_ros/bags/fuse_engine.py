@@ -41,23 +41,25 @@ class LazyEngine:
     def get(self) -> Engine:
         """Return the engine, warmed up: from here on it does not change its backend."""
         if self._engine is None:
-            factory = self._factory
-            if factory is None:
-                from magicfuse_ros.runtime.engine import load_engine
-
-                factory = load_engine
-            engine = factory(self.settings, self._progress)
-            try:
-                engine.warm_up(self._progress)
-            except BaseException:
-                engine.close()
-                raise
-            if not engine.trained:
-                self._say(
-                    "WARNING: the weights of this model are untrained, its results mean nothing"
-                )
-            self._engine = engine
+            self._engine = self._load()
         return self._engine
+
+    def _load(self) -> Engine:
+        if self._factory is None:
+            from magicfuse_ros.runtime.engine import load_engine
+
+            self._factory = load_engine
+        engine = self._factory(self.settings, self._progress)
+        try:
+            engine.warm_up(self._progress)
+        except BaseException:
+            engine.close()
+            raise
+        if not engine.trained:
+            self._say("WARNING: the weights of this model are untrained, its results mean nothing")
+        if engine.steps_warning:
+            self._say(f"WARNING: {engine.steps_warning}")
+        return engine
 
     def close(self) -> None:
         """Give the engine back."""

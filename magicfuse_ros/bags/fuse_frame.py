@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from magicfuse_ros.bags.reader import BagMessage, BagReader
 from magicfuse_ros.bags.writer import canonical
 from magicfuse_ros.ros import ledger, outputs
 from magicfuse_ros.ros.cdr import deserialize
+from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.codec import (
     ImageError,
     decode_compressed,
@@ -97,6 +99,7 @@ class FrameFuser:
         self._engine, self._options = engine, options
         self._table = IdMap.parse(options.id_map).table(engine.labels.names())
         self._extras = frozenset(EXTRAS) & frozenset(options.outputs)
+        self._depths: dict[str, BitDepth] = defaultdict(lambda: BitDepth(options.input_bits))
 
     def fuse(self, message: BagMessage, info: CameraInfo | None) -> Fused:
         """Fuse one image message; of one that cannot be fused the result says why.
@@ -106,7 +109,8 @@ class FrameFuser:
         is_compressed = message.topic.type == COMPRESSED_TYPE
         try:
             image = deserialize(message.data, CompressedImage if is_compressed else Image)
-            frame = decode_compressed(image) if is_compressed else decode_image(image)
+            decode = decode_compressed if is_compressed else decode_image
+            frame = decode(image, self._depths[message.topic.name])
         except ImageError as error:
             return Fused(reason=error.reason, text=str(error))
         except Exception as error:  # noqa: BLE001 - a bag can hold what nobody thought of
@@ -125,6 +129,11 @@ class FrameFuser:
                 for name, made in messages.items()
             }
         )
+
+    @property
+    def hints(self) -> dict[str, str]:
+        """Which option the pictures of a topic seem to ask for, in words."""
+        return {name: depth.hint() for name, depth in self._depths.items() if depth.hint()}
 
     def _messages(self, result: FuseResult, header: Any, info: CameraInfo | None) -> dict[str, Any]:
         """Return the wanted messages by output name; each carries the image's own header."""

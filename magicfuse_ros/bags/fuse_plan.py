@@ -20,6 +20,7 @@ from magicfuse_ros.bags.pictures import COMPRESSED_TYPE, IMAGE_TYPE, describe_to
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES
 from magicfuse_ros.resources import model_path
+from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.node.id_map import IdMap
 from magicfuse_ros.ros.node.parameters import SPECS
 from magicfuse_ros.runtime.contract import EngineSettings
@@ -72,8 +73,9 @@ class FuseOptions:
         ``mcap`` or ``sqlite3``; None takes the input's.
     with_input
         Copy the image messages that are fused too, so that input and results are in one bag.
-    jpeg_quality, id_map, min_confidence
-        The node's parameters `jpeg_quality`, `semantic.id_map` and `semantic.min_confidence`.
+    input_bits, jpeg_quality, id_map, min_confidence
+        The node's parameters `input_bits`, `jpeg_quality`, `semantic.id_map` and
+        `semantic.min_confidence`.
 
     Raises
     ------
@@ -86,6 +88,7 @@ class FuseOptions:
     outputs: tuple[str, ...] = DEFAULT_OUTPUTS
     storage: str | None = None
     with_input: bool = False
+    input_bits: int = SPECS["input_bits"].default  # type: ignore[assignment]
     jpeg_quality: int = SPECS["jpeg_quality"].default  # type: ignore[assignment]
     id_map: str = SPECS["semantic.id_map"].default  # type: ignore[assignment]
     min_confidence: float = SPECS["semantic.min_confidence"].default  # type: ignore[assignment]
@@ -94,6 +97,7 @@ class FuseOptions:
         if self.engine.parallel == "auto":
             engine = dataclasses.replace(self.engine, parallel="off")
             object.__setattr__(self, "engine", engine)
+        BitDepth(self.input_bits)
         SPECS["jpeg_quality"].check(self.jpeg_quality)
         SPECS["semantic.min_confidence"].check(self.min_confidence)
         IdMap.parse(self.id_map)
@@ -292,6 +296,7 @@ def _identity(bag: BagReader, options: FuseOptions, cameras: list[str]) -> Ident
         "with_input": options.with_input,
         "outputs": [name for name in OUTPUTS if name in options.outputs],
         "storage": options.storage or bag.storage,
+        "input_bits": options.input_bits,
         "jpeg_quality": options.jpeg_quality,
         "id_map": options.id_map,
         "min_confidence": options.min_confidence,

@@ -22,7 +22,7 @@ import yaml
 
 from magicfuse_ros.bags.bag_files import SUFFIXES, BagFiles
 from magicfuse_ros.bags.fuse_plan import Identity, differences
-from magicfuse_ros.bags.lasting_storage import sync
+from magicfuse_ros.bags.lasting_storage import Reserve, sync
 from magicfuse_ros.bags.reader import BagError, BagReader
 from magicfuse_ros.bags.writer import BagWriter
 
@@ -30,7 +30,7 @@ NOTE = "magicfuse_bag_fuse"
 """Name of the note in the finished bag that holds what it was made from."""
 
 _LOCK, _ACCOUNT, _NEW, _ASIDE = "lock", "account.json", "account.new", "segment"
-_METADATA = "metadata.yaml"
+_METADATA, _SAMPLE = "metadata.yaml", "topics.yaml"
 
 
 class BusyError(BagError):
@@ -138,7 +138,7 @@ class Workspace:
         file = next(file for file in writer.path.iterdir() if file.suffix in SUFFIXES)
         place = self._joined / f"{self.target.name}_{len(self.segments)}{file.suffix}"
         file.rename(place)
-        (writer.path / _METADATA).replace(self.path / _METADATA)  # the topics, alike in all
+        (writer.path / _METADATA).replace(self.path / _SAMPLE)  # the topics, alike in all
         sync(self._joined)
         self.segments.append(replace(segment, size=place.stat().st_size))
         account = {"identity": self._begun, "segments": [asdict(each) for each in self.segments]}
@@ -156,7 +156,7 @@ class Workspace:
                 file.unlink()
         left_out = sum(sum(segment.reasons.values()) for segment in self.segments)
         note = json.dumps({"identity": self._begun, "left_out": left_out})
-        sample = (self.path / _METADATA).read_text(encoding="utf-8")
+        sample = (self.path / _SAMPLE).read_text(encoding="utf-8")
         metadata = _metadata(self._joined, sample, note)
         (self._joined / _METADATA).write_text(metadata, encoding="utf-8")
         sync(self._joined)
@@ -168,9 +168,10 @@ class Workspace:
     def _locked(self) -> int:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            Reserve(self.path).release()  # before a model is loaded for nothing
             lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise BagError(f"cannot make {self.path}: {error.strerror}") from error
+            raise BagError(f"cannot write {self.path}: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process loses it
             # Who held it may have finished the bag and removed the folder since it was opened.
@@ -209,7 +210,7 @@ def clear(target: Path) -> None:
     for name in (target.name, _ASIDE):
         shutil.rmtree(folder / name, ignore_errors=True)
     with suppress(OSError):  # what stays goes with the next run
-        for name in (_ACCOUNT, _NEW, _METADATA, _LOCK):
+        for name in (_ACCOUNT, _NEW, _SAMPLE, _LOCK):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
 

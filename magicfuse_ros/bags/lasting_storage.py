@@ -92,11 +92,11 @@ class LastingMcap(McapWriter):
         """
         if drop:
             for number, messages in self.chunk.msgs.items():
-                counts[number] -= len(messages)
                 self.channel_stats[number] -= len(messages)
             self.chunk.bio.seek(0)
             self.chunk.bio.truncate()
             self.chunk.msgs.clear()
+        counts.update(self.channel_stats)  # rosbags did not count the message that failed
 
     def abort(self) -> None:
         """Release the file; its whole chunks stay."""

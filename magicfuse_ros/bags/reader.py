@@ -82,7 +82,10 @@ def is_bag(path: Path) -> bool:
 
 @final
 class BagReader:
-    """Reads a bag; a context manager.
+    r"""Reads a bag; a context manager.
+
+    Whatever can be read is: a bag whose ``metadata.yaml`` is missing or says otherwise than its
+    files, one whose recorder was killed, a split or a compressed one.
 
     Attributes
     ----------
@@ -103,6 +106,21 @@ class BagReader:
     ------
     BagError
         The bag is missing, damaged, or of another format.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from magicfuse_ros.bags.writer import BagWriter
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name) / "talk"
+    >>> with BagWriter(path) as bag:
+    ...     bag.add_topic(Topic("/chatter", "std_msgs/msg/String"))
+    ...     for second in range(3):
+    ...         bag.write("/chatter", second * 10**9, b"\0\1\0\0\3\0\0\0hi\0")
+    >>> with BagReader(path) as bag:
+    ...     [message.received_ns for message in bag.messages(["/chatter"])]
+    [0, 1000000000, 2000000000]
+    >>> folder.cleanup()
     """
 
     def __init__(self, path: Path) -> None:

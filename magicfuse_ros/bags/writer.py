@@ -202,7 +202,7 @@ class BagWriter:
         Raises
         ------
         BagError
-            There is no room even so, or the disk fails. What is on it stays, and can be read.
+            There is no room even so, or the disk fails. What is on it stays and can be read.
         """
         if self._writer.storage is None:
             return
@@ -214,6 +214,7 @@ class BagWriter:
                 except (OSError, sqlite3.Error):
                     self._failed = True
                     self._finish(drop=True)
+                    raise  # closed, but without the last messages
                 sync(self.path)
         finally:
             self._release()

@@ -243,7 +243,7 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _node(name: str) -> Iterator[tuple[Context, Node]]:
-    """Run a ROS node on the shipped DDS profile, with signals left to us."""
+    """Run a ROS node, with signals left to us."""
     import rclpy
     from rclpy.context import Context
     from rclpy.node import Node

@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, help="CPU threads (default: all cores; with --ray, 1 a bag)"
     )
+    parser.add_argument("--input-bits", type=int, help="used of a 16-bit picture, as the node's")
     parser.add_argument("--jpeg-quality", type=int, help="of magimg/compressed (default: 85)")
     parser.add_argument("--id-map", help="ids of the mask: 'person:6, car:7, *:0'")
     parser.add_argument(
@@ -114,7 +115,9 @@ def _options(args: argparse.Namespace) -> FuseOptions:
     def given(*names: str) -> dict[str, object]:
         return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
-    chosen = given("storage", "with_input", "jpeg_quality", "id_map", "min_confidence")
+    chosen = given(
+        "storage", "with_input", "input_bits", "jpeg_quality", "id_map", "min_confidence"
+    )
     if args.topics is not None:
         chosen["topics"] = tuple(args.topics)
     if args.outputs is not None:

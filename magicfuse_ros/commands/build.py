@@ -20,7 +20,8 @@ _DETAILS = """
 What is compiled is kept in $XDG_CACHE_HOME/magicfuse/artifacts, or ~/.cache/magicfuse/artifacts,
 where the node and the other commands of the same user find it. Everything it depends on is in its
 key: weights, input size, versions, and the GPU. A second run checks what is there and compiles
-nothing.
+nothing. Beyond 10,000 MB, or the megabytes in the environment variable MAGICFUSE_CACHE_MB, what was
+unused for longest is removed, but nothing that a running process uses.
 
 """
 

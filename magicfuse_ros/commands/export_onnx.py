@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Export; returns 0 when complete, 2 with a message on error."""
     from magicfuse_ros.runtime.contract import EngineError, EngineSettings
     from magicfuse_ros.runtime.engine import load_model
-    from magicfuse_ros.runtime.letterbox import fit
+    from magicfuse_ros.runtime.letterbox import Letterbox
     from magicfuse_ros.runtime.onnx_export import export_onnx
     from magicfuse_ros.runtime.parts import INPUTS
     from magicfuse_ros.whole_files import check_writable
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         model = load_model(args.model or EngineSettings.model)
         resolution = args.resolution or model.config.resolution
         width, height = args.camera or resolution
-        size = fit((height, width), resolution, model.config.multiple_of).padded
+        size = Letterbox.fitting((height, width), resolution, model.config.multiple_of).padded
         files = export_onnx(model, size, args.folder, _say)
     except (EngineError, OSError) as error:
         print(f"magicfuse export-onnx: {error}", file=sys.stderr)

@@ -25,7 +25,6 @@ from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
 from magicfuse_ros.runtime.contract import EngineSettings
 
 ROOT = Path(__file__).parents[2]
-NOOP = ROOT / "test" / "support" / "noop_bag_fuse.py"
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
 START_NS = 1_700_000_000_123_456_789
@@ -119,25 +118,35 @@ def environment(**extra):
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | extra
 
 
+def begun(*arguments, output, errors, **variables):
+    """Begin `magicfuse bag fuse` of noop_bag_fuse.py in a forked process; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    status = 99
+    try:
+        os.environ.update(variables)
+        os.dup2(output.fileno(), 1)
+        os.dup2(errors.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+        noop_bag_fuse.arm()
+        status = cli.main(["bag", "fuse", *map(str, arguments)])
+        sys.stdout.flush()
+    except BaseException:  # noqa: BLE001 - told as a process of its own would
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def ended(process):
+    """Wait for a process's exit status; a kill gives a negative one."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
 def command(*arguments, **variables):
-    """`magicfuse bag fuse` of noop_bag_fuse.py in a forked process; a kill is a negative status."""
+    """Run `begun` to its end."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        process = os.fork()
-        if process == 0:
-            os.environ.update(variables)
-            os.dup2(output.fileno(), 1)
-            os.dup2(errors.fileno(), 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-            status = 99
-            try:
-                noop_bag_fuse.arm()
-                status = cli.main(["bag", "fuse", *map(str, arguments)])
-                sys.stdout.flush()
-            except BaseException:  # noqa: BLE001 - told as a process of its own would
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        status = ended(begun(*arguments, output=output, errors=errors, **variables))
         for file in (output, errors):
             file.seek(0)
         return subprocess.CompletedProcess(arguments, status, output.read(), errors.read())

@@ -5,7 +5,8 @@ KILL_AT=POINT:N ends the process like a power cut (SIGKILL) when POINT is reache
 be put in place, `account` it is there but not accounted for, `finish` the output is about to be put
 in place, `cleanup` it is there, and the working folder too. TERM_AT does the same with SIGTERM.
 SEGMENT_S is how long a segment takes. BACKEND names what the engine says it runs on.
-No file may get longer than FILE_BYTES, as on a disk that is full: the kernel refuses the rest.
+From the first frame on no file may get longer than FILE_BYTES, as on a disk that is full: the
+kernel refuses the rest.
 """
 
 import os
@@ -30,6 +31,9 @@ class Engine(NoopEngine):
 
     def fuse(self, frame, extras=frozenset()):
         reached("fuse")
+        if "FILE_BYTES" in os.environ:
+            limit = int(os.environ["FILE_BYTES"]), resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         result = super().fuse(frame, extras)
         magimg = frame[::-1].copy()
         magimg[SEED_ROW] = (self.settings.seed or 0) % 256
@@ -74,9 +78,6 @@ def arm():
     fuse_engine.LazyEngine.__init__ = lambda self, settings, stop, say: make(
         self, settings, stop, say, Engine
     )
-    if "FILE_BYTES" in os.environ:
-        limit = int(os.environ["FILE_BYTES"])
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from magicfuse_ros.ros import diagnostics, outputs
 from magicfuse_ros.ros.managed_node import SUCCESS, ManagedNode
 from magicfuse_ros.ros.node.intake import Intake
-from magicfuse_ros.ros.node.parameters import PARAMETERS, SPECS, Settings
+from magicfuse_ros.ros.node.parameters import PARAMETERS, SPECS, Settings, ids_of, read_id_map
 from magicfuse_ros.ros.node.session import EngineFactory, Session
 from magicfuse_ros.ros.parameter_table import ParameterError, ParameterTable
 from magicfuse_ros.runtime.contract import Engine
@@ -123,8 +123,12 @@ class FuseNode(ManagedNode):
 
     def _refuse(self, names: set[str], values: Mapping[str, object]) -> str:
         reason = self._why_not_now({name for name in names if not SPECS[name].live})
-        if not reason and self._session is not None and self._session.labels is not None:
-            Settings.from_values(values).ids(self._session.labels.names())
+        if not reason and self._state == "active":
+            Settings.from_values(values)  # the rules between them too; before, configure tells
+        if not reason and "semantic.id_map" in names:
+            id_map = read_id_map(str(values["semantic.id_map"]))
+            if self._session is not None and self._session.labels is not None:
+                ids_of(id_map, self._session.labels.names())
         return reason
 
     def _adopt(self) -> None:

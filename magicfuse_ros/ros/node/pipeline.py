@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from rclpy.clock import Clock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
-from magicfuse_ros.ros import ledger
+from magicfuse_ros.ros import dds, ledger
 from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.codec import ImageError, decode_compressed, decode_image
 from magicfuse_ros.ros.ledger import Ledger, Throttle
@@ -117,7 +118,8 @@ class Pipeline:
                 camera_info=self._camera_info(),
             )
         except Exception as error:  # noqa: BLE001 - one result that cannot be sent must not stop the node
-            self._count(ledger.PUBLISH_ERROR, f"{type(error).__name__}: {error}")
+            causes = f"{type(error).__name__}: {error}", dds.shared_memory_warning()
+            self._count(ledger.PUBLISH_ERROR, "; ".join(filter(None, causes)))
             return
         self._account.published()
         times["publish"] = _since_ms(started)
@@ -139,12 +141,18 @@ class Pipeline:
             self._applied = engine, settings.sampling
         self._failures, self._proven, self.refused = 0, settings.sampling, ""
 
-    def update(self, engine: Engine) -> None:
-        """Give an engine the sampling parameters in force, if it has others."""
+    def hurry(self, engine: Engine) -> None:
+        """End a frame of many steps soon: nobody will see it."""
+        with self._update_lock, suppress(Exception):
+            self._applied = None  # the next frame gets what is in force
+            engine.update(**(self.settings.sampling | {"steps": 1}))
+
+    def update(self, engine: Engine) -> bool:
+        """Give an engine the sampling parameters in force; returns whether it had others."""
         with self._update_lock:
             wanted = self.settings.sampling
             if self._applied == (engine, wanted):
-                return
+                return False
             self._applied = engine, wanted
             try:
                 engine.update(**wanted)
@@ -153,6 +161,7 @@ class Pipeline:
                 self._log.error(f"{self.refused[0].upper()}{self.refused[1:]}")
             else:
                 self.refused, self._failures = "", 0
+            return True
 
     def degrade(self, text: str) -> None:
         """Say that the node runs worse than configured, and why."""

@@ -91,7 +91,7 @@ class Session:
             log=node.get_logger(),
         )
         self._hung: list[EngineWorker] = []
-        self._ever_hung = False
+        self._ever_hung = self._hangs = False
         self._attempts, self._next_attempt_at = 0, math.inf
         self.worker = self._make_worker(None)
 
@@ -149,8 +149,8 @@ class Session:
         """Take live parameters over; an engine that is gone is loaded again with them at once."""
         self.pipeline.settings = settings
         if self.worker.engine is not None:
-            self.pipeline.update(self.worker.engine)
-            self.worker.begin_anew()
+            if self.pipeline.update(self.worker.engine):
+                self.worker.begin_anew()
         elif self.worker.error is not None:
             self._load_again()
 
@@ -203,14 +203,16 @@ class Session:
     def pause(self) -> None:
         """See the frame under way to its end; nothing is published afterwards."""
         self.pipeline.active = False
-        self.worker.wait_idle(_STOP_TIMEOUT_S)
+        if self.worker.engine is not None and self.worker.busy_s:
+            self.pipeline.hurry(self.worker.engine)
+        self._hangs = not self.worker.wait_idle(_STOP_TIMEOUT_S)
         self.pipeline.begin()
 
     def close(self) -> bool:
         """Close the engine and the outputs; False if the engine does not come back in time."""
         for worker in self._hung:
             worker.stop(0.0)
-        closed = self.worker.stop(_STOP_TIMEOUT_S)
+        closed = self.worker.stop(0.0 if self._hangs else _STOP_TIMEOUT_S)
         if not closed:
             self._node.get_logger().error(
                 f"The engine did not come back within {_STOP_TIMEOUT_S:.0f} s; going on without it"
