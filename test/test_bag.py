@@ -200,7 +200,7 @@ def test_a_variable_frame_rate_keeps_its_times_in_the_bag(tmp_path):
     assert cli.main(["bag", "from-video", str(video), str(tmp_path / "bag")]) == 0
     with BagReader(tmp_path / "bag") as bag:
         messages = [
-            (message.time_ns, stamps.read_stamp(message.data)) for message in bag.messages()
+            (message.received_ns, stamps.read_stamp(message.data)) for message in bag.messages()
         ]
     start_ns = messages[0][0]
     assert [(time - start_ns) / 1e9 for time, _ in messages] == pytest.approx(UNEVEN, abs=1e-4)
