@@ -147,6 +147,6 @@ def kill_holder(path):
             for link in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
                     if link.readlink() == path:
-                        os.kill(int(process), signal.SIGKILL)
+                        os.kill(int(process.name), signal.SIGKILL)
                         return True
     return False
