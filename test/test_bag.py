@@ -15,7 +15,7 @@ from std_msgs.msg import Header, String
 from support.videos import UNEVEN, evenly, write_video
 
 from magicfuse_ros import cli
-from magicfuse_ros.bags import pictures
+from magicfuse_ros.bags import image_topics
 from magicfuse_ros.bags.from_video import write_bag
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES, BagWriter
@@ -159,13 +159,13 @@ def test_raw_frames_come_back_exactly(tmp_path, storage):
     )
     with BagReader(tmp_path / "bag") as bag:
         assert (count, bag.message_count, bag.topics[0].name) == (12, 12, "/cam/image")
-        read = list(pictures.frames(bag, "/cam/image"))
+        read = list(image_topics.frames(bag, "/cam/image"))
         for index, frame in enumerate(read):
             np.testing.assert_array_equal(frame.frame, picture(index))
             assert frame.stamp_ns == frame.received_ns == START_NS + index * 50_000_000
         first = deserialize_message(next(bag.messages()).data, Image)
         assert (first.header.frame_id, first.encoding, first.step) == ("eye", "rgb8", 192)
-        assert pictures.describe_images(bag) == {"/cam/image": "64x48 rgb8"}
+        assert image_topics.describe_images(bag) == {"/cam/image": "64x48 rgb8"}
 
 
 def test_compressed_frames_come_back_close(tmp_path):
@@ -175,11 +175,11 @@ def test_compressed_frames_come_back_close(tmp_path):
     )
     with BagReader(tmp_path / "bag") as bag:
         assert bag.topics[0].type == "sensor_msgs/msg/CompressedImage"
-        assert [topic.name for topic in pictures.image_topics(bag)] == ["/image/compressed"]
-        for index, frame in enumerate(pictures.frames(bag, "/image/compressed")):
+        assert [topic.name for topic in image_topics.image_topics(bag)] == ["/image/compressed"]
+        for index, frame in enumerate(image_topics.frames(bag, "/image/compressed")):
             error = np.abs(frame.frame.astype(int) - picture(index)).mean()
             assert error < 8
-        assert "jpeg" in pictures.describe_images(bag)["/image/compressed"]
+        assert "jpeg" in image_topics.describe_images(bag)["/image/compressed"]
 
 
 def test_a_video_keeps_its_rate_and_another_rate_keeps_its_speed():
@@ -200,7 +200,7 @@ def test_a_variable_frame_rate_keeps_its_times_in_the_bag(tmp_path):
     assert cli.main(["bag", "from-video", str(video), str(tmp_path / "bag")]) == 0
     with BagReader(tmp_path / "bag") as bag:
         messages = [
-            (message.time_ns, stamps.read_stamp(message.data)) for message in bag.messages()
+            (message.received_ns, stamps.read_stamp(message.data)) for message in bag.messages()
         ]
     start_ns = messages[0][0]
     assert [(time - start_ns) / 1e9 for time, _ in messages] == pytest.approx(UNEVEN, abs=1e-4)
@@ -320,11 +320,11 @@ def test_a_message_that_is_no_bytes_is_refused(tmp_path, value):
         list(bag.messages())
 
 
-@pytest.mark.parametrize("kind", [pictures.IMAGE_TYPE, pictures.COMPRESSED_TYPE])
+@pytest.mark.parametrize("kind", [image_topics.IMAGE_TYPE, image_topics.COMPRESSED_TYPE])
 def test_a_message_that_is_shorter_than_its_padding_is_refused(kind):
     """Fast CDR takes the padding off what is not there, and would read on to the process's end."""
     with pytest.raises(BagError, match="4 bytes that are no"):
-        pictures.decode(Topic("/image", kind), b"\0\1\0\3")
+        image_topics.decode(Topic("/image", kind), b"\0\1\0\3")
 
 
 def test_other_paths_are_named_for_what_they_are(tmp_path):
@@ -387,7 +387,7 @@ def test_from_video_degrades_the_same_way_every_time(tmp_path, magicfuse):
         )
         assert made[0] == 0, made
     with BagReader(tmp_path / "a") as a, BagReader(tmp_path / "b") as b:
-        frames = [[each.frame for each in pictures.frames(bag, "/image")] for bag in (a, b)]
+        frames = [[each.frame for each in image_topics.frames(bag, "/image")] for bag in (a, b)]
     np.testing.assert_array_equal(frames[0], frames[1])
     assert np.mean(frames[0][0]) < 0.5 * np.mean(picture(0))
 

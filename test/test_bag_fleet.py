@@ -140,9 +140,13 @@ def test_a_fleet_that_is_stopped_cancels_its_tasks(tmp_path, monkeypatch):
 
 def kill_holder(path):
     """Kill the process that has `path` open; say whether there was one."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
+    if not path.exists():
+        return False
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # gone meanwhile
-            if link.readlink() == path:
-                os.kill(int(link.parts[2]), signal.SIGKILL)
-                return True
+            for link in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if link.readlink() == path:
+                        os.kill(int(process.name), signal.SIGKILL)
+                        return True
     return False

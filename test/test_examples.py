@@ -12,6 +12,7 @@ MODULES = (
     "magicfuse_ros.bags.reader",
     "magicfuse_ros.bags.writer",
     "magicfuse_ros.evaluation.metrics",
+    "magicfuse_ros.messages",
     "magicfuse_ros.model.magicfuse",
     "magicfuse_ros.model.sampler",
     "magicfuse_ros.ros.images.bit_depth",

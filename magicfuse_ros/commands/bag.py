@@ -202,7 +202,7 @@ def _record(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from magicfuse_ros.bags.pictures import describe_topic, image_topics
+    from magicfuse_ros.bags.image_topics import describe_topic, image_topics
     from magicfuse_ros.bags.reader import BagError, BagReader
 
     with BagReader(args.bag) as bag:

@@ -142,7 +142,7 @@ class Demo:
     # --- input -----------------------------------------------------------------------------------
 
     def _prepare_input(self) -> Input:
-        from magicfuse_ros.bags.pictures import describe_images
+        from magicfuse_ros.bags.image_topics import describe_images
         from magicfuse_ros.bags.reader import BagReader, is_bag
         from magicfuse_ros.resources import sample_video
 
@@ -198,7 +198,7 @@ class Demo:
     # --- the node --------------------------------------------------------------------------------
 
     def _fuse(self, source: Input, out: Path) -> Session:
-        from magicfuse_ros.bags.pictures import COMPRESSED_TYPE
+        from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE
         from magicfuse_ros.bags.reader import BagReader
         from magicfuse_ros.bags.writer import BagWriter
         from magicfuse_ros.commands.demo_session import DemoSession
@@ -278,7 +278,7 @@ def choose_topic(topics: tuple[Topic, ...], wanted: str | None, bag: Path) -> To
     BagError
         There is none; the text lists those there are.
     """
-    from magicfuse_ros.bags.pictures import COMPRESSED_TYPE, IMAGE_TYPE
+    from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE, IMAGE_TYPE
     from magicfuse_ros.bags.reader import BagError
     from magicfuse_ros.commands.node_session import NODE
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from magicfuse_ros.bags.pictures import decode, frames
+from magicfuse_ros.bags.image_topics import decode, frames
 from magicfuse_ros.bags.reader import BagReader, Topic
 from magicfuse_ros.commands.node_session import COLOR, ENHANCED, INFRARED, MAGIMG, MASK
 from magicfuse_ros.commands.video_writer import VideoWriter

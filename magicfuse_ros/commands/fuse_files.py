@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from magicfuse_ros.commands.video_writer import FORMATS, VideoError, VideoWriter
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.contract import UInt8
 from magicfuse_ros.sources.frame import Frame
 from magicfuse_ros.sources.pictures import PICTURE_SUFFIXES
@@ -185,5 +186,5 @@ def _encoded(suffix: str, picture: UInt8) -> bytes:
 def _sentence(place: Path, error: Exception) -> str:
     if isinstance(error, VideoError):
         return str(error)
-    why = getattr(error, "strerror", None) or " ".join(str(error).split())
+    why = getattr(error, "strerror", None) or one_line(error)
     return f"{place} cannot be written: {why}; check the disk and its permissions"

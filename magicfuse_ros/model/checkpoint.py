@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -101,12 +101,6 @@ def save_tensors(folder: Path, part: str, tensors: Mapping[str, Tensor]) -> None
 def part_path(folder: Path, part: str) -> Path:
     """Return where a weights folder keeps a part."""
     return folder / f"{part}.safetensors"
-
-
-def check_file(path: Path) -> None:
-    """Raise `CheckpointError` when a safetensors file is missing or not as long as it says."""
-    with _told(path), safe_open(path, framework="pt"):
-        pass
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -178,7 +178,7 @@ def sample(
     z_psi = z_phi = z_f = noise.latent
     state = noise.state
     outcome: Step | None = None
-    for t, t_next in zip(settings.timesteps, (*settings.timesteps[1:], None), strict=True):
+    for t, t_next in zip(settings.timesteps, (*settings.timesteps[1:], None), strict=False):
         a, s = diffusion.coefficients(alpha_bars[t])
         gain = diffusion.input_gain(a, config.diffusion)
         said = networks.denoise(condition, gain * z_psi, gain * z_phi, t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -121,6 +121,10 @@ class ManagedNode(LifecycleNode, ABC):
     def _release(self) -> None:
         """Pause, and release what configuring made, if anything."""
 
+    def _will_read(self) -> Mapping[str, type[Any]]:
+        """Return what it subscribes to once activated: resolved topic → message class."""
+        return {}
+
     @abstractmethod
     def _every_second(self) -> None:
         """Look after what needs it, before diagnostics are told."""
@@ -176,7 +180,7 @@ class ManagedNode(LifecycleNode, ABC):
         self._recent.add(account)
         health = self._health()
         memory = self.memory_warning or dds.shared_memory_warning()
-        around = [text for text in (*graph.wrong_types(self), memory) if text]
+        around = [text for text in (*graph.wrong_types(self, self._will_read()), memory) if text]
         health = replace(health, warnings=(*health.warnings, *around))
         for text in around:
             self.warn_once(text)

@@ -125,6 +125,7 @@ def _run(
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
+    from magicfuse_ros.messages import one_line
     from magicfuse_ros.ros import dds
 
     try:  # which costs least for one busy subscription
@@ -142,7 +143,7 @@ def _run(
     except Exception as error:
         rclpy.try_shutdown()
         # rcl has no common type for bad arguments.
-        causes = " ".join(str(error).split()), dds.shared_memory_warning()
+        causes = one_line(error), dds.shared_memory_warning()
         raise _CannotStart("; ".join(filter(None, causes))) from error
     node.warn_once(log_warning)
     node.memory_warning = memory_warning

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from magicfuse_ros.hashing import file_hash
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.resources import user_cache
 from magicfuse_ros.runtime.contract import Progress
 
@@ -125,7 +126,7 @@ class ArtifactCache:
             _mark_used(path)
             self._forget(_limit_bytes(self._progress))
         except Exception as error:  # noqa: BLE001 - on a full disk each library raises its own
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             self._progress(
                 f"artifact {path.name} is not kept: {reason}; every start makes it anew until "
                 f"{self.folder} can be written"

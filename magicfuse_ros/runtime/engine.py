@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.checkpoint import CheckpointError
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.labels import LabelSet, LabelSetError
@@ -26,6 +27,7 @@ from magicfuse_ros.runtime.contract import (
     FuseResult,
     Progress,
     UInt8,
+    check_frame,
 )
 from magicfuse_ros.runtime.heartbeat import NotesStop, heartbeat
 from magicfuse_ros.runtime.letterbox import (
@@ -167,7 +169,7 @@ class FuseEngine:
             except Exception as error:
                 if noting.stopped:
                     raise
-                failed, reason = self.backend_name, _one_line(error)
+                failed, reason = self.backend_name, one_line(error)
                 if not self._next_candidate():
                     raise EngineError(
                         f"backend {failed} fails and there is no other: {reason}"
@@ -214,7 +216,7 @@ class FuseEngine:
         ((48, 64), True)
         >>> engine.close()
         """
-        _check(frame, extras)
+        check_frame(frame, extras)
         size = (frame.shape[0], frame.shape[1])
         letterbox = Letterbox.fitting(size, self._resolution, self._config.multiple_of)
         networks, letterbox = self._networks_for(letterbox, self._progress, wait=wait)
@@ -418,7 +420,7 @@ def load_model(name: str) -> MagicFuse:
     try:
         return MagicFuse.from_pretrained(model_path(name))
     except (CheckpointError, ConfigError, LabelSetError, OSError) as error:
-        raise EngineError(f"model {name!r} cannot be loaded: {_one_line(error)}") from error
+        raise EngineError(f"model {name!r} cannot be loaded: {one_line(error)}") from error
 
 
 def _labels(model: MagicFuse, override: str | None) -> LabelSet:
@@ -427,7 +429,7 @@ def _labels(model: MagicFuse, override: str | None) -> LabelSet:
     try:
         labels = LabelSet.load(override)
     except LabelSetError as error:
-        raise EngineError(f"labels: {_one_line(error)}") from error
+        raise EngineError(f"labels: {one_line(error)}") from error
     if len(labels) != len(model.labels):
         raise EngineError(
             f"labels: set {labels.name!r} has {len(labels)} classes, but model "
@@ -435,18 +437,3 @@ def _labels(model: MagicFuse, override: str | None) -> LabelSet:
             f"each of these, in this order: {', '.join(model.labels.names())}"
         )
     return labels
-
-
-def _check(frame: UInt8, extras: frozenset[str]) -> None:
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
-        raise ValueError(
-            f"frame is {frame.dtype} of shape {frame.shape}; "
-            "accepted: uint8 of shape (H, W, 3), 1x1 or larger"
-        )
-    unknown = sorted(extras - set(EXTRAS))
-    if unknown:
-        raise ValueError(f"extras are {unknown}; accepted: {', '.join(EXTRAS)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.sampler import SamplerSettings, Step
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.contract import Progress
@@ -83,7 +84,7 @@ class LoopGraph:
                 self._captured = self._make(loop, condition)
             except Exception as error:  # noqa: BLE001 - CUDA and its libraries may raise anything
                 self._captured = None
-                reason = " ".join(str(error).split())
+                reason = one_line(error)
                 self._progress(f"the sampling loop runs without a CUDA graph: {reason}")
         if self._captured is None:
             return loop(condition)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.contract import Progress
 from magicfuse_ros.runtime.letterbox import Letterbox
 from magicfuse_ros.runtime.memory import give_back_freed_memory
@@ -163,7 +164,7 @@ class _UnderWay:
             self._tell(f"{what} are ready")
         except Exception as error:  # noqa: BLE001 - a compiler may raise anything; frames go on
             if not self._abandoned.is_set():
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = one_line(error)
                 self.progress(f"{what} cannot be made, frames go on through others: {reason}")
             return None
         return networks

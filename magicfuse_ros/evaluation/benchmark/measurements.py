@@ -20,6 +20,7 @@ import numpy as np
 
 from magicfuse_ros.evaluation.benchmark.engine_runs import Case
 from magicfuse_ros.evaluation.benchmark.machine import load, usage
+from magicfuse_ros.messages import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -342,7 +343,7 @@ def main(argv: list[str]) -> int:
         answer = JOBS[name](**job)
     except Exception as error:  # noqa: BLE001 - a backend may raise anything; the row says it
         traceback.print_exc()
-        answer = {"error": " ".join(str(error).split()) or type(error).__name__}
+        answer = {"error": one_line(error)}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
     return 0

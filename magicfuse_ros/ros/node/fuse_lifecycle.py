@@ -10,6 +10,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
 from magicfuse_ros.ros import diagnostics, outputs
 from magicfuse_ros.ros.managed_node import SUCCESS, ManagedNode
+from magicfuse_ros.ros.node.camera_input import camera_topic
 from magicfuse_ros.ros.node.intake import Intake
 from magicfuse_ros.ros.node.parameters import PARAMETERS, SPECS, Settings, ids_of, read_id_map
 from magicfuse_ros.ros.node.session import EngineFactory, Session
@@ -147,6 +148,11 @@ class FuseNode(ManagedNode):
         if remapped:
             names = session.labels.names()
             session.outputs.publish_labels(names, settings.ids(names))
+
+    def _will_read(self) -> Mapping[str, type[Any]]:
+        transport = str(self.get_parameter("input_transport").value)
+        message_type, topic = camera_topic(self, transport)
+        return {self.resolve_topic_name(topic): message_type}
 
     def _every_second(self) -> None:
         """Match the camera's QoS anew; look after the engine."""

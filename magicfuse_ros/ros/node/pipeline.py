@@ -14,6 +14,7 @@ from rclpy.clock import Clock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.ros import dds, ledger
 from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.codec import ImageError, decode_compressed, decode_image
@@ -219,12 +220,12 @@ class Pipeline:
     def _count(self, reason: str, text: str) -> None:
         count = self._account.drop(reason)
         if self._throttle.allows(reason):
-            self._log.warning(f"Frame dropped, {reason} ({count} so far): {_one_line(text)}")
+            self._log.warning(f"Frame dropped, {reason} ({count} so far): {one_line(text)[:500]}")
 
     def _engine_failed(self, engine: Engine, error: Exception, progress: Progress) -> None:
         count = self._account.drop(ledger.ENGINE_ERROR)
         self._failures += 1
-        text = f"{type(error).__name__}: {_one_line(str(error))}"
+        text = f"{type(error).__name__}: {one_line(str(error))[:500]}"
         if self._throttle.allows(ledger.ENGINE_ERROR):
             self._log.error(f"The engine failed on a frame ({count} so far): {text}")
         if self._failures < _FALL_BACK_AFTER:
@@ -241,7 +242,7 @@ class Pipeline:
             backend = engine.fall_back(progress)
         except Exception as fall_back_error:  # noqa: BLE001 - the fallback may fail like the backend
             backend = None
-            text = f"{text}; falling back: {_one_line(str(fall_back_error))}"
+            text = f"{text}; falling back: {one_line(str(fall_back_error))[:500]}"
         if backend is not None:
             self._failures = 0
             self.degrade(f"backend {failed} failed, running on {backend} ({text})")
@@ -287,7 +288,3 @@ def _explain_clocks(behind_s: float, now_ns: int) -> str:
 
 def _since_ms(start: float) -> float:
     return (time.monotonic() - start) * 1e3
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.ros.ledger import Ledger
 from magicfuse_ros.ros.node.parameters import Settings
@@ -125,7 +126,7 @@ class Session:
             return ""
         trace = "".join(traceback.format_exception(self.worker.error))
         self._node.get_logger().debug(f"Loading failed:\n{trace}")
-        return _one_line(self.worker.error)
+        return one_line(self.worker.error)
 
     @property
     def trouble(self) -> str:
@@ -134,7 +135,7 @@ class Session:
         if error is None:
             return ""
         return (
-            f"no engine: {_one_line(error)}; it is loaded again now and then, and at once when a "
+            f"no engine: {one_line(error)}; it is loaded again now and then, and at once when a "
             "parameter changes"
         )
 
@@ -179,7 +180,7 @@ class Session:
         self._attempts += 1
         self._next_attempt_at = time.monotonic() + wait_s
         self._node.get_logger().error(
-            f"No engine: {_one_line(error)}. It is loaded again in {wait_s:.0f} s, and at once "
+            f"No engine: {one_line(error)}. It is loaded again in {wait_s:.0f} s, and at once "
             "when a parameter changes"
         )
 
@@ -252,10 +253,6 @@ class Session:
         elif self._ever_hung:
             self.pipeline.degrade(f"a backend hung, running on {engine.backend_name}")
         return engine
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _load_engine(settings: EngineSettings, progress: Progress) -> Engine:
