@@ -142,11 +142,11 @@ def kill_holder(path):
     """Kill the process that has `path` open; say whether there was one."""
     if not path.exists():
         return False
-    for process in filter(str.isdecimal, os.listdir("/proc")):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # gone meanwhile
-            for link in Path("/proc", process, "fd").iterdir():
+            for link in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
                     if link.readlink() == path:
-                        os.kill(int(process), signal.SIGKILL)
+                        os.kill(int(process.name), signal.SIGKILL)
                         return True
     return False
