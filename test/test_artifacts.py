@@ -1,5 +1,6 @@
 """The artifact cache: whole or absent, made once, and never in the way."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from magicfuse_ros.runtime import artifacts
 from magicfuse_ros.runtime.artifacts import ArtifactCache
 
 ROOT = Path(__file__).parents[1]
@@ -253,3 +255,45 @@ def test_what_a_killed_builder_left_half_written_goes_with_the_next_store(cache)
         (left / "model.bin").write_bytes(b"x")
     cache.store(KEY, write)
     assert {path.name for path in cache.folder.iterdir()} == {cache.path(KEY).name, other.name}
+
+
+def leave_all():
+    """Use nothing any more, as a process that has ended."""
+    while artifacts._in_use:
+        os.close(artifacts._in_use.popitem()[1])
+
+
+def large(folder):
+    (folder / "model.bin").write_bytes(bytes(600_000))
+
+
+def test_beyond_the_limit_what_was_unused_for_longest_goes(cache, told, monkeypatch):
+    monkeypatch.setenv("MAGICFUSE_CACHE_MB", "2")
+    keys = [{**KEY, "part": part} for part in ("psi", "phi", "fusion", "decoder", "encoder")]
+    for age, key in enumerate(keys[:3]):
+        cache.store(key, large)
+        os.utime(cache.path(key) / "manifest.json", (1000 + age, 1000 + age))
+    assert cache.load(keys[0])  # used again: now the second is the oldest
+    leave_all()  # as in another process, after this one has ended
+    cache.store(keys[3], large)
+    assert [cache.path(key).is_dir() for key in keys] == [True, False, True, True, False]
+    assert told == []
+    monkeypatch.setenv("MAGICFUSE_CACHE_MB", "many")
+    cache.store(keys[4], large)
+    assert [cache.path(key).is_dir() for key in keys] == [True, False, True, True, True]
+    assert told == [
+        "MAGICFUSE_CACHE_MB is 'many'; accepted: a whole number of megabytes; going on with 10000"
+    ]
+
+
+def test_what_a_living_process_uses_is_never_forgotten(cache, monkeypatch):
+    monkeypatch.setenv("MAGICFUSE_CACHE_MB", "1")
+    keys = [{**KEY, "part": part} for part in ("psi", "phi", "fusion")]
+    for key in keys:
+        cache.store(key, large)  # in use by this process, which stored them
+    assert all(cache.path(key).is_dir() for key in keys)
+    leave_all()
+    with (cache.path(keys[0]) / "manifest.json").open() as manifest:
+        fcntl.flock(manifest, fcntl.LOCK_SH)  # another process's
+        cache.store({**KEY, "part": "decoder"}, large)
+        assert [cache.path(key).is_dir() for key in keys] == [True, False, False]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from support.small_models import SMALL_FEW_STEP, save_few_step
 
-from magicfuse_ros.commands.fuse_files import open_source
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.resources import sample_video, user_cache
 from magicfuse_ros.runtime import backends
@@ -19,6 +18,7 @@ from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.openvino import OpenVinoBackend
 from magicfuse_ros.runtime.backends.prepare import part_key
 from magicfuse_ros.runtime.engine import EXTRAS, EngineError, EngineSettings, load_engine
+from magicfuse_ros.sources.source import open_source
 
 ALL = frozenset(EXTRAS)
 CPU = torch.device("cpu")
@@ -31,8 +31,8 @@ def ignore(text):
 @pytest.fixture(scope="module")
 def frames():
     """Frames of the sample video."""
-    pictures = open_source(sample_video()).pictures()
-    return [each.frame for each in itertools.islice(pictures, 0, 40, 20)]
+    pictures = open_source(sample_video()).frames()
+    return [each.rgb for each in itertools.islice(pictures, 0, 40, 20)]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_backend_without_parity_is_refused_and_the_next_one_runs(
             return convert(part)
         torch.manual_seed(9)
         stranger = MagicFuse.from_config(SMALL_FEW_STEP).eval()
-        return convert(backends.Part.of("phi", stranger.phi, part.inputs))
+        return convert(backends.Part("phi", stranger.phi, part.inputs))
 
     monkeypatch.setattr(openvino_backend, "convert", wrong)
     told = []
@@ -170,8 +170,8 @@ def test_an_artifact_that_has_lost_parity_is_made_anew(folder, tmp_path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     torch.manual_seed(1)
     image = (torch.randn(1, 3, 8, 8),)
-    part = backends.Part.of("any", torch.nn.Conv2d(3, 4, 3).eval(), image)
-    stranger = backends.Part.of("any", torch.nn.Conv2d(3, 4, 3).eval(), image)
+    part = backends.Part("any", torch.nn.Conv2d(3, 4, 3).eval(), image)
+    stranger = backends.Part("any", torch.nn.Conv2d(3, 4, 3).eval(), image)
     convert = openvino_backend.convert
     with monkeypatch.context() as patch:
         patch.setattr(openvino_backend, "convert", lambda _: convert(stranger))
@@ -192,7 +192,7 @@ def test_an_artifact_that_has_lost_parity_is_made_anew(folder, tmp_path, monkeyp
 
 def test_a_compiled_network_that_does_not_load_is_made_from_its_graph(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    part = backends.Part.of("any", torch.nn.Conv2d(3, 4, 3).eval(), (torch.randn(1, 3, 8, 8),))
+    part = backends.Part("any", torch.nn.Conv2d(3, 4, 3).eval(), (torch.randn(1, 3, 8, 8),))
 
     def of_no_use(_, folder):  # though whole
         (folder / "compiled.blob").write_bytes(b"no")
@@ -212,7 +212,7 @@ def test_a_compiled_network_that_does_not_load_is_made_from_its_graph(tmp_path, 
 
 def test_the_key_names_whatever_makes_a_network_another_one():
     def key(module, size=8, config="", **more):
-        part = backends.Part.of("any", module.eval(), (torch.zeros(1, 4, size, size),), config)
+        part = backends.Part("any", module.eval(), (torch.zeros(1, 4, size, size),), config)
         return part_key("openvino", part, **more)
 
     torch.manual_seed(2)
@@ -264,7 +264,7 @@ def test_a_network_that_loses_parity_in_16_bits_computes_in_32(tmp_path, monkeyp
     with torch.no_grad():
         convolution.weight.copy_(torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1))
     image = 100.0 + torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    part = backends.Part.of("any", convolution, (image,))
+    part = backends.Part("any", convolution, (image,))
     told = []
     first = OpenVinoBackend(CPU, 1).compile(part, told.append)
     assert sum("any computes in 32 bits: in 16 it is" in text for text in told) == 1

@@ -2,7 +2,6 @@
 
 import contextlib
 import sqlite3
-import threading
 from pathlib import Path
 
 import cv2
@@ -13,16 +12,21 @@ from hypothesis import strategies as st
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
+from support.videos import UNEVEN, evenly, write_video
 
 from magicfuse_ros import cli
-from magicfuse_ros.bags import pictures
-from magicfuse_ros.bags.from_video import FrameSource, SourceError, image_files, write_bag
+from magicfuse_ros.bags import image_topics
+from magicfuse_ros.bags.from_video import write_bag
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES, BagWriter
 from magicfuse_ros.commands import bag as bag_command
+from magicfuse_ros.commands.exit_status import StopRequest
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros import stamps
 from magicfuse_ros.ros.images.codec import decode_compressed, decode_image, encode_image
+from magicfuse_ros.sources.frame import SourceError
+from magicfuse_ros.sources.pictures import picture_files
+from magicfuse_ros.sources.source import open_source
 
 START_NS = 1_700_000_000_123_456_789
 
@@ -45,7 +49,7 @@ def picture_folder(folder, count, width=64, height=48):
 @pytest.fixture
 def magicfuse(capsys, monkeypatch):
     """`magicfuse bag …` in this process: exit status, stdout, stderr."""
-    monkeypatch.setattr(bag_command, "stop_on_signals", lambda **_: threading.Event())
+    monkeypatch.setattr(bag_command, "stop_on_signals", lambda **_: StopRequest())
 
     def run(*arguments):
         capsys.readouterr()
@@ -144,7 +148,7 @@ def test_a_stamp_outside_ros_time_and_a_message_without_header_are_refused():
 
 @pytest.mark.parametrize("storage", sorted(STORAGES))
 def test_raw_frames_come_back_exactly(tmp_path, storage):
-    source = FrameSource(picture_folder(tmp_path / "in", 12), fps=20.0)
+    source = open_source(picture_folder(tmp_path / "in", 12)).at_rate(20.0)
     count = write_bag(
         source,
         tmp_path / "bag",
@@ -155,53 +159,80 @@ def test_raw_frames_come_back_exactly(tmp_path, storage):
     )
     with BagReader(tmp_path / "bag") as bag:
         assert (count, bag.message_count, bag.topics[0].name) == (12, 12, "/cam/image")
-        read = list(pictures.frames(bag, "/cam/image"))
+        read = list(image_topics.frames(bag, "/cam/image"))
         for index, frame in enumerate(read):
             np.testing.assert_array_equal(frame.frame, picture(index))
             assert frame.stamp_ns == frame.received_ns == START_NS + index * 50_000_000
         first = deserialize_message(next(bag.messages()).data, Image)
         assert (first.header.frame_id, first.encoding, first.step) == ("eye", "rgb8", 192)
-        assert pictures.describe_images(bag) == {"/cam/image": "64x48 rgb8"}
+        assert image_topics.describe_images(bag) == {"/cam/image": "64x48 rgb8"}
 
 
 def test_compressed_frames_come_back_close(tmp_path):
-    source = FrameSource(picture_folder(tmp_path / "in", 3))
+    source = open_source(picture_folder(tmp_path / "in", 3))
     write_bag(
         source, tmp_path / "bag", start_ns=START_NS, topic="/image/compressed", compressed=True
     )
     with BagReader(tmp_path / "bag") as bag:
         assert bag.topics[0].type == "sensor_msgs/msg/CompressedImage"
-        assert [topic.name for topic in pictures.image_topics(bag)] == ["/image/compressed"]
-        for index, frame in enumerate(pictures.frames(bag, "/image/compressed")):
+        assert [topic.name for topic in image_topics.image_topics(bag)] == ["/image/compressed"]
+        for index, frame in enumerate(image_topics.frames(bag, "/image/compressed")):
             error = np.abs(frame.frame.astype(int) - picture(index)).mean()
             assert error < 8
-        assert "jpeg" in pictures.describe_images(bag)["/image/compressed"]
+        assert "jpeg" in image_topics.describe_images(bag)["/image/compressed"]
 
 
 def test_a_video_keeps_its_rate_and_another_rate_keeps_its_speed():
     video = sample_video()
-    source = FrameSource(video)
+    source = open_source(video)
     assert (source.rate, source.count) == (25.0, 250)
-    sizes = {frame.shape for frame in source}
+    sizes = {frame.rgb.shape for frame in source.frames()}
     assert sizes == {(272, 640, 3)}
-    slower = FrameSource(video, fps=10.0, size=(160, 68))
-    frames = list(slower)
-    assert (len(frames), slower.count, frames[0].shape) == (100, 100, (68, 160, 3))
-    faster = sum(1 for _ in FrameSource(video, fps=50.0, size=(32, 16)))
+    slower = source.at_rate(10.0).of_size((160, 68))
+    frames = list(slower.frames())
+    assert (len(frames), slower.count, frames[0].rgb.shape) == (100, 100, (68, 160, 3))
+    faster = sum(1 for _ in source.at_rate(50.0).frames())
     assert faster == 500
+
+
+def test_a_variable_frame_rate_keeps_its_times_in_the_bag(tmp_path):
+    video = write_video(tmp_path / "v.mp4", UNEVEN)
+    assert cli.main(["bag", "from-video", str(video), str(tmp_path / "bag")]) == 0
+    with BagReader(tmp_path / "bag") as bag:
+        messages = [
+            (message.received_ns, stamps.read_stamp(message.data)) for message in bag.messages()
+        ]
+    start_ns = messages[0][0]
+    assert [(time - start_ns) / 1e9 for time, _ in messages] == pytest.approx(UNEVEN, abs=1e-4)
+    assert all(time == stamp for time, stamp in messages)
+
+
+def test_a_video_that_is_cut_short_is_kept_as_far_as_it_goes_and_told(tmp_path, capsys):
+    video = write_video(tmp_path / "v.avi", evenly(30), codec="mjpeg")
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    assert cli.main(["bag", "from-video", str(video), str(tmp_path / "bag")]) == 1
+    assert "v.avi is cut short after" in capsys.readouterr().err
+    with BagReader(tmp_path / "bag") as bag:
+        assert 5 < bag.message_count < 20
 
 
 def test_images_are_taken_in_natural_order(tmp_path):
     for name in ("f10.png", "f2.png", "f1.PNG", "notes.txt", "a.jpg"):
         (tmp_path / name).touch()
-    assert [file.name for file in image_files(tmp_path)] == ["a.jpg", "f1.PNG", "f2.png", "f10.png"]
+    assert [file.name for file in picture_files(tmp_path)] == [
+        "a.jpg",
+        "f1.PNG",
+        "f2.png",
+        "f10.png",
+    ]
 
 
 def test_an_image_folder_may_mix_sizes(tmp_path):
     folder = picture_folder(tmp_path / "in", 1)
     cv2.imwrite(str(folder / "z.png"), np.zeros((10, 20, 3), np.uint8))
-    assert [frame.shape for frame in FrameSource(folder)] == [(48, 64, 3), (10, 20, 3)]
-    assert [frame.shape for frame in FrameSource(folder, size=(30, 40))] == [(40, 30, 3)] * 2
+    assert [frame.rgb.shape for frame in open_source(folder).frames()] == [(48, 64, 3), (10, 20, 3)]
+    scaled = open_source(folder).of_size((30, 40))
+    assert [frame.rgb.shape for frame in scaled.frames()] == [(40, 30, 3)] * 2
 
 
 # --- what cannot be read or written --------------------------------------------------------------
@@ -211,21 +242,21 @@ def test_an_image_folder_may_mix_sizes(tmp_path):
     ("make", "text"),
     [
         (lambda _path: None, "does not exist"),
-        (lambda path: path.mkdir(), "holds no images"),
-        (lambda path: path.write_bytes(b"no video" * 99), "not a readable video"),
+        (lambda path: path.mkdir(), "holds no pictures"),
+        (lambda path: path.write_bytes(b"no video" * 99), "cannot be read as a video"),
     ],
 )
 def test_an_unreadable_source_is_one_clear_error(tmp_path, make, text):
     make(tmp_path / "in")
     with pytest.raises(SourceError, match=text):
-        FrameSource(tmp_path / "in")
+        open_source(tmp_path / "in")
 
 
 def test_a_broken_image_leaves_no_bag(tmp_path):
     folder = picture_folder(tmp_path / "in", 2)
     (folder / "f9.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(SourceError, match=r"f9\.png is not a readable image"):
-        write_bag(FrameSource(folder), tmp_path / "bag", start_ns=START_NS)
+    with pytest.raises(SourceError, match=r"f9\.png is not a readable picture"):
+        write_bag(open_source(folder), tmp_path / "bag", start_ns=START_NS)
     assert not (tmp_path / "bag").exists()
 
 
@@ -289,11 +320,11 @@ def test_a_message_that_is_no_bytes_is_refused(tmp_path, value):
         list(bag.messages())
 
 
-@pytest.mark.parametrize("kind", [pictures.IMAGE_TYPE, pictures.COMPRESSED_TYPE])
+@pytest.mark.parametrize("kind", [image_topics.IMAGE_TYPE, image_topics.COMPRESSED_TYPE])
 def test_a_message_that_is_shorter_than_its_padding_is_refused(kind):
     """Fast CDR takes the padding off what is not there, and would read on to the process's end."""
     with pytest.raises(BagError, match="4 bytes that are no"):
-        pictures.decode(Topic("/image", kind), b"\0\1\0\3")
+        image_topics.decode(Topic("/image", kind), b"\0\1\0\3")
 
 
 def test_other_paths_are_named_for_what_they_are(tmp_path):
@@ -356,7 +387,7 @@ def test_from_video_degrades_the_same_way_every_time(tmp_path, magicfuse):
         )
         assert made[0] == 0, made
     with BagReader(tmp_path / "a") as a, BagReader(tmp_path / "b") as b:
-        frames = [[each.frame for each in pictures.frames(bag, "/image")] for bag in (a, b)]
+        frames = [[each.frame for each in image_topics.frames(bag, "/image")] for bag in (a, b)]
     np.testing.assert_array_equal(frames[0], frames[1])
     assert np.mean(frames[0][0]) < 0.5 * np.mean(picture(0))
 

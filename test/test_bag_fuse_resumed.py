@@ -80,7 +80,7 @@ def test_a_process_killed_three_times_whenever_ends_as_one_that_was_not(tmp_path
 def test_a_signal_ends_the_run_after_the_frame_and_the_next_run_goes_on(tmp_path, point, done):
     source = drive(tmp_path / "in")
     stopped = command(source, tmp_path / "out", TERM_AT=point)
-    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.returncode == 143, stopped.stderr
     assert "the same command goes on" in stopped.stderr
     assert not (tmp_path / "out").exists()
     summary = fuse(source, tmp_path / "out")
@@ -106,7 +106,7 @@ def test_a_wish_to_stop_is_heard_while_the_model_loads(tmp_path):
 def begin(source, target, *arguments, frames=4):
     """A run that is stopped amid its frames, which keeps them."""
     stopped = command(source, target, *arguments, TERM_AT=f"fuse:{frames}")
-    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.returncode == 143, stopped.stderr
 
 
 def test_a_segment_that_was_lost_is_made_anew(tmp_path):

@@ -121,8 +121,8 @@ def test_a_quick_runs_engine_figures_make_sense(quick):
         assert min(row["stage_ms"].values()) >= 0.0
         assert row["gflops"] == pytest.approx(row["gflop"] / row["network_ms"] * 1e3)
     default, reference = engine["engine"]
-    for start_s in (default["cold_start_s"], default["start_s"], reference["start_s"]):
-        parts = dict(start_s)
+    for row in (default, reference):
+        parts = dict(row["start_s"])
         assert parts.pop("total") == pytest.approx(sum(parts.values()))
 
 
@@ -144,6 +144,7 @@ def test_a_quick_runs_claims_are_its_own_figures(quick):
     results = quick[0]
     measured = {claim["name"]: claim["value"] for claim in results["claims"]}
     assert measured.pop("memory's slope over the soak") is None
+    assert measured.pop("cold start to first fused frame") is None
     assert measured.pop("Ψ and Φ side by side to in turn") is None
     assert all(math.isfinite(value) and value > 0.0 for value in measured.values())
     default, reference = results["engine"]["engine"]
@@ -191,7 +192,7 @@ def test_a_signal_ends_it_and_its_processes(small_model, number):
     ],
 )
 def test_a_wrong_argument_is_one_line(tmp_path, capsys, arguments, text):
-    assert main(["benchmark", *(word.format(tmp_path) for word in arguments)]) == 1
+    assert main(["benchmark", *(word.format(tmp_path) for word in arguments)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
@@ -345,13 +346,12 @@ def test_work_is_counted_as_two_operations_a_multiplication():
     assert counted == pytest.approx(2 * 3 * 8 * 9 * 16 * 20 / 1e9)
 
 
-def test_work_grows_with_the_picture_and_by_the_same_for_every_step():
+def test_work_grows_by_the_same_for_every_step():
     with torch.device("meta"):
         network = MagicFuse.from_config(SMALL_FEW_STEP)
     one, two, three = (measurements.frame_gflop(network, (48, 64), n) for n in (1, 2, 3))
     assert three - two == pytest.approx(two - one)
     assert 0.0 < two - one < one
-    assert measurements.frame_gflop(network, (96, 128), 1) > 4.0 * one * 0.9
 
 
 def test_segformer_is_b0_and_says_a_class_for_every_fourth_pixel():

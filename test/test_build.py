@@ -10,7 +10,7 @@ import pytest
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, save_few_step, stored
 
 from magicfuse_ros.cli import main
-from magicfuse_ros.model.stored import StoredModel
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.runtime import onnx_export
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.openvino import read_network
@@ -26,10 +26,21 @@ def folder(tmp_path_factory):
     return save_few_step(tmp_path_factory.mktemp("models"))
 
 
-def magicfuse(*arguments, program="from magicfuse_ros.cli import main", **variables):
+@pytest.fixture
+def magicfuse(tmp_path, monkeypatch, capsys):
+    """Run the command line with a cache of its own; returns (status, output, errors)."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def run(*arguments):
+        return main(list(map(str, arguments))), *capsys.readouterr()
+
+    return run
+
+
+def in_a_process(*arguments, program="from magicfuse_ros.cli import main"):
     return subprocess.run(
         [sys.executable, "-c", f"{program}; raise SystemExit(main())", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -37,30 +48,32 @@ def magicfuse(*arguments, program="from magicfuse_ros.cli import main", **variab
     )
 
 
-def test_build_compiles_once_and_the_second_run_finds_all_of_it(folder, tmp_path):
-    cache = {"XDG_CACHE_HOME": str(tmp_path)}
-    first = magicfuse("build", "--model", folder, **cache)
-    assert first.returncode == 0, first.stderr
-    assert f"on openvino on cpu: compiled {ALL} in " in first.stdout
-    assert "preparing psi for 64x48" in first.stderr
+def test_build_compiles_once_and_the_second_run_finds_all_of_it(folder, tmp_path, magicfuse):
+    status, out, err = magicfuse("build", "--model", folder)
+    assert status == 0, err
+    assert f"on openvino on cpu: compiled {ALL} in " in out
+    assert "preparing psi for 64x48" in err
     kept = sorted((tmp_path / "magicfuse" / "artifacts").glob("*/manifest.json"))
     assert len(kept) == 10  # five graphs, and five networks compiled from them
 
-    second = magicfuse("build", "--model", folder, **cache)
+    second = in_a_process("build", "--model", folder)
     assert second.returncode == 0, second.stderr
     assert "on openvino on cpu: nothing to compile, all is ready and checked" in second.stdout
     assert "compiling" not in second.stderr
 
     # Another aspect is another input.
-    wide = magicfuse("build", "--model", folder, "--camera", "1280x720", **cache)
-    assert f"compiled {ALL} in " in wide.stdout
-    assert "preparing psi for 64x40" in wide.stderr
+    _, out, err = magicfuse("build", "--model", folder, "--camera", "1280x720")
+    assert f"compiled {ALL} in " in out
+    assert "preparing psi for 64x40" in err
     assert len(list((tmp_path / "magicfuse" / "artifacts").glob("*/manifest.json"))) == 20
 
 
-def test_build_without_openvino_says_so_in_one_line_and_eager_needs_nothing(folder, tmp_path):
+def test_build_without_openvino_says_so_in_one_line_and_eager_needs_nothing(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     hidden = "import sys; sys.modules['openvino'] = None; from magicfuse_ros.cli import main"
-    built = magicfuse("build", "--model", folder, program=hidden, XDG_CACHE_HOME=str(tmp_path))
+    built = in_a_process("build", "--model", folder, program=hidden)
     assert built.returncode == 0, built.stderr
     assert "on eager on cpu: nothing to compile" in built.stdout
     (line,) = [line for line in built.stderr.splitlines() if "openvino" in line]
@@ -79,27 +92,30 @@ def test_build_without_openvino_says_so_in_one_line_and_eager_needs_nothing(fold
     ],
 )
 def test_build_says_in_a_line_what_it_cannot_do(arguments, complaint, capsys):
-    assert main(["build", *arguments]) == 1
+    assert main(["build", *arguments]) == 2
     assert complaint in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_build_of_a_backend_that_fails_is_no_success(folder, tmp_path):
-    broken = (
-        "from magicfuse_ros.runtime.backends import parity; parity.TOLERANCE = -1.0; "
-        "from magicfuse_ros.cli import main"
-    )
-    built = magicfuse("build", "--model", folder, program=broken, XDG_CACHE_HOME=str(tmp_path))
-    assert built.returncode == 1
-    assert "backend openvino on cpu fails (encoder in openvino differs from PyTorch" in built.stderr
-    assert built.stderr.splitlines()[-1].startswith("magicfuse build: backend openvino on cpu fail")
+def test_build_of_a_backend_that_fails_is_no_success(folder, magicfuse, monkeypatch):
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
+    status, _, err = magicfuse("build", "--model", folder)
+    assert status == 2
+    assert "backend openvino on cpu fails (encoder in openvino differs from PyTorch" in err
+    assert err.splitlines()[-1].startswith("magicfuse build: backend openvino on cpu fail")
 
 
-def test_exported_files_give_what_pytorch_gives(folder, tmp_path):
-    exported = magicfuse("export-onnx", tmp_path / "onnx", "--model", folder)
-    assert exported.returncode == 0, exported.stderr
-    assert exported.stdout == f"5 files for 64x48 in {tmp_path / 'onnx'}\n"
-    assert "torchvision" not in exported.stderr
-    parts = parts_of(StoredModel(folder), (48, 64), lambda tensor: tensor)
+def test_exported_files_give_what_pytorch_gives(folder, tmp_path, magicfuse):
+    command = ("export-onnx", tmp_path / "onnx", "--model", folder)
+    status, out, err = magicfuse(*command)
+    assert status == 0, err
+    assert out == f"5 files for 64x48 in {tmp_path / 'onnx'}\n"
+    assert "torchvision" not in err
+    before = (tmp_path / "onnx" / "psi.onnx").read_bytes()
+    status, _, err = magicfuse(*command)
+    assert status == 2
+    assert f"{tmp_path}/onnx/encoder.onnx exists; give another FOLDER, or --overwrite" in err
+    assert (tmp_path / "onnx" / "psi.onnx").read_bytes() == before
+    parts = parts_of(MagicFuse.from_pretrained(folder), (48, 64), lambda tensor: tensor)
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {f"{n}.onnx" for n in parts}
     for name, part in parts.items():
         path = tmp_path / "onnx" / f"{name}.onnx"
@@ -127,11 +143,11 @@ def test_an_export_that_is_wrong_is_not_kept(tmp_path, monkeypatch):
     assert list((tmp_path / "onnx").iterdir()) == []
 
 
-def test_export_without_its_packages_says_what_to_install(folder, tmp_path):
-    hidden = "import sys; sys.modules['onnxscript'] = None; from magicfuse_ros.cli import main"
-    exported = magicfuse("export-onnx", tmp_path / "onnx", "--model", folder, program=hidden)
-    assert exported.returncode == 1
-    assert exported.stderr == (
+def test_export_without_its_packages_says_what_to_install(folder, tmp_path, magicfuse, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    status, _, err = magicfuse("export-onnx", tmp_path / "onnx", "--model", folder)
+    assert status == 2
+    assert err == (
         "magicfuse export-onnx: onnxscript is not installed; "
         "run: pip install onnx onnxscript openvino\n"
     )

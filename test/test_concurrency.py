@@ -8,8 +8,9 @@ import pytest
 import torch
 from support.small_models import save_few_step
 
-from magicfuse_ros.model.stored import StoredModel
-from magicfuse_ros.runtime import backends, letterbox
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.runtime import backends
+from magicfuse_ros.runtime import engine as engine_module
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.concurrency import StreamNetwork, run_both
 from magicfuse_ros.runtime.contract import EXTRAS
@@ -86,8 +87,8 @@ def test_the_schedule_of_a_frame(monkeypatch, folder, steps, parallel):
     (recorder,) = Recorder.made
     del recorder.log[:]
     for name in ("classify", "to_picture"):
-        noted = noting(recorder.log, name, getattr(letterbox, name))
-        monkeypatch.setattr(letterbox, name, noted)
+        noted = noting(recorder.log, name, getattr(engine_module, name))
+        monkeypatch.setattr(engine_module, name, noted)
     engine.fuse(np.zeros((48, 64, 3), np.uint8), frozenset(EXTRAS))
     work = ["classify", "to_picture", "to_picture"]  # of what is there while D makes the next
     if parallel == "off":
@@ -106,18 +107,20 @@ def test_the_schedule_of_a_frame(monkeypatch, folder, steps, parallel):
 
 
 def test_a_decoding_is_awaited_when_what_is_done_beside_it_fails(folder):
-    networks = CompiledNetworks(StoredModel(folder), Recorder(CPU, 2), CPU, (48, 64), ignore, "on")
+    networks = CompiledNetworks(
+        MagicFuse.from_pretrained(folder), Recorder(CPU, 2), CPU, (48, 64), ignore, "on"
+    )
 
     def fail():
         raise RuntimeError("no")
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match="no"):
         networks.decode(networks.noise(0).latent, fail)
-    assert networks._beside.started is None
+    assert networks._started_decoder.started is None
 
 
 def test_a_branch_that_cannot_start_leaves_the_other_finished(folder):
-    model = StoredModel(folder)
+    model = MagicFuse.from_pretrained(folder)
     recorder = Recorder(CPU, 2)
     networks = CompiledNetworks(model, recorder, CPU, (48, 64), ignore, "on")
     psi, phi = networks._pair
@@ -133,7 +136,7 @@ def test_a_branch_that_cannot_start_leaves_the_other_finished(folder):
 
 
 def test_auto_is_side_by_side_where_the_backend_can_and_compiles_nothing_twice(folder):
-    model = StoredModel(folder)
+    model = MagicFuse.from_pretrained(folder)
     for parallel, expected in (("auto", True), ("on", True), ("off", False)):
         told = []
         made = CompiledNetworks(model, Recorder(CPU, 2), CPU, (48, 64), told.append, parallel)
@@ -142,21 +145,8 @@ def test_auto_is_side_by_side_where_the_backend_can_and_compiles_nothing_twice(f
         assert len(prepared) == 5
 
 
-@pytest.mark.parametrize("parallel", ["on", "off"])
-def test_the_restoring_branch_can_run_alone(folder, parallel):
-    model = StoredModel(folder)
-    recorder = Recorder(CPU, 2)
-    networks = CompiledNetworks(model, recorder, CPU, (48, 64), ignore, parallel)
-    latent = networks.noise(0).latent
-    with torch.inference_mode():
-        alone = networks.restore(latent, latent, 5)
-        both = networks.denoise(latent, latent, latent, 5)
-    assert torch.equal(alone, both[0])
-    assert len([entry for entry in recorder.log if "psi" in entry and "finish" not in entry]) == 2
-
-
 def test_a_backend_that_cannot_is_told_about_when_it_was_asked_for(folder):
-    model = StoredModel(folder)
+    model = MagicFuse.from_pretrained(folder)
     for parallel, expected in (("on", 1), ("auto", 0)):
         told = []
         made = CompiledNetworks(model, EagerBackend(CPU, 2), CPU, (48, 64), told.append, parallel)

@@ -17,7 +17,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from magicfuse_ros.bags.pictures import frames
+from magicfuse_ros.bags.image_topics import frames
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.commands import demo, demo_pictures, demo_report
@@ -160,7 +160,7 @@ def test_an_image_folder_goes_through_the_real_node(tmp_path, folder, untrained_
     sheet = cv2.imread(str(tmp_path / "out" / "side_by_side.png"))
     assert sheet.shape[1] > 3 * demo_pictures.PICTURE_CELL
     assert tuple(sheet[3, 3][::-1]) == demo_pictures.ALARM  # the banner: untrained
-    video = cv2.VideoCapture(str(next((tmp_path / "out").glob("side_by_side.[wm]*"))))
+    video = cv2.VideoCapture(str(next((tmp_path / "out").glob("side_by_side.mp4"))))
     assert video.read()[0]
 
 
@@ -193,7 +193,7 @@ def test_no_frame_out_is_an_error(tmp_path, start):
     broken = CompressedImage(format="jpeg", data=b"\xff\xd8 not a picture")
     bag = compressed_bag(tmp_path / "in.bag", lambda _index: broken)
     run = start(NOOP, "--input", bag, "--output-dir", tmp_path / "out")
-    assert run.finish() == 1
+    assert run.finish() == 2
     assert "no frame came out of 10 sent" in run.err
     assert "Frame dropped" in run.err  # the node's last words
     assert run.children() == []
@@ -201,7 +201,7 @@ def test_no_frame_out_is_an_error(tmp_path, start):
 
 def test_a_model_that_is_not_there_is_an_error_with_the_nodes_words(tmp_path, folder, start):
     run = start(REAL, "--input", folder, "--output-dir", tmp_path, "--model", tmp_path / "none")
-    assert run.finish() == 1
+    assert run.finish() == 2
     assert "the node stays unconfigured" in run.err
     assert str(tmp_path / "none") in run.err
     assert "Traceback" not in run.err
@@ -213,7 +213,7 @@ def test_a_node_that_dies_is_an_error(tmp_path, folder, start):
     run.wait_for("playing")
     (node,) = run.children()
     os.kill(node, signal.SIGKILL)
-    assert run.finish() == 1
+    assert run.finish() == 2
     assert "the node ended unexpectedly (signal 9)" in run.err
     assert "Active: /image" in run.err  # the node's last words
     assert not (tmp_path / "out" / "output.bag").exists()
@@ -225,7 +225,7 @@ def test_a_signal_stops_everything(tmp_path, folder, start, number, moment):
     run = start(NOOP, "--input", folder, "--output-dir", tmp_path / "out")
     run.wait_for(moment)
     run.process.send_signal(number)
-    assert run.finish() == 130
+    assert run.finish() == 230
     assert run.err == ""
     assert run.children() == []
 
@@ -255,7 +255,7 @@ def test_a_wrong_argument_is_one_line(tmp_path, start, arguments, text):
     compressed_bag(tmp_path / "in.bag", lambda i: encode_compressed(street(i), Header(), 95))
     arguments = [argument.replace("{}", str(tmp_path)) for argument in arguments]
     run = start(REAL, *arguments, "--output-dir", tmp_path / "out")
-    assert run.finish() == 1
+    assert run.finish() == 2
     assert text in run.err
     assert len(run.err.strip().splitlines()) == 1
 

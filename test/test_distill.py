@@ -87,7 +87,8 @@ def test_what_is_taught_is_what_the_teacher_makes_in_all_its_steps(branch, key, 
     settings = SamplerSettings.of(teacher.config, (), steps=STEPS)
     with torch.no_grad():
         pictures = teacher(given["degraded"], noise, settings, encoder_noise)
-    torch.testing.assert_close(taught, getattr(pictures, made))
+    # Convolutions round differently for another number of pictures or threads.
+    torch.testing.assert_close(taught, getattr(pictures, made), atol=1e-4, rtol=1e-4)
 
 
 def test_a_share_of_samples_learns_from_the_truth():
@@ -137,4 +138,4 @@ def test_a_run_that_was_resumed_is_as_never_stopped_and_keeps_the_teacher_out(tm
 
     # It would no longer be the same teacher once the student had been written.
     with pytest.raises(ConfigError, match="the folder that the student is written into"):
-        train(whole, 3, teacher=whole / "model")
+        train(whole, 4, teacher=whole / "model")

@@ -193,7 +193,22 @@ def test_a_camera_that_changes_its_size_is_followed_and_memory_bounded(load):
     frames = [(48, 64), (40, 64), (32, 64), (24, 64), (16, 64), (64, 48), (48, 64)]
     results = [made.fuse(street(*size), ALL) for size in frames]
     assert same(results[0], results[-1])
-    assert len(made._networks._ready) == networks_by_size.MAX_SIZES
+    assert len(made._networks._ready) == 1
+    made.close()
+
+
+def test_sizes_that_come_and_go_are_kept_together(load):
+    """As of two cameras in one bag: each is made a few times, and then no more."""
+    told = []
+    made = load_engine(load().settings, told.append)
+    for _ in range(6):
+        for size in ((48, 64), (32, 64)):
+            made.fuse(street(*size))
+    for size in ((48, 64), (32, 64)):
+        times = told.count(f"preparing psi for {size[1]}x{size[0]}")
+        assert 1 < times <= networks_by_size.MAKES_BEFORE_KEEPING
+    assert len(made._networks._ready) == 2
+    made.close()
 
 
 def test_a_closed_engine_says_so(load):
@@ -402,9 +417,34 @@ def test_weights_of_another_model_are_refused(folder, load, tmp_path):
     MagicFuse.from_config(dataclasses.replace(SMALL_FEW_STEP, labels="mfnet")).save_pretrained(copy)
     fusion = copy / "fusion.safetensors"
     fusion.write_bytes((folder / fusion.name).read_bytes())
-    made = load(model=str(copy))
     with pytest.raises(EngineError, match=r"cannot be loaded: .*fusion.*: tensor 'segproj.* has"):
-        made.warm_up(ignore)
+        load(model=str(copy))
+
+
+def test_weights_that_change_after_the_load_are_never_mixed_with_it(load, tmp_path):
+    copy = tmp_path / "copy"
+    torch.manual_seed(1)
+    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(copy)
+    made, untouched = load(model=str(copy)), load(model=str(copy))
+    made.fuse(street())
+    torch.manual_seed(2)
+    MagicFuse.from_config(SMALL_FEW_STEP).save_pretrained(copy)
+    tall = street(128, 96)  # another size: its networks are made now
+    assert same(made.fuse(tall, ALL), untouched.fuse(tall, ALL))
+    assert not same(made.fuse(tall, ALL), load(model=str(copy)).fuse(tall, ALL))
+
+
+def test_steps_that_the_model_was_not_trained_for_are_warned_of(load, tmp_path):
+    copy = tmp_path / "copy"
+    sampling = dataclasses.replace(SMALL_FEW_STEP.diffusion, trained_steps=(2, 3))
+    config = dataclasses.replace(SMALL_FEW_STEP, trained=True, diffusion=sampling)
+    MagicFuse.from_config(config).save_pretrained(copy)
+    made = load(model=str(copy))
+    assert made.steps_warning == ""
+    made.update(steps=4, tau=None, seed=None, temporal=0.0)
+    assert "was trained for 2 or 3 steps a picture, not for 4" in made.steps_warning
+    made.update(steps=3, tau=None, seed=None, temporal=0.0)
+    assert made.steps_warning == ""
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "x"}'])
@@ -646,7 +686,7 @@ def test_the_order_of_what_to_try(backend, monkeypatch):
 def test_eager_leaves_the_weights_on_the_cpu_when_it_runs_elsewhere(folder):
     encoder = MagicFuse.from_pretrained(folder).encoder
     elsewhere = EagerBackend(torch.device("meta"), 0)
-    part = backends.Part.of("encoder", encoder, (torch.zeros(1, 3, 48, 64),))
+    part = backends.Part("encoder", encoder, (torch.zeros(1, 3, 48, 64),))
     compiled = elsewhere.compile(part, ignore)
     assert {one.device.type for one in compiled.parameters()} == {"meta"}
     assert {one.device.type for one in encoder.parameters()} == {"cpu"}

@@ -30,9 +30,9 @@ from magicfuse_ros.evaluation.tables import Column, Scores, Table
 from magicfuse_ros.evaluation.video import CONDITIONS, TEMPORAL
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import SamplerSettings
-from magicfuse_ros.runtime import letterbox
 from magicfuse_ros.runtime.contract import EngineSettings, FuseResult
 from magicfuse_ros.runtime.engine import load_engine
+from magicfuse_ros.runtime.letterbox import Letterbox, classify, quantise
 from magicfuse_ros.training.infrared import common_infrared_scale
 
 LAYOUTS = ("msrs", "roadscene", "m3svd", "m3svd_clips", "camvid")
@@ -290,9 +290,9 @@ def test_inference_is_the_model(config):
         wanted = expected[0].permute(1, 2, 0).numpy() * 255.0
         np.testing.assert_allclose(own, wanted, atol=0.51)
     # As the engine does: probabilities are enlarged in 8 bits, which does not see near-ties.
-    place = letterbox.fit((48, 64), (64, 48), config.multiple_of)
-    probabilities = letterbox.quantise(pictures.step.state[0].softmax(dim=0)).numpy()
-    np.testing.assert_array_equal(outcome.mask, letterbox.classify(probabilities, place)[0])
+    letterbox = Letterbox.fitting((48, 64), (64, 48), config.multiple_of)
+    probabilities = quantise(pictures.step.state[0].softmax(dim=0)).numpy()
+    np.testing.assert_array_equal(outcome.mask, classify(probabilities, letterbox)[0])
 
 
 @pytest.mark.parametrize("config", [SMALL_FEW_STEP, SMALL_PAPER], ids=lambda config: config.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -11,16 +12,23 @@ MODULES = (
     "magicfuse_ros.bags.reader",
     "magicfuse_ros.bags.writer",
     "magicfuse_ros.evaluation.metrics",
+    "magicfuse_ros.messages",
+    "magicfuse_ros.model.magicfuse",
+    "magicfuse_ros.model.sampler",
     "magicfuse_ros.ros.images.bit_depth",
     "magicfuse_ros.ros.images.codec",
+    "magicfuse_ros.runtime.engine",
     "magicfuse_ros.sources.pictures",
+    "magicfuse_ros.sources.source",
+    "magicfuse_ros.sources.videos",
     "magicfuse_ros.training.datasets.layouts",
     "magicfuse_ros.training.degradation_mixes",
 )
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_run(name):
+def test_examples_run(name, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
     results = doctest.testmod(importlib.import_module(name))
 
     assert results.attempted > 0, "a module in the list has an example"

@@ -8,15 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magicfuse_ros.runtime.letterbox import (
-    Fit,
+    Letterbox,
     classify,
-    fit,
     quantise,
     resize,
     to_camera,
     to_input,
     to_picture,
-    within,
 )
 
 SIDES = st.integers(1, 5000)
@@ -25,7 +23,7 @@ SIDES = st.integers(1, 5000)
 @given(SIDES, SIDES, st.integers(8, 700), st.integers(8, 700), st.sampled_from([1, 4, 8, 16]))
 def test_a_frame_of_any_size_fits_into_the_resolution(height, width, across, down, multiple):
     across, down = max(across, multiple), max(down, multiple)
-    place = fit((height, width), (across, down), multiple)
+    place = Letterbox.fitting((height, width), (across, down), multiple)
 
     assert min(place.content) >= 1
     assert max(place.content) <= max(across, down)
@@ -40,20 +38,22 @@ def test_a_frame_of_any_size_fits_into_the_resolution(height, width, across, dow
 
 @given(SIDES, SIDES, st.integers(1, 90), st.integers(1, 90))
 def test_a_frame_lies_in_the_input_of_another_size_too(height, width, down, across):
-    own, padded = fit((height, width), (320, 240), 8), (8 * down, 8 * across)
-    place = within(own, padded)
+    own, padded = Letterbox.fitting((height, width), (320, 240), 8), (8 * down, 8 * across)
+    place = own.inside(padded)
     assert (place.camera, place.padded) == (own.camera, padded)
-    assert within(own, own.padded) == own
+    assert own.inside(own.padded) == own
     for content, former, most in zip(place.content, own.content, padded, strict=True):
         assert 1 <= content <= min(former, most)
-    image = to_input(np.full((20, 30, 3), 7, np.uint8), within(fit((20, 30), (64, 48), 8), padded))
+    image = to_input(
+        np.full((20, 30, 3), 7, np.uint8), Letterbox.fitting((20, 30), (64, 48), 8).inside(padded)
+    )
     assert image.shape[:2] == padded
     assert (image == 7).all()
 
 
 @given(st.integers(50, 3000), st.integers(50, 3000))
 def test_the_aspect_is_kept(height, width):
-    place = fit((height, width), (320, 240), 8)
+    place = Letterbox.fitting((height, width), (320, 240), 8)
     scale = place.content[0] / height, place.content[1] / width
     # Rounding to whole pixels moves a side by half a pixel at most.
     assert abs(scale[0] * width - place.content[1]) <= 0.5 + 0.5 * width / height
@@ -73,12 +73,12 @@ def test_the_aspect_is_kept(height, width):
     ],
 )
 def test_known_places(camera, content, padded):
-    assert fit(camera, (320, 240), 8) == Fit(camera, content, padded)
+    assert Letterbox.fitting(camera, (320, 240), 8) == Letterbox(camera, content, padded)
 
 
 def test_an_empty_frame_is_refused():
     with pytest.raises(ValueError, match="0x7; accepted: at least 1x1"):
-        fit((7, 0), (320, 240), 8)
+        Letterbox.fitting((7, 0), (320, 240), 8)
 
 
 @settings(max_examples=30, deadline=None)
@@ -86,7 +86,7 @@ def test_an_empty_frame_is_refused():
 def test_a_plain_colour_survives_there_and_back(height, width):
     frame = np.empty((height, width, 3), np.uint8)
     frame[:] = (10, 200, 90)
-    place = fit((height, width), (64, 48), 8)
+    place = Letterbox.fitting((height, width), (64, 48), 8)
 
     image = to_input(frame, place)
     back = to_camera(image, place)
@@ -102,7 +102,7 @@ def test_a_picture_stays_where_it_is():
     ramp = np.linspace(20, 230, 640, dtype=np.float32)
     frame = np.repeat(np.repeat(ramp[None, :, None], 361, axis=0), 3, axis=2).round()
     frame = frame.astype(np.uint8)
-    place = fit((361, 640), (320, 240), 16)
+    place = Letterbox.fitting((361, 640), (320, 240), 16)
 
     back = to_camera(to_input(frame, place), place).astype(np.float32)
 
@@ -113,7 +113,7 @@ def test_a_picture_stays_where_it_is():
 
 def test_padding_reflects_and_is_cropped_off():
     frame = np.arange(5 * 8 * 3, dtype=np.uint8).reshape(5, 8, 3)
-    place = Fit((5, 8), (5, 8), (8, 8))
+    place = Letterbox((5, 8), (5, 8), (8, 8))
 
     image = to_input(frame, place)
 
@@ -128,14 +128,14 @@ def test_views_are_accepted_and_left_alone(step):
     view.flags.writeable = False
     before = whole.copy()
 
-    image = to_input(view, fit(view.shape[:2], (64, 48), 8))
+    image = to_input(view, Letterbox.fitting(view.shape[:2], (64, 48), 8))
 
     assert image.flags.c_contiguous
     assert image.flags.writeable
     assert not np.shares_memory(image, whole)
     assert (whole == before).all()
     plain = np.ascontiguousarray(view)
-    assert (image == to_input(plain, fit(plain.shape[:2], (64, 48), 8))).all()
+    assert (image == to_input(plain, Letterbox.fitting(plain.shape[:2], (64, 48), 8))).all()
 
 
 def test_shrinking_averages_so_that_nothing_aliases():
@@ -170,7 +170,7 @@ def test_classes_keep_their_borders_and_confidence_falls_there():
     probabilities[2, :, :4] = 255
     probabilities[0, :, 4:] = 255
 
-    mask, confidence = classify(probabilities, Fit((48, 64), (24, 32), (24, 32)))
+    mask, confidence = classify(probabilities, Letterbox((48, 64), (24, 32), (24, 32)))
 
     assert (mask[:, :32] == 2).all()
     assert (mask[:, 32:] == 0).all()
@@ -181,7 +181,7 @@ def test_classes_keep_their_borders_and_confidence_falls_there():
 def test_a_diagonal_border_is_smooth():
     rows, columns = np.mgrid[:12, :16]
     sure = np.clip(128 + 40 * (columns - rows), 0, 255).astype(np.uint8)
-    mask, _ = classify(np.stack([255 - sure, sure]), Fit((96, 128), (48, 64), (48, 64)))
+    mask, _ = classify(np.stack([255 - sure, sure]), Letterbox((96, 128), (48, 64), (48, 64)))
 
     rows, columns = np.mgrid[:96, :128]
     exact = (columns >= rows).astype(np.uint8)
@@ -194,7 +194,7 @@ def test_no_third_class_appears_between_two_others():
     probabilities = np.zeros((3, 4, 4), np.uint8)
     probabilities[0, :, :2] = probabilities[1, :, 2:] = 140
     probabilities[2] = 115
-    mask, _ = classify(probabilities, Fit((32, 32), (16, 16), (16, 16)))
+    mask, _ = classify(probabilities, Letterbox((32, 32), (16, 16), (16, 16)))
     assert set(np.unique(mask)) == {0, 1}
 
 
@@ -203,7 +203,7 @@ def test_a_mask_is_cropped_like_the_picture():
     probabilities[0, :2] = 255
     probabilities[1, 2:] = 255
     # The lower half is padding: nothing of class 1 may be seen.
-    mask, confidence = classify(probabilities, Fit((30, 64), (7, 16), (16, 16)))
+    mask, confidence = classify(probabilities, Letterbox((30, 64), (7, 16), (16, 16)))
     assert mask.shape == confidence.shape == (30, 64)
     assert not mask.any()
 
@@ -212,5 +212,5 @@ def test_a_mask_is_cropped_like_the_picture():
 def test_masks_of_odd_sizes(camera):
     probabilities = np.zeros((2, 12, 16), np.uint8)
     probabilities[1] = 200
-    mask, confidence = classify(probabilities, fit(camera, (64, 48), 4))
+    mask, confidence = classify(probabilities, Letterbox.fitting(camera, (64, 48), 4))
     assert mask.shape == confidence.shape == camera

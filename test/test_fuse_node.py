@@ -322,6 +322,7 @@ def test_steps_that_the_model_was_not_trained_for_are_told_in_log_and_diagnostic
         ("threads", 1, "threads needs a reconfigure"),
         ("steps", 1001, "1000"),
         ("tau", float("nan"), "nan"),
+        ("input_bits", 3, "input_bits is 3; accepted: 0, or 8 to 16"),
         ("temporal", 0.95, "0.9"),
         ("jpeg_quality", 0, "100"),
         ("jpeg_quality", "high", "jpeg_quality is 'high'; accepted: an integer from 1 to 100"),

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -14,11 +15,14 @@ from safetensors.torch import save_file
 from support.release_layout import release_states
 from support.small_models import SMALL_PAPER, fill
 
+from magicfuse_ros import cli, resources
 from magicfuse_ros.commands import import_weights
 from magicfuse_ros.model import release
 from magicfuse_ros.model.checkpoint import PARTS, CheckpointError
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER
+from magicfuse_ros.runtime.contract import EngineError
+from magicfuse_ros.runtime.engine import load_model
 
 FILES = {"ae": "ae.pth", "ikr": "ikr.pth", "ckg": "ckg.pth", "mkf": "model.pth"}
 ARCHIVE = {"encoder": "ae", "decoder": "ae", "psi": "ikr", "phi": "ckg", "fusion": "mkf"}
@@ -284,6 +288,48 @@ def test_the_command_converts(tmp_path, contents, monkeypatch, capsys):
     assert MagicFuse.from_pretrained(tmp_path / "model").config.name == SMALL_PAPER.name
 
 
+@pytest.mark.parametrize("blocked", [None, "own", "both"])
+def test_a_model_is_put_where_its_name_is_looked_up(
+    tmp_path, contents, monkeypatch, capsys, blocked
+):
+    """The user's folder; the shipped one where that cannot be written; else it is told."""
+    written(tmp_path, contents)
+    small = functools.partial(release.import_release, config=SMALL_PAPER)
+    monkeypatch.setattr(release, "import_release", small)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "own"))
+    monkeypatch.setattr(resources, "share_dir", lambda: tmp_path / "shipped")
+    for name in {"own": ("own",), "both": ("own", "shipped")}.get(blocked, ()):
+        (tmp_path / name).write_text("a file, where a folder is wanted")
+    options = [f"--{key}={tmp_path / name}" for key, name in FILES.items()]
+
+    status = cli.main(["import-weights", *options])
+
+    out, err = capsys.readouterr()
+    if blocked == "both":
+        assert status == 2
+        assert re.search(r"own/magicfuse/models cannot be written: .*--output", err)
+    else:
+        assert status == 0
+        assert "--model paper" in out
+        place = {None: "own/magicfuse", "own": "shipped"}[blocked]
+        assert resources.model_path("paper") == tmp_path / place / "models" / "paper"
+        assert load_model("paper").config.name == SMALL_PAPER.name
+
+
+def test_a_name_in_the_users_folder_goes_before_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert resources.model_path("tiny") == resources.share_dir() / "models" / "tiny"
+    own = tmp_path / "magicfuse" / "models" / "tiny"
+    own.mkdir(parents=True)
+    assert resources.model_path("tiny") == own
+
+
+def test_without_the_authors_weights_the_command_for_them_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with pytest.raises(EngineError, match=r"magicfuse import-weights --ae ae\.pth --ikr"):
+        load_model("paper")
+
+
 def test_the_command_says_what_is_missing(tmp_path, capsys):
-    assert import_weights.run(parsed(tmp_path)) == 1
+    assert import_weights.run(parsed(tmp_path)) == 2
     assert "ae.pth is missing" in capsys.readouterr().err

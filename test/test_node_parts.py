@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from magicfuse_ros.ros import ledger
+from magicfuse_ros.ros import dds, ledger
 from magicfuse_ros.ros.diagnostics import Health, judge, key_values, resident_memory_mb
 from magicfuse_ros.ros.ledger import Account, Ledger, Throttle
 from magicfuse_ros.ros.node.id_map import IdMap, remap
@@ -386,6 +386,26 @@ def test_a_value_that_the_engine_refuses_is_told_until_it_is_changed(error):
     engine.update.side_effect = None
     doubles.send(steps=300)
     assert doubles.pipeline.refused == ""
+
+
+def test_full_shared_memory_is_told_where_publishing_fails(monkeypatch):
+    monkeypatch.setattr(dds, "shared_memory_warning", lambda: "shared memory is full")
+    doubles = Doubles(small_engine())
+    doubles.pipeline._publishers.publish.side_effect = RuntimeError("cannot allocate")
+    doubles.send()
+    assert doubles.account.account().dropped["publish_error"] == 1
+    (told,) = doubles.log.warning.call_args.args
+    assert "RuntimeError: cannot allocate; shared memory is full" in told
+
+
+def test_a_frame_that_nobody_will_see_is_ended_soon_and_the_next_gets_what_is_in_force():
+    engine = small_engine()
+    doubles = Doubles(engine)
+    doubles.send(steps=900, tau=0.5)
+    doubles.pipeline.hurry(engine)
+    assert engine.update.call_args.kwargs == {"steps": 1, "tau": 0.5, "seed": None, "temporal": 0.0}
+    doubles.send(steps=900, tau=0.5)
+    assert engine.update.call_args.kwargs["steps"] == 900
 
 
 def test_a_camera_of_12_bits_is_told_what_to_set_and_is_not_dark_then():

@@ -96,7 +96,7 @@ def library(monkeypatch, tmp_path):
 def convolution(offset=0.0):
     torch.manual_seed(0)
     network = torch.nn.Conv2d(3, 4, 3).eval()
-    return Part.of("any", network, (offset + torch.randn(1, 3, 8, 8),))
+    return Part("any", network, (offset + torch.randn(1, 3, 8, 8),))
 
 
 def in_half(program):

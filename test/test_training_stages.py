@@ -15,6 +15,7 @@ from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.config import ConfigError, DiffusionConfig
 from magicfuse_ros.model.labels import UNKNOWN, Label, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.training import train_stage as train_stage_module
 from magicfuse_ros.training.autoencoder_stage import AutoencoderLoss, AutoencoderStage
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
 from magicfuse_ros.training.losses import sobel, visual_loss, weighted_l1
@@ -37,6 +38,22 @@ SEVERAL_STEPS = dataclasses.replace(
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     yield from on_one_thread()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return data_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def few_samples(monkeypatch):
+    """Fit the autoencoder's linear path to fewer crops than in a real training."""
+    monkeypatch.setattr(train_stage_module, "_LINEAR_SAMPLES", 20)
 
 
 def make(config=SMALL_FEW_STEP):
@@ -91,7 +108,7 @@ def test_a_stage_learns_and_changes_only_its_own_parts(name):
     before = snapshot(model)
     optimizer = torch.optim.Adam([p for p in stage.parameters() if p.requires_grad], 3e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(8):
         loss, scalars = stage(batch(), seeded())
         assert all(bool(torch.isfinite(value)) for value in scalars.values())
         optimizer.zero_grad()
@@ -138,14 +155,13 @@ def test_a_sheet_is_a_picture(name):
     assert 0.0 <= float(sheet.min()) <= float(sheet.max()) <= 1.0
 
 
-def test_training_a_stage_rewrites_its_files_alone(tmp_path):
-    data = data_folder(tmp_path / "data")
+def test_training_a_stage_rewrites_its_files_alone(tmp_path, data, cache, few_samples):
     output = run_folder(tmp_path / "run")
     files = [f"{part}.safetensors" for part in PARTS]
     before = {name: (output / "model" / name).read_bytes() for name in files}
     for stage in STAGES:
         recipe = read_recipe(write_recipe(tmp_path, stage))
-        assert train_stage(recipe, data, tmp_path / "cache", output, stage)
+        assert train_stage(recipe, data, cache, output, stage)
         after = {name: (output / "model" / name).read_bytes() for name in files}
         changed = {name.split(".")[0] for name in files if before[name] != after[name]}
         assert changed == OF_STAGE[stage]
@@ -154,13 +170,12 @@ def test_training_a_stage_rewrites_its_files_alone(tmp_path):
         assert MagicFuse.from_pretrained(output / "model").config.trained == (stage == "mkf")
 
 
-def test_an_anchored_autoencoder_goes_on_from_the_model_and_remembers_it(tmp_path):
+def test_an_anchored_autoencoder_goes_on_from_the_model_and_remembers_it(tmp_path, data, cache):
     linear = dataclasses.replace(SMALL_FEW_STEP.autoencoder, linear_path=True, downsamples=0)
     output = run_folder(tmp_path / "run", dataclasses.replace(SMALL_FEW_STEP, autoencoder=linear))
     before = snapshot(MagicFuse.from_pretrained(output / "model"))
     recipe = write_recipe(tmp_path, "autoencoder", autoencoder={"anchor": 0.5})
-    data = data_folder(tmp_path / "data")
-    assert train_stage(read_recipe(recipe), data, tmp_path / "cache", output, "anchored")
+    assert train_stage(read_recipe(recipe), data, cache, output, "anchored")
     after = snapshot(MagicFuse.from_pretrained(output / "model"))
     names = before["encoder"]
     moved = max(float((after["encoder"][k] - before["encoder"][k]).abs().max()) for k in names)
@@ -294,9 +309,10 @@ def test_gradient_only_at_the_stop_step():
     calls = []
     watch(model, calls)
     stops = set()
+    given = batch(1, 16)
     for seed in range(12):
         calls.clear()
-        loss, _ = stage(batch(), seeded(seed))
+        loss, _ = stage(given, seeded(seed))
         steps = [t for name, t, _ in calls if name == "fuse"]
         assert steps == [999, 749, 499, 249][: len(steps)]
         stops.add(steps[-1])
@@ -487,13 +503,13 @@ def test_class_weights_must_fit_the_label_set():
         make_stage("mkf", make(), class_weights=(1.0, 2.0))
 
 
-def test_the_objects_head_learns_what_boxes_know_and_is_not_exported(tmp_path):
+def test_the_objects_head_learns_what_boxes_know_and_is_not_exported(tmp_path, data, cache):
     model = make()
     stage = make_stage("phi", model, objects=1.0, latent=0.0, thermal=2.0, ring=0.5)
-    optimizer = torch.optim.Adam(stage.parameters(), 3e-3)
-    given = batch(4)
+    optimizer = torch.optim.Adam(stage.parameters(), 1e-2)
+    given = batch(2)
     losses = []
-    for _ in range(40):
+    for _ in range(20):
         loss, scalars = stage(given, seeded())
         assert torch.equal(loss.detach(), scalars["objects"])  # nothing else has a weight
         optimizer.zero_grad()
@@ -502,9 +518,11 @@ def test_the_objects_head_learns_what_boxes_know_and_is_not_exported(tmp_path):
         losses.append(float(scalars["objects"]))
     assert losses[-1] < 0.6 * losses[0], losses
 
-    data, output = data_folder(tmp_path / "data"), run_folder(tmp_path / "run")
-    recipe = write_recipe(tmp_path, "phi", branch={"objects": 0.5, "latent": 1.0})
-    assert train_stage(read_recipe(recipe), data, tmp_path / "cache", output, "phi")
+    output = run_folder(tmp_path / "run")
+    recipe = write_recipe(
+        tmp_path, "phi", loop={"steps": 1}, branch={"objects": 0.5, "latent": 1.0}
+    )
+    assert train_stage(read_recipe(recipe), data, cache, output, "phi")
     assert {path.stem for path in (output / "model").glob("*.safetensors")} == set(PARTS)
     MagicFuse.from_pretrained(output / "model")
 

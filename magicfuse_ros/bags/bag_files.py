@@ -31,6 +31,7 @@ else:
     from backports import zstd
 
 from magicfuse_ros.bags.mcap_file import McapFile, OtherFormatError
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.yaml_limits import load_yaml
 
 SUFFIXES = (".mcap", ".db3")
@@ -142,7 +143,7 @@ class BagFiles:
         except (ReaderError, yaml.YAMLError, UnicodeDecodeError) as error:
             if not _found(folder):
                 raise
-            text = " ".join(str(error).split())[:200]
+            text = one_line(error)[:200]
             self.remarks.append(
                 f"metadata.yaml is damaged ({text}): all is taken from the messages' files"
             )

@@ -57,6 +57,8 @@ class LazyEngine:
             raise
         if not engine.trained:
             self._say("WARNING: the weights of this model are untrained, its results mean nothing")
+        if engine.steps_warning:
+            self._say(f"WARNING: {engine.steps_warning}")
         return engine
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from magicfuse_ros.bags.fuse_plan import OUTPUTS, Camera, FuseOptions
-from magicfuse_ros.bags.pictures import COMPRESSED_TYPE
+from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE
 from magicfuse_ros.bags.reader import BagMessage, BagReader
 from magicfuse_ros.bags.writer import canonical
 from magicfuse_ros.ros import ledger, outputs

@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from magicfuse_ros import __version__
-from magicfuse_ros.bags.pictures import COMPRESSED_TYPE, IMAGE_TYPE, describe_topic, image_topics
+from magicfuse_ros.bags.image_topics import (
+    COMPRESSED_TYPE,
+    IMAGE_TYPE,
+    describe_topic,
+    image_topics,
+)
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES
 from magicfuse_ros.resources import model_path

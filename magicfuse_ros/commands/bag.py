@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicfuse_ros.commands import bag_fuse
 from magicfuse_ros.commands.arguments import size
+from magicfuse_ros.commands.exit_status import DONE, FAILED, INCOMPLETE, stop_on_signals
 
 if TYPE_CHECKING:
     from rclpy.context import Context
@@ -82,11 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one action and return the exit status.
-
-    0 all is done, 1 something could not be read or was not there, 2 nothing could be done (with one
-    line on stderr), 130 stopped.
-    """
+    """Run one action and return its exit status; errors are one line on stderr."""
     from magicfuse_ros.bags.reader import BagError
 
     actions = {
@@ -100,46 +95,40 @@ def run(args: argparse.Namespace) -> int:
         return actions[args.action](args)
     except (BagError, ValueError) as error:  # SourceError and the settings' checks are ValueErrors
         print(f"magicfuse bag {args.action}: {error}", file=sys.stderr)
-        return 2
-
-
-def stop_on_signals(*, impatient: bool = True) -> threading.Event:
-    """Return an event that SIGINT, SIGTERM or SIGHUP sets.
-
-    A second SIGINT raises KeyboardInterrupt, unless `impatient` is False: for what ends soon after
-    the first and must come to its end.
-    """
-    stop = threading.Event()
-
-    def request(number: int, _frame: object) -> None:
-        if impatient and stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, request)
-    return stop
+        return FAILED
 
 
 def _from_video(args: argparse.Namespace) -> int:
-    from magicfuse_ros.bags.from_video import FrameSource, write_bag
+    from magicfuse_ros.bags.from_video import write_bag
+    from magicfuse_ros.sources.source import open_source
 
-    source = FrameSource(args.input, fps=args.fps, size=args.size)
+    source = open_source(args.input)
+    if args.fps is not None:
+        source = source.at_rate(args.fps)
+    if args.size is not None:
+        source = source.of_size(args.size)
     options = _given(storage=args.storage, frame_id=args.frame_id)
     options["topic"] = args.topic or ("/image/compressed" if args.compressed else "/image")
     if args.degrade is not None:
         options["transform"] = _degradation(args.degrade)
     stop = stop_on_signals()
+    faults: list[str] = []
+
+    def left_out(fault: str) -> None:
+        faults.append(fault)
+        print(f"left out: {fault}", file=sys.stderr)
+
     count = write_bag(
         source,
         args.out,
         start_ns=time.time_ns(),
         compressed=args.compressed,
         stop=stop,
+        left_out=left_out,
         **options,
     )
-    print(f"{args.out}: {count} frames, {count / source.rate:.1f} s at {source.rate:g} fps")
-    return 130 if stop.is_set() else 0
+    print(f"{args.out}: {count} frames, {count / source.rate:.1f} s at {source.rate:.4g} fps")
+    return stop.status or (INCOMPLETE if faults else DONE)
 
 
 def _play(args: argparse.Namespace) -> int:
@@ -166,15 +155,13 @@ def _play(args: argparse.Namespace) -> int:
                     f"{args.wait_for_subscribers:g} s; check topic names and ROS_DOMAIN_ID",
                     file=sys.stderr,
                 )
-                return 2
+                return FAILED
         _say(f"playing {args.bag}: {player.duration_s:.1f} s")
         sent = player.play(stop)
         _say(f"sent {sent} messages")
     for name, text in player.left_out.items():
         print(f"left out of {name}: {text}", file=sys.stderr)
-    if stop.is_set():
-        return 130
-    return 1 if player.left_out else 0
+    return stop.status or (INCOMPLETE if player.left_out else DONE)
 
 
 def _record(args: argparse.Namespace) -> int:
@@ -207,15 +194,15 @@ def _record(args: argparse.Namespace) -> int:
     if trouble:
         kept = f"{writer.count} messages are kept in it" if writer.count else "nothing is in it"
         print(f"magicfuse bag record: {trouble}; {kept}", file=sys.stderr)
-        return 2
+        return FAILED
     missing = sorted(set(args.topics) - set(counts))
     if missing:
         print(f"nothing was published on {', '.join(missing)}", file=sys.stderr)
-    return 1 if missing else 0
+    return INCOMPLETE if missing else DONE
 
 
 def _info(args: argparse.Namespace) -> int:
-    from magicfuse_ros.bags.pictures import describe_topic, image_topics
+    from magicfuse_ros.bags.image_topics import describe_topic, image_topics
     from magicfuse_ros.bags.reader import BagError, BagReader
 
     with BagReader(args.bag) as bag:
@@ -240,7 +227,7 @@ def _info(args: argparse.Namespace) -> int:
             print(f"  {topic.name}  {topic.type}  {'  '.join(details)}")
     for text in unreadable:
         print(text, file=sys.stderr)
-    return 1 if unreadable else 0
+    return INCOMPLETE if unreadable else DONE
 
 
 def _remark(bag: BagReader) -> None:

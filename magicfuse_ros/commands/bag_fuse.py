@@ -9,6 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magicfuse_ros.commands.exit_status import (
+    DONE,
+    FAILED,
+    INCOMPLETE,
+    StopRequest,
+    status_of,
+    stop_on_signals,
+)
+
 if TYPE_CHECKING:
     from magicfuse_ros.bags.fleet import Row
     from magicfuse_ros.bags.fuse_plan import FuseOptions
@@ -29,7 +38,7 @@ there, and ends in the same messages as a run that was not stopped. A bag that i
 again.
 
 Exit status: 0 all fused, 1 some frames could not be read, 2 nothing could be done (with several
-bags: with at least one), 130 stopped.
+bags: with at least one), 130 stopped by SIGINT (Ctrl-C), 143 by SIGTERM.
 
 Examples:
   magicfuse bag fuse drive drive_fused
@@ -85,17 +94,18 @@ def run(args: argparse.Namespace) -> int:
     from magicfuse_ros.bags.reader import BagError
     from magicfuse_ros.runtime.contract import EngineError
 
+    stop = stop_on_signals()
     try:
         options = _options(args)
         if args.ray is None and len(args.input) == 1 and not _is_pattern(args.input[0]):
-            return _fuse_one(Path(args.input[0]), args.output, options)
-        return _fuse_many(args, options)
+            return _fuse_one(Path(args.input[0]), args.output, options, stop)
+        return _fuse_many(args, options, stop)
     except (BagError, EngineError, ValueError) as error:
         print(f"magicfuse bag fuse: {error}", file=sys.stderr)
-        return 2
-    except (Interrupted, KeyboardInterrupt):
+        return FAILED
+    except (Interrupted, KeyboardInterrupt) as stopped:
         print("magicfuse bag fuse: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return status_of(stopped) if isinstance(stopped, KeyboardInterrupt) else stop.status
 
 
 def _options(args: argparse.Namespace) -> FuseOptions:
@@ -116,15 +126,13 @@ def _options(args: argparse.Namespace) -> FuseOptions:
     return FuseOptions(engine=EngineSettings(**engine), **chosen)  # type: ignore[arg-type]
 
 
-def _fuse_one(source: Path, target: Path, options: FuseOptions) -> int:
+def _fuse_one(source: Path, target: Path, options: FuseOptions, stop: StopRequest) -> int:
     from contextlib import closing
 
     from magicfuse_ros.bags.fuse_bag import fuse_bag
     from magicfuse_ros.bags.fuse_engine import LazyEngine
-    from magicfuse_ros.commands.bag import stop_on_signals
     from magicfuse_ros.commands.demo import ProgressLine
 
-    stop = stop_on_signals()
     show = ProgressLine(sys.stderr)
     try:
         with closing(LazyEngine(options.engine, stop, show.end)) as engine:
@@ -137,16 +145,14 @@ def _fuse_one(source: Path, target: Path, options: FuseOptions) -> int:
         print(f"{target} is there already, made of this bag with these options")
     else:
         print(f"{target}: {summary}")
-    return 1 if summary.left_out else 0
+    return INCOMPLETE if summary.left_out else DONE
 
 
-def _fuse_many(args: argparse.Namespace, options: FuseOptions) -> int:
+def _fuse_many(args: argparse.Namespace, options: FuseOptions, stop: StopRequest) -> int:
     from magicfuse_ros.bags import fleet
-    from magicfuse_ros.commands.bag import stop_on_signals
     from magicfuse_ros.commands.demo import ProgressLine
 
     jobs = fleet.jobs(_expanded(args.input), args.output)
-    stop = stop_on_signals()
     show = ProgressLine(sys.stderr)
     rows: list[Row] = []
     try:
@@ -161,8 +167,8 @@ def _fuse_many(args: argparse.Namespace, options: FuseOptions) -> int:
         show.end()
         print(fleet.table(rows, len(jobs)))
     if any(row.error for row in rows):
-        return 2
-    return 1 if any(row.summary.left_out for row in rows) else 0
+        return FAILED
+    return INCOMPLETE if any(row.summary.left_out for row in rows) else DONE
 
 
 def _expanded(inputs: Sequence[str]) -> list[Path]:

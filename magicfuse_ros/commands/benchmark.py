@@ -24,6 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magicfuse_ros.commands.exit_status import DONE, FAILED, INCOMPLETE, stop_on_signals
+from magicfuse_ros.whole_files import check_writable, write_whole
+
 if TYPE_CHECKING:
     import threading
 
@@ -66,26 +69,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and show: 0, 1 with the reason on stderr if something failed, 130 after Ctrl-C."""
-    from magicfuse_ros.commands.bag import stop_on_signals
+    """Measure and show: 0, 2 with the reason on stderr if something failed, 130 after Ctrl-C."""
     from magicfuse_ros.commands.demo import ProgressLine
     from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError
 
     show = ProgressLine(sys.stderr)
+    stop = stop_on_signals()
     try:
         _check(args)
-        stop = stop_on_signals()
         with tempfile.TemporaryDirectory(prefix="magicfuse_benchmark_") as folder:
             results = _measure(args, Path(folder), stop, show)
         show.end()
         return _show_results(args, results)
     except _Stopped:
         show.end("stopped")
-        return 130
+        return stop.status
     except (BenchmarkError, ValueError, OSError) as error:
         show.end()
         print(f"magicfuse benchmark: {error}", file=sys.stderr)
-        return 1
+        return FAILED
 
 
 class _Stopped(Exception):  # noqa: N818 - the user asked for it, nothing failed
@@ -104,6 +106,8 @@ def _check(args: argparse.Namespace) -> None:
     for option, path in (("--output", args.output), ("--markdown", args.markdown)):
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"{option} is {path}, but its folder is missing; make it first")
+        if path is not None:
+            check_writable(path.parent)
     _check_installed(args)
 
 
@@ -155,16 +159,16 @@ def _frames(folder: Path, size: tuple[int, int]) -> Path:
     """Write camera frames of this size, from the sample video, as a .npy file; once for each."""
     import itertools
 
-    import cv2
     import numpy as np
 
-    from magicfuse_ros.commands.fuse_files import open_source
     from magicfuse_ros.resources import sample_video
+    from magicfuse_ros.sources.source import open_source
 
     path = folder / f"frames_{size[0]}x{size[1]}.npy"
     if not path.exists():
-        pictures = itertools.islice(open_source(sample_video()).pictures(), PICTURES)
-        frames = [cv2.resize(each.frame, size) for each in pictures if each.frame is not None]
+        source = open_source(sample_video()).of_size(size)
+        first = itertools.islice(source.frames(), PICTURES)
+        frames = [each.rgb for each in first if each.rgb is not None]
         np.save(path, np.stack(frames))
     return path
 
@@ -203,12 +207,12 @@ def _show_results(args: argparse.Namespace, results: dict[str, Any]) -> int:
     print(json.dumps({each["name"]: each["value"] for each in results["claims"]}))
     if args.output is not None:
         text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-        args.output.write_text(text + "\n", encoding="utf-8")
+        write_whole(args.output, text + "\n")
     if args.markdown is not None:
         picture = args.markdown.parent / "images" / f"{args.markdown.stem}.png"
         drawn = plot(results, picture)
         name = os.path.relpath(picture, args.markdown.parent) if drawn else None
-        args.markdown.write_text(page(results, name), encoding="utf-8")
+        write_whole(args.markdown, page(results, name))
     for problem in results["errors"]:
         print(f"magicfuse benchmark: not measured: {problem}", file=sys.stderr)
-    return 1 if results["errors"] else 0
+    return INCOMPLETE if results["errors"] else DONE

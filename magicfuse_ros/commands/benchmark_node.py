@@ -18,7 +18,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.client import Client
 
-from magicfuse_ros.bags.from_video import FrameSource, write_bag
+from magicfuse_ros.bags.from_video import write_bag
 from magicfuse_ros.bags.recorder import Recorder
 from magicfuse_ros.commands.node_process import NodeProcess, fuse_node_command
 from magicfuse_ros.commands.node_session import (
@@ -35,6 +35,7 @@ from magicfuse_ros.evaluation.benchmark.engine_runs import CACHE_VARIABLE, Size
 from magicfuse_ros.evaluation.benchmark.machine import Usage, load, usage
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros.dds import isolate, prepare
+from magicfuse_ros.sources.source import open_source
 
 TOPIC = "/image"
 OUTPUTS = (MAGIMG, MASK, CONFIDENCE)
@@ -134,7 +135,7 @@ class NodeBenchmark:
                 if written >= BAG_FRAMES or self.stop.is_set():
                     enough.set()
 
-            source = FrameSource(sample_video(), fps=BAG_RATE_HZ, size=size)
+            source = open_source(sample_video()).at_rate(BAG_RATE_HZ).of_size(size)
             write_bag(
                 source, bag, start_ns=time.time_ns(), topic=TOPIC, stop=enough, progress=count
             )

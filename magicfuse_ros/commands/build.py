@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from magicfuse_ros.commands.arguments import add_model_arguments
+from magicfuse_ros.commands.exit_status import DONE, FAILED, status_of
 
 if TYPE_CHECKING:
     from magicfuse_ros.runtime.contract import EngineSettings
@@ -19,9 +20,9 @@ _DETAILS = """
 What is compiled is kept in $XDG_CACHE_HOME/magicfuse/artifacts, or ~/.cache/magicfuse/artifacts,
 where the node and the other commands of the same user find it. Everything it depends on is in its
 key: weights, input size, versions, and the GPU. A second run checks what is there and compiles
-nothing.
+nothing. Beyond 10,000 MB, or the megabytes in the environment variable MAGICFUSE_CACHE_MB, what was
+unused for longest is removed, but nothing that a running process uses.
 
-Exit status: 0 the backend is ready, 1 it is not.
 """
 
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compile and tell; returns the exit status that the help describes."""
+    """Compile and tell; returns 0 when the backend is ready, 2 when it is not."""
     from magicfuse_ros.runtime.contract import EngineError, EngineSettings
 
     names = ("model", "resolution", "backend", "device")
@@ -44,11 +45,11 @@ def run(args: argparse.Namespace) -> int:
         print(_build(EngineSettings(**chosen), args.camera))
     except EngineError as error:
         print(f"magicfuse build: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+        return FAILED
+    except KeyboardInterrupt as stop:
         print("magicfuse build: stopped; the parts that were ready are kept", file=sys.stderr)
-        return 130
-    return 0
+        return status_of(stop)
+    return DONE
 
 
 def _build(settings: EngineSettings, camera: tuple[int, int] | None) -> str:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from magicfuse_ros.commands.exit_status import DONE, FAILED, stop_on_signals
+
 if TYPE_CHECKING:
     from magicfuse_ros.bags.reader import Topic
     from magicfuse_ros.commands.node_session import Session
@@ -51,9 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo: 0 when frames came out, 1 with the reason on stderr, 130 after Ctrl-C."""
+    """Run the demo: 0 when frames came out, 2 with the reason on stderr."""
     from magicfuse_ros.bags.reader import BagError
-    from magicfuse_ros.commands.bag import stop_on_signals
     from magicfuse_ros.commands.node_session import SessionError, Stopped
 
     stop = stop_on_signals()
@@ -62,12 +63,12 @@ def run(args: argparse.Namespace) -> int:
         Demo(args, stop, show).run()
     except Stopped:
         show.end("stopped")
-        return 130
+        return stop.status
     except (SessionError, BagError, ValueError, OSError) as error:
         show.end()
         print(f"magicfuse demo: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return FAILED
+    return DONE
 
 
 class ProgressLine:
@@ -119,8 +120,11 @@ class Demo:
     def run(self) -> None:
         """Do everything, print the table last."""
         from magicfuse_ros.commands.demo_report import table
+        from magicfuse_ros.whole_files import check_writable
 
-        self._folder.mkdir(parents=True, exist_ok=True)
+        check_writable(self._folder)
+        if (self._folder / "output.bag").exists():
+            self._show.end(f"replaces  what an earlier run left in {self._folder}")
         source = self._prepare_input()
         self._show.end(f"input     {source.description}")
         out = self._folder / "output.bag"
@@ -131,14 +135,14 @@ class Demo:
             "",
             *table(source.description, session),
             "",
-            *(f"wrote {path}" for path in (*pictures, out)),
+            *(f"wrote {path.resolve()}" for path in (*pictures, out)),
         ):
             print(line)
 
     # --- input -----------------------------------------------------------------------------------
 
     def _prepare_input(self) -> Input:
-        from magicfuse_ros.bags.pictures import describe_images
+        from magicfuse_ros.bags.image_topics import describe_images
         from magicfuse_ros.bags.reader import BagReader, is_bag
         from magicfuse_ros.resources import sample_video
 
@@ -169,11 +173,12 @@ class Demo:
         )
 
     def _convert(self, path: Path, degrade: str | None) -> Path:
-        from magicfuse_ros.bags.from_video import FrameSource, write_bag
+        from magicfuse_ros.bags.from_video import write_bag
         from magicfuse_ros.commands.degrade import degradation
         from magicfuse_ros.commands.node_session import Stopped
+        from magicfuse_ros.sources.source import open_source
 
-        source = FrameSource(path)
+        source = open_source(path)
         bag = self._folder / "input.bag"
         remove_bag(bag)
         write_bag(
@@ -193,7 +198,7 @@ class Demo:
     # --- the node --------------------------------------------------------------------------------
 
     def _fuse(self, source: Input, out: Path) -> Session:
-        from magicfuse_ros.bags.pictures import COMPRESSED_TYPE
+        from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE
         from magicfuse_ros.bags.reader import BagReader
         from magicfuse_ros.bags.writer import BagWriter
         from magicfuse_ros.commands.demo_session import DemoSession
@@ -273,7 +278,7 @@ def choose_topic(topics: tuple[Topic, ...], wanted: str | None, bag: Path) -> To
     BagError
         There is none; the text lists those there are.
     """
-    from magicfuse_ros.bags.pictures import COMPRESSED_TYPE, IMAGE_TYPE
+    from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE, IMAGE_TYPE
     from magicfuse_ros.bags.reader import BagError
     from magicfuse_ros.commands.node_session import NODE
 

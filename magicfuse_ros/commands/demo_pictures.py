@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from magicfuse_ros.bags.pictures import decode, frames
+from magicfuse_ros.bags.image_topics import decode, frames
 from magicfuse_ros.bags.reader import BagReader, Topic
 from magicfuse_ros.commands.node_session import COLOR, ENHANCED, INFRARED, MAGIMG, MASK
+from magicfuse_ros.commands.video_writer import VideoWriter
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.ros.images.codec import ImageError
 from magicfuse_ros.ros.stamps import read_stamp
+from magicfuse_ros.whole_files import write_whole
 
 Picture = NDArray[np.uint8]
 
 COLUMNS, ROWS = 3, 2
-PICTURE_CELL, VIDEO_CELL = 640, 416  # pixels; VP8 takes its time on noise
+PICTURE_CELL, VIDEO_CELL = 640, 416  # pixels
 BACKGROUND, TEXT, MUTED, ALARM = (17, 19, 24), (236, 238, 242), (150, 156, 168), (196, 48, 43)
 UNTRAINED = "UNTRAINED WEIGHTS: this shows that the pipeline runs, not what the model can do"
-# What browsers play comes first; mpeg4 is in every build of OpenCV's video writer.
-CODECS = (("VP80", ".webm"), ("mp4v", ".mp4"))
 
 
 @dataclass(frozen=True)
@@ -179,44 +178,6 @@ class Sheet:
         return ImageFont.load_default(max(size * self._unit, 8.0))
 
 
-class VideoFile:
-    """A video of sheets; `path` gets the suffix of the first codec that this OpenCV has."""
-
-    def __init__(self, stem: Path, fps: float, size: tuple[int, int]) -> None:
-        for codec, suffix in CODECS:
-            self.path = stem.with_suffix(suffix)
-            fourcc = cv2.VideoWriter.fourcc(*codec)
-            with _silent_stderr():
-                self._writer = cv2.VideoWriter(str(self.path), fourcc, fps, size)
-            if self._writer.isOpened():
-                return
-        tried = ", ".join(codec for codec, _ in CODECS)
-        raise OSError(
-            f"this OpenCV can write none of the video codecs {tried}: reinstall it with pip"
-        )
-
-    def write(self, sheet: Picture) -> None:
-        """Append one (H, W, 3) RGB sheet."""
-        self._writer.write(cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-
-    def close(self) -> None:
-        """Finish the file."""
-        self._writer.release()
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Keep OpenCV's C code from calling VP8 in WebM, which it then writes, unsupported."""
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def write_pictures(
     bag: BagReader,
     stem: Path,
@@ -241,13 +202,13 @@ def write_pictures(
         Called with the number of frames done; raising ends it.
     """
     chosen = richest_stamp(bag)
-    png = stem.with_suffix(".png")
-    video: VideoFile | None = None
+    png, rate = stem.with_suffix(".png"), min(max(fps, 1.0), 60.0)
+    video: VideoWriter | None = None
     sheets: dict[int, Sheet] = {}
     written = 0
-    try:
+    with ExitStack() as stack:
         for each in matched(bag, input_topic):
-            if video is None:
+            if not sheets:
                 height, width = each.pictures[MAGIMG].shape[:2]
                 sheets = {
                     cell_width: Sheet(
@@ -261,15 +222,15 @@ def write_pictures(
                     )
                     for cell_width in (VIDEO_CELL, PICTURE_CELL)
                 }
-                first = sheets[VIDEO_CELL].fill(each.pictures)
-                video = VideoFile(stem, min(max(fps, 1.0), 60.0), (first.shape[1], first.shape[0]))
-                Image.fromarray(sheets[PICTURE_CELL].fill(each.pictures)).save(png)
-            if each.stamp_ns == chosen:
-                Image.fromarray(sheets[PICTURE_CELL].fill(each.pictures)).save(png)
-            video.write(sheets[VIDEO_CELL].fill(each.pictures))
+            if written == 0 or each.stamp_ns == chosen:
+                sheet = sheets[PICTURE_CELL].fill(each.pictures)
+                write_whole(png, cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+            sheet = sheets[VIDEO_CELL].fill(each.pictures)
+            if video is None:
+                size = (sheet.shape[1], sheet.shape[0])
+                video = VideoWriter(stem.with_suffix(".mp4"), rate, size)
+                stack.callback(video.close)
+            video.write(sheet, round(written * 1e9 / rate))
             written += 1
             progress(written)
-    finally:
-        if video is not None:
-            video.close()
-    return [] if video is None else [png, video.path]
+    return [] if video is None else [png, stem.with_suffix(".mp4")]

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magicfuse_ros.commands.exit_status import DONE, FAILED
+from magicfuse_ros.whole_files import check_writable, write_whole
+
 if TYPE_CHECKING:
     from magicfuse_ros.evaluation.subject import Evaluation
     from magicfuse_ros.evaluation.tables import Table
@@ -55,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tables or write the sheet; returns 0, or 1 with one line on stderr."""
+    """Print the tables or write the sheet; returns 0, or 2 with one line on stderr."""
     from magicfuse_ros.runtime.contract import EngineError
 
     try:
@@ -68,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
         evaluation.engine.close()
     except (OSError, ValueError, EngineError) as error:  # our other errors are ValueErrors
         print(f"magicfuse evaluate: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return FAILED
+    return DONE
 
 
 def _evaluation(args: argparse.Namespace) -> Evaluation:
@@ -116,6 +119,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--limit is {args.limit}; accepted: 0 (all) or more")
     if args.output is not None and not args.output.parent.is_dir():
         raise ValueError(f"--output is {args.output}, but its folder is missing; make it first")
+    if args.output is not None:
+        check_writable(args.output.parent)
     if args.subject == "sheet":
         if args.output is None or args.output.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
             raise ValueError(f"--output is {args.output}; a sheet needs a .png or .jpg file")
@@ -149,7 +154,7 @@ def _write_tables(evaluation: Evaluation, args: argparse.Namespace) -> None:
     if args.output is not None:
         content["tables"] = {name: [t.as_json() for t in some] for name, some in tables.items()}
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        args.output.write_text(text + "\n", encoding="utf-8")
+        write_whole(args.output, text + "\n")
 
 
 def _write_sheet(evaluation: Evaluation, args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from magicfuse_ros.commands.arguments import add_model_arguments
+from magicfuse_ros.commands.exit_status import DONE, FAILED
 
 HELP = "write a model's networks as ONNX files, for a runtime of your own"
 
@@ -23,27 +24,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _DETAILS
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the files go")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export; returns 0 when complete, 1 with a message on error."""
+    """Export; returns 0 when complete, 2 with a message on error."""
     from magicfuse_ros.runtime.contract import EngineError, EngineSettings
     from magicfuse_ros.runtime.engine import load_model
-    from magicfuse_ros.runtime.letterbox import fit
+    from magicfuse_ros.runtime.letterbox import Letterbox
     from magicfuse_ros.runtime.onnx_export import export_onnx
+    from magicfuse_ros.runtime.parts import INPUTS
+    from magicfuse_ros.whole_files import check_writable
 
+    there = [path for path in (args.folder / f"{name}.onnx" for name in INPUTS) if path.exists()]
+    if there and not args.overwrite:
+        print(
+            f"magicfuse export-onnx: {there[0]} exists; give another FOLDER, or --overwrite to "
+            "replace it",
+            file=sys.stderr,
+        )
+        return FAILED
     try:
+        check_writable(args.folder)
         model = load_model(args.model or EngineSettings.model)
         resolution = args.resolution or model.config.resolution
         width, height = args.camera or resolution
-        size = fit((height, width), resolution, model.config.multiple_of).padded
+        size = Letterbox.fitting((height, width), resolution, model.config.multiple_of).padded
         files = export_onnx(model, size, args.folder, _say)
     except (EngineError, OSError) as error:
         print(f"magicfuse export-onnx: {error}", file=sys.stderr)
-        return 1
+        return FAILED
     print(f"{len(files)} files for {size[1]}x{size[0]} in {args.folder}")
-    return 0
+    return DONE
 
 
 def _say(text: str) -> None:

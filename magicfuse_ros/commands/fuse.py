@@ -6,21 +6,25 @@ import argparse
 import sys
 from pathlib import Path
 
+from magicfuse_ros.commands.exit_status import DONE, FAILED, INCOMPLETE, SCHEME, status_of
+
 HELP = "fuse an image, a folder of images or a video into files"
 
 OUTPUTS = ("magimg", "infrared", "enhanced", "mask", "color", "confidence")
 DEFAULT_OUTPUTS = ("magimg", "mask")
 
-_DETAILS = """
+_DETAILS = f"""
 INPUT is one image, a folder of images (not its subfolders), or a video.
 
 OUTPUT is a folder, unless its name ends like an image or a video:
   folder         OUTPUT/magimg/NAME.png, OUTPUT/mask/NAME.png ... one folder an output, every
-                 picture named after its image; a video's frames are 000000.png, 000001.png ...
+                 picture named after its image without the ending (with it, where two images
+                 would share a name); a video's frames are 000000.png, 000001.png ...
   image file     (INPUT is an image) the first of --outputs goes there, any other beside it:
                  fused.png, fused_mask.png ...
-  video file     (INPUT is a video) the same; mask and confidence go to folders of PNG files
-                 instead, because a video codec would change their numbers
+  video file     (INPUT is a video; .mp4 .m4v .mov .mkv .avi) the same, each frame at its own
+                 time; mask and confidence go to folders of PNG files instead, because a video
+                 codec would change their numbers
 
 Outputs, all of the input's size:
   magimg         the fused picture, RGB
@@ -30,13 +34,16 @@ Outputs, all of the input's size:
   color          the classes' colours over magimg, RGB
   confidence     how sure the mask is, grey: 0 to 255
 
-The same input and settings give the same files. Exit status: 0 all fused, 1 some of the input could
-not be read, 2 nothing could be done.
+The same input and settings give the same files. Nothing is replaced without --overwrite. A file
+has its name when it is whole; a video that an error or a crash ended stays as NAME.partial.mp4.
+Ctrl-C and SIGTERM finish the videos first. Videos need the package av.
 
 Examples:
   magicfuse fuse night.jpg fused.png
   magicfuse fuse photos/ results/ --outputs magimg,infrared,mask,color
   magicfuse fuse street.mp4 fused.mp4
+
+{SCHEME}
 """
 
 
@@ -57,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"what to write, joined by commas, of: {', '.join(OUTPUTS)} "
         f"(default: {','.join(DEFAULT_OUTPUTS)})",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace results that are there already"
     )
     parser.add_argument("--model", help="shipped model or folder of weights (default: tiny)")
     parser.add_argument(
@@ -88,18 +98,25 @@ def _outputs(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Fuse everything; returns the exit status that the help describes."""
-    from magicfuse_ros.commands.fuse_files import FileError
+    from magicfuse_ros.commands.fuse_files import OutputError
     from magicfuse_ros.commands.fuse_session import fuse_all
     from magicfuse_ros.runtime.contract import EngineError, EngineSettings
+    from magicfuse_ros.sources.frame import SourceError
 
     names = ("model", "steps", "tau", "seed", "backend", "device")
     chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
-        left_out = fuse_all(args.input, args.output, args.outputs, EngineSettings(**chosen))
-    except (EngineError, FileError) as error:
+        left_out = fuse_all(
+            args.input,
+            args.output,
+            args.outputs,
+            EngineSettings(**chosen),
+            overwrite=args.overwrite,
+        )
+    except (EngineError, OutputError, SourceError) as error:
         print(f"magicfuse fuse: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        return FAILED
+    except KeyboardInterrupt as stop:
         print("magicfuse fuse: stopped; what was written stays", file=sys.stderr)
-        return 130
-    return 1 if left_out else 0
+        return status_of(stop)
+    return INCOMPLETE if left_out else DONE

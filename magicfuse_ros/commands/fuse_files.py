@@ -1,187 +1,125 @@
-"""The files of `magicfuse fuse`: pictures in, results out."""
+"""The files that `magicfuse fuse` writes."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from magicfuse_ros.commands.video_writer import FORMATS, VideoError, VideoWriter
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.contract import UInt8
+from magicfuse_ros.sources.frame import Frame
+from magicfuse_ros.sources.pictures import PICTURE_SUFFIXES
+from magicfuse_ros.sources.source import Source
+from magicfuse_ros.sources.videos import VIDEO_SUFFIXES
+from magicfuse_ros.whole_files import check_writable, write_whole
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv")
 EXACT_OUTPUTS = ("mask", "confidence")
 """Outputs whose numbers mean something: they go into lossless files only."""
 
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-_CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
-"""Containers to write, each with a codec that every OpenCV wheel has."""
 
 
-class FileError(Exception):
-    """The input cannot be read or the output not written; the message says what to do."""
-
-
-class Picture(NamedTuple):
-    """One picture of the input: its name, and its pixels (H, W, 3) RGB; None if unreadable."""
-
-    name: str
-    frame: UInt8 | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """What there is to fuse.
-
-    Attributes
-    ----------
-    kind
-        `image`, `folder` or `video`.
-    pictures
-        Reads them one by one.
-    count
-        How many there are: for a video what its container says, 0 when it says nothing.
-    rate
-        Frames a second of a video, else 0.
-    """
-
-    kind: str
-    pictures: Callable[[], Iterator[Picture]]
-    count: int
-    rate: float = 0.0
-
-
-def open_source(path: Path) -> Source:
-    """Find out what `path` is; raises `FileError` where nothing in it can be read."""
-    if path.is_dir():
-        return _folder(path)
-    if not path.is_file():
-        raise FileError(
-            f"INPUT {path} does not exist; give an image, a folder of images or a video"
-        )
-    suffix = path.suffix.lower()
-    # OpenCV opens some images as one-frame videos, so the name decides first.
-    if suffix not in VIDEO_SUFFIXES and _read_image(path) is not None:
-        return Source("image", lambda: iter([Picture(path.stem, _read_image(path))]), 1)
-    if suffix in IMAGE_SUFFIXES:
-        raise FileError(f"INPUT {path} cannot be read as an image; it is damaged or empty")
-    with _opened_video(path) as video:
-        if not video.read()[0]:
-            raise FileError(
-                f"INPUT {path} cannot be read as an image or a video; it is damaged, or of a kind "
-                f"that is not known ({' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)})"
-            )
-        count = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
-        rate = video.get(cv2.CAP_PROP_FPS)
-    return Source(
-        "video", lambda: _video_frames(path), count, rate if 0.0 < rate <= 1000.0 else 30.0
-    )
-
-
-def _folder(path: Path) -> Source:
-    files = sorted(
-        file for file in path.iterdir() if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES
-    )
-    if not files:
-        raise FileError(
-            f"folder {path} holds no images ({' '.join(IMAGE_SUFFIXES)}); subfolders are not "
-            "searched: give the one that holds the images"
-        )
-    stems = Counter(file.stem for file in files)
-    # a.jpg and a.png must not write to the same file.
-    names = [file.stem if stems[file.stem] == 1 else file.name for file in files]
-    pairs = list(zip(names, files, strict=True))
-    return Source(
-        "folder", lambda: (Picture(name, _read_image(file)) for name, file in pairs), len(files)
-    )
-
-
-def _read_image(path: Path) -> UInt8 | None:
-    try:
-        bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    except cv2.error:  # a header that promises an absurd size
-        return None
-    return None if bgr is None else np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-
-
-def _video_frames(path: Path) -> Iterator[Picture]:
-    with _opened_video(path) as video:
-        index = 0
-        while True:
-            read, bgr = video.read()
-            if not read:
-                return
-            frame = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-            yield Picture(f"{index:06d}", frame)
-            index += 1
-
-
-@contextmanager
-def _opened_video(path: Path) -> Iterator[cv2.VideoCapture]:
-    video = cv2.VideoCapture(str(path))
-    try:
-        yield video
-    finally:
-        video.release()
+class OutputError(Exception):
+    """The results cannot be written; the message says what to do."""
 
 
 class Target(AbstractContextManager["Target"]):
     """Where results go: a folder, or a file for the first output with the others beside it.
+
+    Everything that can be known before the first picture is fused is checked here.
 
     Parameters
     ----------
     path
         OUTPUT as the user gave it.
     source, source_path
-        What is read, which must not be written over.
+        What is read, which is never written over.
     outputs
         What will be written, the first one first.
+    overwrite
+        Whether results that are there already may be replaced.
 
     Raises
     ------
-    FileError
-        `path` is a file of a kind that cannot take these results.
+    OutputError
+        `path` is a file of a kind that cannot take these results, something is there already, or
+        the disk cannot be written to.
     """
 
     def __init__(
-        self, path: Path, source: Source, source_path: Path, outputs: tuple[str, ...]
+        self,
+        path: Path,
+        source: Source,
+        source_path: Path,
+        outputs: tuple[str, ...],
+        *,
+        overwrite: bool = False,
     ) -> None:
-        self._path, self._rate, self._first = path, source.rate, outputs[0]
-        self._videos: dict[Path, cv2.VideoWriter] = {}
+        self._path, self._source, self._first = path, source, outputs[0]
+        self._videos: dict[Path, VideoWriter] = {}
+        self._made: list[Path] = []
         suffix = path.suffix.lower()
-        self._is_file = suffix in IMAGE_SUFFIXES + VIDEO_SUFFIXES and not path.is_dir()
+        self._is_file = suffix in PICTURE_SUFFIXES + VIDEO_SUFFIXES and not path.is_dir()
         if self._is_file:
-            self._check_file(suffix, source.kind)
-        for output in outputs:
-            place = self._place(output, source_path.stem)
+            self._check_file(suffix)
+        names = source.names or ("000000",)
+        places = [self._place(output, name) for output in outputs for name in names]
+        for place in places:
             written = place.parent if source.kind == "folder" else place
             if written.resolve() == source_path.resolve():
-                raise FileError(f"OUTPUT {path} would write over INPUT {source_path}; give another")
+                raise OutputError(
+                    f"OUTPUT {path} would write over INPUT {source_path}; give another"
+                )
+        there = next(self._there(places), None)
+        if there is not None and not overwrite:
+            raise OutputError(f"{there} exists; give another OUTPUT, or --overwrite to replace it")
+        for folder in dict.fromkeys(place.parent for place in places):
+            self._check_folder(folder)
 
-    def write(self, output: str, name: str, picture: UInt8) -> None:
-        """Write one result, RGB or grey, of the picture called `name`; raises `FileError`."""
-        place = self._place(output, name)
-        colors = picture.ndim == 3
-        bgr = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8) if colors else picture
+    def write(self, output: str, frame: Frame, picture: UInt8) -> None:
+        """Write one result, RGB or grey, of `frame`; raises `OutputError`."""
+        place = self._place(output, frame.name)
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
             if place.suffix.lower() in VIDEO_SUFFIXES:
-                self._write_frame(place, bgr)
-            elif not cv2.imwrite(str(place), bgr):
-                raise FileError(f"{place} cannot be written; check the disk and its permissions")
+                self._write_frame(place, frame, picture)
+            else:
+                write_whole(place, _encoded(place.suffix, picture))
         except (OSError, cv2.error) as error:
-            raise FileError(f"{place} cannot be written: {' '.join(str(error).split())}") from error
+            raise OutputError(_sentence(place, error)) from error
 
-    def __exit__(self, *exception: object) -> None:
-        """Finish the videos, so that what is there can be played."""
+    def close(self, *, whole: bool = True) -> None:
+        """Finish the videos, which get their names if they are `whole`; raises `OutputError`."""
+        failed = []
         for video in self._videos.values():
-            video.release()
+            try:
+                video.close(whole=whole)
+            except OSError as error:
+                failed.append(str(error))
+        self._videos.clear()
+        for folder in reversed(self._made):
+            with suppress(OSError):  # nothing came of it
+                folder.rmdir()
+        if failed:
+            raise OutputError("; ".join(failed))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        """Finish the videos, so that what is there can be played; an error before goes first.
+
+        One that the user stopped is as long as was wanted; one that an error ended keeps `.partial`
+        in its name.
+        """
+        try:
+            self.close(whole=kind is None or issubclass(kind, KeyboardInterrupt))
+        except OutputError:
+            if error is None:
+                raise
 
     def _place(self, output: str, name: str) -> Path:
         """Where an output of one picture goes; all frames of a video may have one place."""
@@ -197,30 +135,56 @@ class Target(AbstractContextManager["Target"]):
             return path.with_name(beside) / f"{name}.png"
         return path.with_name(f"{beside}.png")
 
-    def _check_file(self, suffix: str, kind: str) -> None:
-        accepted = {"image": IMAGE_SUFFIXES, "video": tuple(_CODECS), "folder": ()}[kind]
+    def _there(self, places: list[Path]) -> Iterator[Path]:
+        """Yield what is there already; how many frames a video will have is not known."""
+        for place in places:
+            if self._source.kind == "video" and place.suffix == ".png":
+                yield from place.parent.glob("*.png")
+            elif place.exists():
+                yield place
+
+    def _check_file(self, suffix: str) -> None:
+        kind = self._source.kind
+        accepted = {"image": PICTURE_SUFFIXES, "video": tuple(FORMATS), "folder": ()}[kind]
         if suffix not in accepted:
             also = f", or a file ending in {' '.join(accepted)}" if accepted else ""
-            raise FileError(
+            raise OutputError(
                 f"OUTPUT {self._path} ends in {suffix}, but INPUT is of the kind {kind}; "
                 f"accepted: a folder{also}"
             )
         if self._first in EXACT_OUTPUTS and suffix not in _LOSSLESS:
-            raise FileError(
+            raise OutputError(
                 f"OUTPUT {self._path} cannot take {self._first} first: {suffix} changes its "
                 "numbers; give a folder, or a .png for an image"
             )
 
-    def _write_frame(self, place: Path, bgr: UInt8) -> None:
-        if bgr.ndim == 2:
-            bgr = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_GRAY2BGR), np.uint8)
+    def _check_folder(self, folder: Path) -> None:
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        try:
+            self._made += reversed(missing)
+            check_writable(folder)
+        except OSError as error:
+            self.close()
+            raise OutputError(_sentence(folder, error)) from error
+
+    def _write_frame(self, place: Path, frame: Frame, picture: UInt8) -> None:
         if place not in self._videos:
-            codec = cv2.VideoWriter.fourcc(*_CODECS[place.suffix.lower()])
-            size = (bgr.shape[1], bgr.shape[0])
-            self._videos[place] = cv2.VideoWriter(str(place), codec, self._rate, size)
-            if not self._videos[place].isOpened():
-                raise FileError(
-                    f"{place} cannot be written as a video of {size[0]}x{size[1]}; check the disk "
-                    "and its permissions, or give a folder"
-                )
-        self._videos[place].write(bgr)
+            size = (picture.shape[1], picture.shape[0])
+            self._videos[place] = VideoWriter(place, self._source.rate, size)
+        self._videos[place].write(picture, frame.time_ns)
+
+
+def _encoded(suffix: str, picture: UInt8) -> bytes:
+    colors = picture.ndim == 3
+    bgr = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8) if colors else picture
+    done, content = cv2.imencode(suffix, bgr)
+    if not done:
+        raise OSError(f"this OpenCV cannot write {suffix}")
+    return content.tobytes()
+
+
+def _sentence(place: Path, error: Exception) -> str:
+    if isinstance(error, VideoError):
+        return str(error)
+    why = getattr(error, "strerror", None) or one_line(error)
+    return f"{place} cannot be written: {why}; check the disk and its permissions"

@@ -7,14 +7,23 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from magicfuse_ros.commands.fuse_files import FileError, Target, open_source
+from magicfuse_ros.commands.fuse_files import Target
 from magicfuse_ros.runtime.contract import EXTRAS, EngineSettings, FuseResult, UInt8
 from magicfuse_ros.runtime.engine import FuseEngine, load_engine
+from magicfuse_ros.sources.frame import SourceError
+from magicfuse_ros.sources.source import open_source
 
 _REPORT_EVERY_S = 5.0
 
 
-def fuse_all(path: Path, target: Path, outputs: tuple[str, ...], settings: EngineSettings) -> int:
+def fuse_all(
+    path: Path,
+    target: Path,
+    outputs: tuple[str, ...],
+    settings: EngineSettings,
+    *,
+    overwrite: bool = False,
+) -> int:
     """Fuse every picture of `path` into `target`, and print a summary.
 
     Returns
@@ -24,44 +33,47 @@ def fuse_all(path: Path, target: Path, outputs: tuple[str, ...], settings: Engin
 
     Raises
     ------
-    FileError
-        Nothing can be read, or the results cannot be written.
+    SourceError
+        Nothing can be read.
+    OutputError
+        The results cannot be written; found before the model is loaded wherever it can be.
     EngineError
         The engine cannot be had, or no backend can fuse a picture.
     """
     source = open_source(path)
     extras = frozenset(outputs) & frozenset(EXTRAS)
     with (
-        Target(target, source, path, outputs) as files,
+        Target(target, source, path, outputs, overwrite=overwrite) as files,
         closing(load_engine(settings, _say)) as engine,
     ):
         if not engine.trained:
             _say("WARNING: the weights of this model are untrained, its results mean nothing")
         if engine.steps_warning:
             _say(f"WARNING: {engine.steps_warning}")
-        unreadable, fused, fuse_ms = [], 0, 0.0
+        left_out, fused, fuse_ms = 0, 0, 0.0
         started = told = time.monotonic()
-        for picture in source.pictures():
-            if picture.frame is None:
-                _say(f"left out, not readable as an image: {picture.name}")
-                unreadable.append(picture.name)
+        for frame in source.frames():
+            if frame.rgb is None:
+                _say(f"left out: {frame.fault}")
+                left_out += 1
                 continue
-            result = _fuse(engine, picture.frame, extras)
+            result = _fuse(engine, frame.rgb, extras)
             for output in outputs:
-                files.write(output, picture.name, _select(result, output, engine))
+                files.write(output, frame, _select(result, output, engine))
             fused += 1
             fuse_ms += sum(result.stage_ms.values())
             if time.monotonic() - told >= _REPORT_EVERY_S:
                 told = time.monotonic()
                 _say(f"{fused} of {source.count or '?'}, {fuse_ms / fused:.0f} ms each")
         if fused == 0:
-            raise FileError(f"none of the {len(unreadable)} images in {path} can be read")
+            raise SourceError(f"none of the {left_out} pictures in {path} can be read")
+        files.close()
         took = time.monotonic() - started
     print(
         f"{fused} fused into {target} in {took:.1f} s, {fuse_ms / fused:.0f} ms each on "
-        f"{engine.backend_name}" + (f"; {len(unreadable)} left out" if unreadable else "")
+        f"{engine.backend_name}" + (f"; {left_out} left out" if left_out else "")
     )
-    return len(unreadable)
+    return left_out
 
 
 def _fuse(engine: FuseEngine, frame: UInt8, extras: frozenset[str]) -> FuseResult:

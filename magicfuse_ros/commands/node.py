@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 HELP = "run fuse_node here, as ros2 run does: magicfuse node --ros-args -r image:=/camera/image_raw"
 
@@ -24,8 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the node until Ctrl-C or SIGTERM; 0 then, and 2 when ROS cannot read the arguments."""
+    from magicfuse_ros.ros.dds import use_shipped_profile
     from magicfuse_ros.ros.node.fuse_node import main
 
+    use_shipped_profile(os.environ)
     if args.parameters:
         return main(["magicfuse node", "--help"])
     return main(["magicfuse node", "--ros-args", *args.ros_args])

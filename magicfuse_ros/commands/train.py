@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from magicfuse_ros.commands.exit_status import DONE, FAILED, SIGNALLED
+
 HELP = "train a stage (autoencoder, psi, phi, mkf), all of them in order, or distill to few steps"
 
 
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Train; returns 0 when complete, 3 when a signal ended it early, 1 with a message on error."""
     try:
         from magicfuse_ros.model.config import ConfigError
-        from magicfuse_ros.training.loop import TrainingError
+        from magicfuse_ros.training.loop import StopRequest, TrainingError
         from magicfuse_ros.training.recipe import read_recipe, recipe_files
         from magicfuse_ros.training.state import state_path
         from magicfuse_ros.training.train_stage import train_stage
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             "extra `train`: pip install '.[train]'",
             file=sys.stderr,
         )
-        return 1
+        return FAILED
 
     paths = recipe_files(args.config) if args.stage == "all" else [args.config]
     cache = args.cache or args.output / "cache"
@@ -74,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
                     f"{path.stem}: stopped by a signal; the same command with --resume goes on",
                     file=sys.stderr,
                 )
-                return 3
+                return SIGNALLED + StopRequest.last
     # Errors of the configuration, the data, the model folder and checkpoints are ValueErrors.
     except (TrainingError, ValueError, OSError) as error:
         print(f"magicfuse train: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return FAILED
+    return DONE

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from magicfuse_ros.evaluation.ablations import Variant, ablated, late_fusion
 from magicfuse_ros.evaluation.metrics import U8
-from magicfuse_ros.model.magicfuse import MagicFuse, late_fusion
-from magicfuse_ros.model.sampler import Networks, Noise, SamplerSettings, Step, Variant, sample
-from magicfuse_ros.model.unaided import Unaided
-from magicfuse_ros.runtime import letterbox
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.partial import Unaided
+from magicfuse_ros.model.sampler import Networks, Noise, SamplerSettings, Step, sample
+from magicfuse_ros.runtime.letterbox import Letterbox, classify, quantise
 
 
 class Outcome(NamedTuple):
@@ -56,9 +57,8 @@ class Inference:
         self, model: MagicFuse, steps: int | None = None, *, unaided: bool = False
     ) -> None:
         self.model = model
-        self._steps = steps
         self._unaided = unaided
-        self.settings = self._settings("full")
+        self.settings = SamplerSettings.of(model.config, model.labels.thermal_ids(), steps=steps)
 
     @property
     def device(self) -> torch.device:
@@ -73,14 +73,16 @@ class Inference:
     @torch.inference_mode()
     def fuse(self, image: U8, variant: Variant = "full") -> Outcome:
         """Make everything the model makes of an image, or one of the paper's ablations does."""
-        model, settings = self.model, self._settings(variant)
-        networks: Networks = Unaided(model) if self._unaided else model
+        model = self.model
+        networks, settings = ablated(model, self.settings, variant)
+        if self._unaided:
+            networks = Unaided(model)
         planes = self._planes(image)
         step = self._sample(networks, planes, settings)
         fused = model.decoder(step.z0_fused)
         height, width = planes.shape[-2:]
-        place = letterbox.fit((height, width), (width, height), model.config.multiple_of)
-        probabilities = letterbox.quantise(step.state[0].softmax(dim=0))
+        letterbox = Letterbox.fitting((height, width), (width, height), model.config.multiple_of)
+        probabilities = quantise(step.state[0].softmax(dim=0))
         enhanced, infrared = model.decoder(step.z0_psi), model.decoder(step.z0_phi)
         if variant == "late_fusion":
             fused = late_fusion(enhanced, infrared, step.w_r)
@@ -88,14 +90,8 @@ class Inference:
             magimg=_image(fused),
             enhanced=_image(enhanced),
             infrared=_image(infrared),
-            mask=letterbox.classify(probabilities.cpu().numpy(), place)[0],
+            mask=classify(probabilities.cpu().numpy(), letterbox)[0],
             step=step,
-        )
-
-    def _settings(self, variant: Variant) -> SamplerSettings:
-        model = self.model
-        return SamplerSettings.of(
-            model.config, model.labels.thermal_ids(), steps=self._steps, variant=variant
         )
 
     def _sample(self, networks: Networks, planes: Tensor, settings: SamplerSettings) -> Step:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from magicfuse_ros.evaluation import metrics
+from magicfuse_ros.evaluation.ablations import Variant
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
 from magicfuse_ros.evaluation.inference import Outcome
 from magicfuse_ros.evaluation.metrics import U8, grey
 from magicfuse_ros.evaluation.scenes import Scene, has_clean, has_clean_pair, has_infrared
 from magicfuse_ros.evaluation.subject import DEGRADED, Evaluation, Products
 from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
-from magicfuse_ros.model.sampler import Variant
 from magicfuse_ros.training.degradation_mixes import RECIPES
 
 _SHARE_OF_ONE = 0.25

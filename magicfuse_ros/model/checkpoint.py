@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,10 +37,13 @@ def read_config(folder: Path) -> MagicFuseConfig:
         The folder or the file is missing or malformed, or a value in it is not accepted.
     """
     if not folder.is_dir():
-        raise CheckpointError(
-            f"there is no model folder {folder}; give a folder with {CONFIG_FILE} and "
-            "safetensors files"
-        )
+        advice = f"give a folder with {CONFIG_FILE} and safetensors files"
+        if folder.name == "paper":  # documented, but too large to ship
+            advice = (
+                "the authors' weights do not ship; download their four files and run: magicfuse "
+                "import-weights --ae ae.pth --ikr ikr.pth --ckg ckg.pth --mkf model.pth"
+            )
+        raise CheckpointError(f"there is no model folder {folder}; {advice}")
     path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -98,12 +101,6 @@ def save_tensors(folder: Path, part: str, tensors: Mapping[str, Tensor]) -> None
 def part_path(folder: Path, part: str) -> Path:
     """Return where a weights folder keeps a part."""
     return folder / f"{part}.safetensors"
-
-
-def check_file(path: Path) -> None:
-    """Raise `CheckpointError` when a safetensors file is missing or not as long as it says."""
-    with _told(path), safe_open(path, framework="pt"):
-        pass
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -74,6 +74,15 @@ def add_noise(z0: Tensor, eps: Tensor, a: Tensor | float, s: Tensor | float) -> 
     return a * z0 + s * eps
 
 
+def clean_estimate(
+    prediction: Tensor, z_t: Tensor, a: Tensor | float, s: Tensor | float, kind: Prediction
+) -> Tensor:
+    """Return the one-step estimate of z0 (z̃ in the paper) that a network's prediction means."""
+    if kind == "eps":
+        return (z_t - s * prediction) / a
+    return a * z_t - s * prediction if kind == "v" else prediction
+
+
 def estimates(
     prediction: Tensor, z_t: Tensor, a: float, s: float, kind: Prediction, *, clip: bool
 ) -> Estimate:
@@ -82,12 +91,7 @@ def estimates(
     With `clip`, z0 is limited to [-1, 1] and ε is what then explains z_t, so that the two stay
     consistent.
     """
-    if kind == "eps":
-        z0 = (z_t - s * prediction) / a
-    elif kind == "v":
-        z0 = a * z_t - s * prediction
-    else:
-        z0 = prediction
+    z0 = clean_estimate(prediction, z_t, a, s, kind)
     if clip:
         z0 = z0.clamp(-1.0, 1.0)
     elif kind == "eps":

@@ -41,9 +41,9 @@ class Pictures(NamedTuple):
 
 
 class MagicFuse(nn.Module):
-    """The model in plain PyTorch; a runtime makes the same parts fast.
+    """The model in plain PyTorch, of which a runtime makes the same parts fast.
 
-    It is itself the `Networks` that `sample` needs.
+    It can be given to `sample` as its `Networks`.
     """
 
     def __init__(self, config: MagicFuseConfig, labels: LabelSet) -> None:
@@ -73,6 +73,12 @@ class MagicFuse(nn.Module):
             the message names it.
         LabelSetError
             The configuration names a label set that is unknown.
+
+        Examples
+        --------
+        >>> model = MagicFuse.from_pretrained("models/tiny")
+        >>> model.config.resolution, len(model.labels)
+        ((320, 240), 12)
         """
         folder = Path(folder)
         config = checkpoint.read_config(folder)
@@ -92,19 +98,14 @@ class MagicFuse(nn.Module):
     def denoise(
         self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        """Predictions of Ψ and Φ at timestep t."""
+        """Return the predictions of Ψ and Φ at timestep t, each (B, 8, h, w)."""
         step = torch.tensor([t], device=condition.device)
         return self.psi(condition, z_psi, step), self.phi(condition, z_phi, step)
-
-    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
-        """Prediction of Ψ alone."""
-        prediction: Tensor = self.psi(condition, z_psi, torch.tensor([t], device=condition.device))
-        return prediction
 
     def fuse(
         self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        """Weight w and the next z^s."""
+        """Return the weight w (B, 8, h, w) and the next z^s (B, classes, h, w)."""
         step = torch.tensor([t], device=z_f.device)
         w, state = self.fusion(psi.z0, phi.z0, z_f, psi.eps, phi.eps, state, step)
         return w, state
@@ -142,33 +143,13 @@ class MagicFuse(nn.Module):
             As `draw_encoder_noise` makes it.
         """
         step = sample(self, self.encoder(image, encoder_noise), noise, self.config, settings)
-        enhanced, infrared = self.decoder(step.z0_psi), self.decoder(step.z0_phi)
-        if settings.variant == "late_fusion":
-            magimg = late_fusion(enhanced, infrared, step.w_r)
-        else:
-            magimg = self.decoder(step.z0_fused)
         return Pictures(
-            magimg, enhanced, infrared, upsampled_logits(step.state, image.shape[-2:]), step
+            magimg=self.decoder(step.z0_fused),
+            enhanced=self.decoder(step.z0_psi),
+            infrared=self.decoder(step.z0_phi),
+            logits=upsampled_logits(step.state, image.shape[-2:]),
+            step=step,
         )
-
-
-def late_fusion(enhanced: Tensor, infrared: Tensor, w_r: Tensor) -> Tensor:
-    """Fuse as Model III does: weigh the two decoded images instead of the two noises.
-
-    Parameters
-    ----------
-    enhanced, infrared
-        (B, 3, H, W) in [0, 1].
-    w_r
-        (B, 8, h, w); its mean over the channels, limited to [0, 1], is the weight of `enhanced`.
-    """
-    weight = functional.interpolate(
-        w_r.mean(dim=1, keepdim=True).clamp(0.0, 1.0),
-        size=enhanced.shape[-2:],
-        mode="bilinear",
-        align_corners=False,
-    )
-    return weight * enhanced + (1.0 - weight) * infrared
 
 
 def upsampled_logits(state: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -1,13 +1,10 @@
-"""The joint reverse process of MagicFuse (paper, Eq. 8-14 and Algorithm 1).
-
-A pure function: the noise is injected.
-"""
+"""The joint reverse process of MagicFuse (paper, Eq. 8-14 and Algorithm 1)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -15,8 +12,12 @@ from magicfuse_ros.model import diffusion
 from magicfuse_ros.model.config import MagicFuseConfig, check_tau
 from magicfuse_ros.model.fusion import fused_noise, modulated_weight, radiation_category_map
 
-Variant = Literal["full", "no_estimates", "no_segmentation", "late_fusion", "restore_only"]
-"""The paper's ablations: the full model, and Models I, II, III and IV (section 3.5)."""
+STATE_LIMIT = 1000.0
+"""Most that a value of z^s may be, either way.
+
+S has no bound of its own: each step may make its state larger, and over hundreds of steps, for
+which no model was trained, it would run to infinity. Logits of trained use are far below this.
+"""
 
 
 class Networks(Protocol):
@@ -29,10 +30,6 @@ class Networks(Protocol):
         self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
         """Predictions of Ψ and Φ at timestep t, each (B, 8, h, w)."""
-        ...
-
-    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
-        """Prediction of Ψ alone."""
         ...
 
     def fuse(
@@ -87,12 +84,21 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """How to sample; the defaults are the model's `DiffusionConfig`."""
+    """How to sample.
+
+    Attributes
+    ----------
+    timesteps
+        From noisy to clean, as `diffusion.timesteps` lists them.
+    tau
+        τ of Eq. 11, 0 to 1.
+    thermal_ids
+        Class ids that the radiation category map marks.
+    """
 
     timesteps: tuple[int, ...]
     tau: float
     thermal_ids: tuple[int, ...]
-    variant: Variant = "full"
 
     def __post_init__(self) -> None:
         check_tau(self.tau)
@@ -105,7 +111,6 @@ class SamplerSettings:
         *,
         steps: int | None = None,
         tau: float | None = None,
-        variant: Variant = "full",
     ) -> SamplerSettings:
         """Take the model's own settings, with what is given put in place of them.
 
@@ -114,16 +119,12 @@ class SamplerSettings:
         ConfigError
             `steps` or `tau` is out of range; the message says the range.
         """
-        diffusion_config = config.diffusion
+        own = config.diffusion
+        timesteps = diffusion.timesteps_of(own, own.steps if steps is None else steps)
         return cls(
-            timesteps=tuple(
-                diffusion.timesteps_of(
-                    diffusion_config, diffusion_config.steps if steps is None else steps
-                )
-            ),
-            tau=diffusion_config.tau if tau is None else tau,
+            timesteps=tuple(timesteps),
+            tau=own.tau if tau is None else tau,
             thermal_ids=thermal_ids,
-            variant=variant,
         )
 
 
@@ -135,7 +136,9 @@ def sample(
     settings: SamplerSettings,
     on_step: Callable[[Step], None] | None = None,
 ) -> Step:
-    """Run the reverse process of all three streams from the same noise and return its last step.
+    """Run the reverse process of all three streams from the same noise (Algorithm 1).
+
+    A pure function: the same networks, noise and settings give the same sample.
 
     Parameters
     ----------
@@ -147,62 +150,57 @@ def sample(
         The starting point (Algorithm 1, lines 6-7).
     on_step
         Called after each step with its outcome.
+
+    Returns
+    -------
+    Step
+        The last step's outcome.
+
+    Raises
+    ------
+    ValueError
+        `settings` has no timesteps.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from magicfuse_ros.model.magicfuse import MagicFuse
+    >>> model = MagicFuse.from_pretrained("models/tiny")
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> image, noise = torch.rand(1, 3, 48, 64), model.draw_noise(48, 64, draw)
+    >>> settings = SamplerSettings.of(model.config, model.labels.thermal_ids())
+    >>> with torch.inference_mode():
+    ...     step = sample(model, model.encoder(image), noise, model.config, settings)
+    >>> tuple(step.z0_fused.shape)
+    (1, 8, 12, 16)
     """
-    alpha_bars = diffusion.alphas_cumprod(config.diffusion)
-    clip = config.diffusion.clip_z0
+    alpha_bars, clip = diffusion.alphas_cumprod(config.diffusion), config.diffusion.clip_z0
     z_psi = z_phi = z_f = noise.latent
     state = noise.state
     outcome: Step | None = None
-    for index, t in enumerate(settings.timesteps):
+    for t, t_next in zip(settings.timesteps, (*settings.timesteps[1:], None), strict=False):
         a, s = diffusion.coefficients(alpha_bars[t])
         gain = diffusion.input_gain(a, config.diffusion)
-        if settings.variant == "restore_only":
-            psi_out = networks.restore(condition, gain * z_psi, t)
-            psi = phi = diffusion.estimates(psi_out, z_psi, a, s, config.psi.prediction, clip=clip)
-        else:
-            psi_out, phi_out = networks.denoise(condition, gain * z_psi, gain * z_phi, t)
-            psi = diffusion.estimates(psi_out, z_psi, a, s, config.psi.prediction, clip=clip)
-            phi = diffusion.estimates(phi_out, z_phi, a, s, config.phi.prediction, clip=clip)
-        outcome = fuse_step(networks, psi, phi, z_f, state, t, config, settings)
-        state = outcome.state
+        said = networks.denoise(condition, gain * z_psi, gain * z_phi, t)
+        psi = diffusion.estimates(said[0], z_psi, a, s, config.psi.prediction, clip=clip)
+        phi = diffusion.estimates(said[1], z_phi, a, s, config.phi.prediction, clip=clip)
+        seen_psi, seen_phi = (diffusion.Estimate(z0, gain * eps) for z0, eps in (psi, phi))
+        w, state = networks.fuse(seen_psi, seen_phi, gain * z_f, gain * state, t)  # Eq. 9, 10
+        state = state.clamp(-STATE_LIMIT, STATE_LIMIT)
+        radiation = radiation_category_map(state, settings.thermal_ids)
+        w_r = modulated_weight(w, radiation, settings.tau)  # Eq. 11
+        eps_f = fused_noise(w_r, psi.eps, phi.eps)  # Eq. 8
+        z0_f = diffusion.clean_from(eps_f, z_f, a, s, clip=clip)  # Eq. 13; after the last, Eq. 14
+        outcome = Step(t, psi.z0, phi.z0, z0_f, state, w_r, radiation)
         if on_step is not None:
             on_step(outcome)
-        if index + 1 < len(settings.timesteps):
-            a_next, s_next = diffusion.coefficients(alpha_bars[settings.timesteps[index + 1]])
-            z_psi = diffusion.add_noise(psi.z0, psi.eps, a_next, s_next)
-            z_phi = diffusion.add_noise(phi.z0, phi.eps, a_next, s_next)
+        if t_next is not None:
+            following = diffusion.coefficients(alpha_bars[t_next])
+            z_psi = diffusion.add_noise(psi.z0, psi.eps, *following)
+            z_phi = diffusion.add_noise(phi.z0, phi.eps, *following)
             # Eq. 12; ε follows from z0 so that the two stay consistent where z0 was clipped.
-            eps_f = diffusion.noise_from(outcome.z0_fused, z_f, a, s)
-            z_f = diffusion.add_noise(outcome.z0_fused, eps_f, a_next, s_next)
+            eps_f = diffusion.noise_from(z0_f, z_f, a, s)
+            z_f = diffusion.add_noise(z0_f, eps_f, *following)
     if outcome is None:
         raise ValueError("the sampler was given no timesteps; at least one is needed")
     return outcome
-
-
-def fuse_step(
-    networks: Networks,
-    psi: diffusion.Estimate,
-    phi: diffusion.Estimate,
-    z_f: Tensor,
-    state: Tensor,
-    t: int,
-    config: MagicFuseConfig,
-    settings: SamplerSettings,
-) -> Step:
-    """F, S and Eq. 8-11 and 13 of one step."""
-    a, s = diffusion.coefficients(diffusion.alphas_cumprod(config.diffusion)[t])
-    gain = diffusion.input_gain(a, config.diffusion)
-    clip = config.diffusion.clip_z0
-    variant = settings.variant
-    # Model I does not show the estimates to F.
-    shown = 0.0 if variant == "no_estimates" else 1.0
-    seen_psi, seen_phi = (diffusion.Estimate(shown * z0, gain * eps) for z0, eps in (psi, phi))
-    w, state = networks.fuse(seen_psi, seen_phi, gain * z_f, gain * state, t)
-    radiation = radiation_category_map(state, settings.thermal_ids)
-    if variant == "no_segmentation":
-        radiation = radiation.new_zeros(radiation.shape)
-    w_r = modulated_weight(w, radiation, settings.tau)
-    if variant == "restore_only":
-        w_r = w_r.new_ones(w_r.shape)
-    z0_fused = diffusion.clean_from(fused_noise(w_r, psi.eps, phi.eps), z_f, a, s, clip=clip)
-    return Step(t, psi.z0, phi.z0, z0_fused, state, w_r, radiation)

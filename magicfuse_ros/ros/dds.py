@@ -8,17 +8,19 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
 from magicfuse_ros.resources import share_dir
 
 PROFILE_VARIABLE = "FASTDDS_DEFAULT_PROFILES_FILE"
+PROFILE_VARIABLES = (PROFILE_VARIABLE, "FASTRTPS_DEFAULT_PROFILES_FILE")
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Fast DDS keeps its segments
 SEGMENT_BYTES = 36 * 2**20
 """What a process takes of it with the shipped profile: 32 MiB of messages, and the accounting."""
+_FULL_BYTES = 2**20
 
 _SEGMENT_LOCK = re.compile(r"fast(?:rtps|dds)_[0-9a-z]{16}_el")
 _YOUNGEST_S = 2.0
@@ -26,14 +28,17 @@ _YOUNGEST_S = 2.0
 
 
 def prepare(environment: MutableMapping[str, str]) -> list[str]:
-    """Make a process ready for its first node; returns warnings for its user.
+    """Make a command's process ready for its first node; returns warnings for its user.
 
     Sets the shipped Fast DDS profile unless the user chose one, gives ROS a folder for its logs
     that can be written, and clears shared memory of what killed processes left in it.
     """
     use_shipped_profile(environment)
-    warnings = writable_log_folder(environment), clear_shared_memory(SHARED_MEMORY)
-    return [text for text in warnings if text]
+    return [
+        text
+        for text in (writable_log_folder(environment), clear_shared_memory(environment))
+        if text
+    ]
 
 
 def use_shipped_profile(environment: MutableMapping[str, str]) -> None:
@@ -42,7 +47,7 @@ def use_shipped_profile(environment: MutableMapping[str, str]) -> None:
     Its default shared memory holds 512 KiB: images above that are mostly lost when sent best
     effort. Must be called before a process makes its first node.
     """
-    if PROFILE_VARIABLE not in environment and "FASTRTPS_DEFAULT_PROFILES_FILE" not in environment:
+    if not has_profile(environment):
         environment[PROFILE_VARIABLE] = str(share_dir() / "config" / "fastdds.xml")
 
 
@@ -62,7 +67,7 @@ def writable_log_folder(environment: MutableMapping[str, str]) -> str:
     return f"{folder} cannot be written: ROS logs to {environment['ROS_LOG_DIR']}"
 
 
-def clear_shared_memory(folder: Path) -> str:
+def clear_shared_memory(environment: Mapping[str, str], folder: Path = SHARED_MEMORY) -> str:
     """Remove what killed processes left of Fast DDS in `folder`; warn if that is still too full.
 
     Only segments whose lock nobody holds are removed, as ``fastdds shm clean`` does it: a process
@@ -73,20 +78,25 @@ def clear_shared_memory(folder: Path) -> str:
             if _SEGMENT_LOCK.fullmatch(lock.name):
                 with suppress(OSError):  # somebody holds it, or it is another user's
                     _remove_if_dead(lock)
-    return shared_memory_warning(folder)
+    return shared_memory_warning(folder, SEGMENT_BYTES if has_profile(environment) else _FULL_BYTES)
 
 
-def shared_memory_warning(folder: Path = SHARED_MEMORY) -> str:
-    """Say that shared memory has no room for messages; empty if all is well, or it is not there."""
+def has_profile(environment: Mapping[str, str]) -> bool:
+    """Whether Fast DDS has a profile, as the shipped one, with room for large images."""
+    return any(environment.get(name) for name in PROFILE_VARIABLES)
+
+
+def shared_memory_warning(folder: Path = SHARED_MEMORY, needed_bytes: int = _FULL_BYTES) -> str:
+    """Say that shared memory is full; empty while `needed_bytes` are free, or it is not there."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
         return ""
-    if free >= SEGMENT_BYTES:
+    if free >= needed_bytes:
         return ""
     return (
         f"shared memory is full: {folder} has {free / 2**20:.0f} MiB free and Fast DDS takes "
-        f"{SEGMENT_BYTES // 2**20} MiB a process, without which images arrive late or not at all; "
+        f"{needed_bytes // 2**20} MiB a process, without which images arrive late or not at all; "
         f"see what fills it with: ls -lhS {folder}"
     )
 

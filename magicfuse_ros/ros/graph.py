@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rclpy.node import Node
@@ -9,19 +10,26 @@ from rclpy.node import Node
 _TRANSPORTS = {"sensor_msgs/msg/CompressedImage": "compressed", "sensor_msgs/msg/Image": "raw"}
 
 
-def wrong_types(node: Node) -> list[str]:
-    """Name the topics that are published with another message type than `node` subscribes to.
+def wrong_types(node: Node, will_read: Mapping[str, type[Any]]) -> list[str]:
+    """Name the topics that are published with another message type than `node` reads.
 
     Nothing else tells: DDS does not connect the two, and neither side hears of it.
+
+    Parameters
+    ----------
+    node
+        The reader.
+    will_read
+        Resolved topic → message class of what it will subscribe to.
     """
     found = {}
-    for subscription in node.subscriptions:
-        wanted = type_name(subscription.msg_type)
-        for endpoint in node.get_publishers_info_by_topic(subscription.topic_name):
+    subscribed = {each.topic_name: each.msg_type for each in node.subscriptions}
+    for topic, message_type in {**will_read, **subscribed}.items():
+        wanted = type_name(message_type)
+        for endpoint in node.get_publishers_info_by_topic(topic):
             if endpoint.topic_type != wanted:
-                found[subscription.topic_name] = (
-                    f"{subscription.topic_name} is published as {endpoint.topic_type}; "
-                    + _advice(node, wanted, endpoint.topic_type)
+                found[topic] = f"{topic} is published as {endpoint.topic_type}; " + _advice(
+                    node, wanted, endpoint.topic_type
                 )
     return list(found.values())
 

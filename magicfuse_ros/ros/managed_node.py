@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,11 @@ from magicfuse_ros.ros.ledger import Ledger
 from magicfuse_ros.ros.statistics import Recent, Timings
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
+
+_NUMBER = re.compile(r"\d+")
+
+TICK_S = 1.0
+"""How often a node looks after itself and publishes diagnostics."""
 
 
 class ManagedNode(LifecycleNode, ABC):
@@ -37,20 +43,22 @@ class ManagedNode(LifecycleNode, ABC):
     ----------
     abandoned
         True once a thread did not come back from native code in time: it still runs.
+    memory_warning
+        That shared memory had no room when this process began; it has no segment then.
     """
 
     def __init__(
         self, name: str, *, stop_requested: Callable[[], bool], **node_arguments: Any
     ) -> None:
         super().__init__(name, **node_arguments)
-        self.abandoned = False
+        self.abandoned, self.memory_warning = False, ""
         self._stop_requested = stop_requested
         self._state, self._error = "unconfigured", ""
         self._warned_of: set[str] = set()
         self._account, self._timings, self._recent = Ledger(), Timings(), Recent()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Steady: diagnostics go on while simulated time stands still.
-        self.create_timer(1.0, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.create_timer(TICK_S, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_service(SetBool, "~/enable", self._on_enable)
 
     def autostart(self) -> None:
@@ -113,6 +121,10 @@ class ManagedNode(LifecycleNode, ABC):
     def _release(self) -> None:
         """Pause, and release what configuring made, if anything."""
 
+    def _will_read(self) -> Mapping[str, type[Any]]:
+        """Return what it subscribes to once activated: resolved topic → message class."""
+        return {}
+
     @abstractmethod
     def _every_second(self) -> None:
         """Look after what needs it, before diagnostics are told."""
@@ -147,10 +159,11 @@ class ManagedNode(LifecycleNode, ABC):
         entities = self.default_callback_group.entities
         entities -= {reference for reference in entities if reference() is None}
 
-    def _warn_once(self, text: str) -> None:
-        """Log what the diagnostics repeat as long as it holds."""
-        if text and text not in self._warned_of:
-            self._warned_of.add(text)
+    def warn_once(self, text: str) -> None:
+        """Log what holds for long, and may be repeated in the diagnostics; not if it is empty."""
+        kind = _NUMBER.sub("", text)
+        if text and kind not in self._warned_of:
+            self._warned_of.add(kind)
             self.get_logger().warning(text[0].upper() + text[1:])
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -166,10 +179,11 @@ class ManagedNode(LifecycleNode, ABC):
         account = self._account.account()
         self._recent.add(account)
         health = self._health()
-        around = [text for text in (*graph.wrong_types(self), dds.shared_memory_warning()) if text]
+        memory = self.memory_warning or dds.shared_memory_warning()
+        around = [text for text in (*graph.wrong_types(self, self._will_read()), memory) if text]
         health = replace(health, warnings=(*health.warnings, *around))
         for text in around:
-            self._warn_once(text)
+            self.warn_once(text)
         level, text = diagnostics.judge(health)
         facts = {"state": self._state, "enabled": self._enabled, **self._facts()}
         values = diagnostics.key_values(

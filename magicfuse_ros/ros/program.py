@@ -125,6 +125,7 @@ def _run(
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
+    from magicfuse_ros.messages import one_line
     from magicfuse_ros.ros import dds
 
     try:  # which costs least for one busy subscription
@@ -134,16 +135,18 @@ def _run(
 
     if stop():
         return False
-    told = dds.prepare(os.environ)
+    log_warning = dds.writable_log_folder(os.environ)
+    memory_warning = dds.clear_shared_memory(os.environ)
     try:
         rclpy.init(args=list(words), signal_handler_options=SignalHandlerOptions.NO)
         node = make(stop)
     except Exception as error:
         rclpy.try_shutdown()
         # rcl has no common type for bad arguments.
-        raise _CannotStart(" ".join(str(error).split())) from error
-    for text in told:
-        node.get_logger().warning(text)
+        causes = one_line(error), dds.shared_memory_warning()
+        raise _CannotStart("; ".join(filter(None, causes))) from error
+    node.warn_once(log_warning)
+    node.memory_warning = memory_warning
     executor = Executor()
     executor.add_node(node)
     try:

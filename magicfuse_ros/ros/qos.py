@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
+from magicfuse_ros.ros import dds
+
 OUTPUT_QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
     depth=1,
@@ -27,8 +29,6 @@ INPUT_DEPTH = 5
 
 FAST_DDS_SEGMENT_BYTES = 512 * 1024
 """Fast DDS's default shared-memory segment; best-effort messages above it are mostly lost."""
-
-_PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
 
 def input_qos(reliability: ReliabilityPolicy) -> QoSProfile:
@@ -86,13 +86,13 @@ def large_message_warning(
         size_bytes <= FAST_DDS_SEGMENT_BYTES
         or reliability != ReliabilityPolicy.BEST_EFFORT
         or "fastrtps" not in rmw
-        or any(environment.get(name) for name in _PROFILE_VARIABLES)
+        or dds.has_profile(environment)
     )
     if safe:
         return ""
     return (
         f"{what} of {size_bytes // 1024} KiB arrive best effort, and Fast DDS loses most of what "
         f"exceeds its {FAST_DDS_SEGMENT_BYTES // 1024} KiB of shared memory: set "
-        f"{_PROFILE_VARIABLES[0]} to this package's config/fastdds.xml, here and for "
+        f"{dds.PROFILE_VARIABLE} to this package's config/fastdds.xml, here and for "
         "the sensor's driver"
     )

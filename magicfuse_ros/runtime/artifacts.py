@@ -4,6 +4,9 @@ An entry is a folder named after its key, with the files of one artifact and a m
 sizes and hashes. What does not agree with its manifest, was made from something else or by another
 user is made anew. The cache is never needed: a folder that cannot be read or written costs time,
 nothing else.
+
+It forgets: beyond `LIMIT_VARIABLE` megabytes the entries unused for longest go, except those that a
+living process has loaded or stored.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from magicfuse_ros.hashing import file_hash
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.resources import user_cache
 from magicfuse_ros.runtime.contract import Progress
 
@@ -27,6 +31,13 @@ _FORMAT = 1
 _MANIFEST = "manifest.json"
 _POLL_S = 0.1
 _TELL_S = 5.0
+
+LIMIT_VARIABLE = "MAGICFUSE_CACHE_MB"
+"""Environment variable with the most that the cache may hold, in megabytes of 10^6 bytes."""
+DEFAULT_LIMIT_MB = 10_000
+
+_in_use: dict[Path, int] = {}
+"""Entry → descriptor with a shared lock on its manifest, held for as long as this process lives."""
 
 Key = Mapping[str, str]
 """Everything that an artifact depends on, by name."""
@@ -84,6 +95,7 @@ class ArtifactCache:
             return None
         problem = _problem(path, key)
         if not problem:
+            _mark_used(path)
             return path
         self._progress(f"artifact {path.name} is made anew: {problem}")
         self.discard(key)
@@ -111,8 +123,10 @@ class ArtifactCache:
             self.discard(key)
             folder.rename(path)
             _sync(self.folder)
+            _mark_used(path)
+            self._forget(_limit_bytes(self._progress))
         except Exception as error:  # noqa: BLE001 - on a full disk each library raises its own
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             self._progress(
                 f"artifact {path.name} is not kept: {reason}; every start makes it anew until "
                 f"{self.folder} can be written"
@@ -123,6 +137,24 @@ class ArtifactCache:
     def discard(self, key: Key) -> None:
         """Remove an entry, if there is one."""
         shutil.rmtree(self.path(key), ignore_errors=True)
+
+    def _forget(self, limit: int) -> None:
+        """Remove the entries unused for longest until no more than `limit` bytes are left."""
+        entries = []
+        for manifest in self.folder.glob(f"[!.]*/{_MANIFEST}"):
+            with contextlib.suppress(OSError):  # another process may be forgetting too
+                files = sum(each.stat().st_size for each in manifest.parent.iterdir())
+                entries.append((manifest.stat().st_mtime_ns, files, manifest.parent))
+        total = sum(files for _, files, _ in entries)
+        for _, files, path in sorted(entries):
+            if total <= limit:
+                return
+            if not _is_used(path):
+                gone = path.with_name(f".new-{path.name}-forgotten")
+                with contextlib.suppress(OSError):
+                    path.rename(gone)  # so that nobody finds half of it
+                    shutil.rmtree(gone, ignore_errors=True)
+                    total -= files
 
     def _lock(self, path: Path) -> int | None:
         """Wait for a lock and return what holds it; None where there is none to be had."""
@@ -152,6 +184,47 @@ class ArtifactCache:
                 time.sleep(_POLL_S)
             else:
                 return
+
+
+def _mark_used(path: Path) -> None:
+    """Note that an entry is used now, and keep others from forgetting it while this process lives.
+
+    Where the file system has no locks or cannot be written, it is left at what can be had.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path / _MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+        before = _in_use.pop(path, None)
+        if before is not None:
+            os.close(before)
+        _in_use[path] = descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.utime(descriptor)
+
+
+def _is_used(path: Path) -> bool:
+    """Whether a living process, this one too, has loaded or stored an entry."""
+    if path in _in_use:
+        return True
+    try:
+        with (path / _MANIFEST).open("rb") as manifest:
+            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _limit_bytes(progress: Progress) -> int:
+    """Return the cache's limit; a value that is no number is told, and the default taken."""
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    if text and not text.isdecimal():
+        progress(
+            f"{LIMIT_VARIABLE} is {text!r}; accepted: a whole number of megabytes; going on with "
+            f"{DEFAULT_LIMIT_MB}"
+        )
+        text = ""
+    return int(text or DEFAULT_LIMIT_MB) * 1_000_000
 
 
 def _canonical(key: Key) -> bytes:

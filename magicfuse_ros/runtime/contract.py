@@ -17,7 +17,7 @@ from magicfuse_ros.model.labels import LabelSet
 UInt8 = NDArray[np.uint8]
 
 Progress = Callable[[str], None]
-"""Told in words how a long work goes; it may raise to stop the work."""
+"""Called with a line of text now and then during long work; it may raise to stop the work."""
 
 PARALLEL = ("auto", "on", "off")
 
@@ -190,6 +190,18 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give everything back."""
         ...
+
+
+def check_frame(frame: UInt8, extras: frozenset[str]) -> None:
+    """Raise `ValueError` unless these are a frame and extras that `Engine.fuse` accepts."""
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
+        raise ValueError(
+            f"frame is {frame.dtype} of shape {frame.shape}; "
+            "accepted: uint8 of shape (H, W, 3), 1x1 or larger"
+        )
+    unknown = sorted(extras - set(EXTRAS))
+    if unknown:
+        raise ValueError(f"extras are {unknown}; accepted: {', '.join(EXTRAS)}")
 
 
 def _require(condition: bool, name: str, value: object, accepted: str) -> None:  # noqa: FBT001

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.checkpoint import CheckpointError
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.labels import LabelSet, LabelSetError
-from magicfuse_ros.model.stored import StoredModel
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.resources import model_path
-from magicfuse_ros.runtime import letterbox
 from magicfuse_ros.runtime.backends import Backend, Candidate, candidates, missing
 from magicfuse_ros.runtime.contract import (
     EXTRAS,
@@ -27,8 +27,17 @@ from magicfuse_ros.runtime.contract import (
     FuseResult,
     Progress,
     UInt8,
+    check_frame,
 )
-from magicfuse_ros.runtime.heartbeat import heartbeat
+from magicfuse_ros.runtime.heartbeat import NotesStop, heartbeat
+from magicfuse_ros.runtime.letterbox import (
+    Letterbox,
+    classify,
+    quantise,
+    to_camera,
+    to_input,
+    to_picture,
+)
 from magicfuse_ros.runtime.memory import keep_freed_memory
 from magicfuse_ros.runtime.networks import CompiledNetworks
 from magicfuse_ros.runtime.networks_by_size import NetworksBySize
@@ -55,11 +64,12 @@ class FuseEngine:
     Parameters
     ----------
     model
-        Where its networks and weights come from.
+        In evaluation mode, on the CPU. It is kept: a camera of another size, or a backend to fall
+        back to, needs its networks again.
     settings
         How to run it.
     progress
-        Told how the preparations go that a frame causes: those for a camera of another size.
+        Called with a line of text while a frame waits for networks of another size.
 
     Attributes
     ----------
@@ -80,11 +90,11 @@ class FuseEngine:
         The settings ask for what the model or the machine does not have.
     """
 
-    def __init__(self, model: StoredModel, settings: EngineSettings, progress: Progress) -> None:
+    def __init__(self, model: MagicFuse, settings: EngineSettings, progress: Progress) -> None:
         self.trained = model.config.trained
         self.preparing, self.first_frame_s = False, 0.0
         self.labels = _labels(model, settings.labels)
-        self._model: StoredModel | None = model
+        self._model: MagicFuse | None = model
         self._config = model.config
         self._resolution = settings.resolution or self._config.resolution
         if min(self._resolution) < self._config.multiple_of:
@@ -100,7 +110,7 @@ class FuseEngine:
         self._backend: Backend | None = None
         self._networks = NetworksBySize(progress)
         self._memory = Memory()
-        self._place_before: letterbox.Fit | None = None
+        self._letterbox_before: Letterbox | None = None
 
     @property
     def backend_name(self) -> str:
@@ -152,16 +162,14 @@ class FuseEngine:
         EngineError
             No backend works, or the weights cannot be used.
         """
-        told = _Told(progress)
+        noting = NotesStop(progress)
         while True:
             try:
-                self._warm_up(camera or self._resolution, told)
-            except CheckpointError as error:  # no backend's fault
-                raise _unusable(self.settings.model, error) from error
+                self._warm_up(camera or self._resolution, noting)
             except Exception as error:
-                if told.stopped:
+                if noting.stopped:
                     raise
-                failed, reason = self.backend_name, _one_line(error)
+                failed, reason = self.backend_name, one_line(error)
                 if not self._next_candidate():
                     raise EngineError(
                         f"backend {failed} fails and there is no other: {reason}"
@@ -199,15 +207,23 @@ class FuseEngine:
             `frame` is not such an array, or `extras` names something else.
         EngineError
             The engine is closed, or the backend gave values that are not finite.
+
+        Examples
+        --------
+        >>> engine = load_engine(EngineSettings(backend="eager"), lambda text: None)
+        >>> result = engine.fuse(np.zeros((48, 64, 3), np.uint8), frozenset({"infrared"}))
+        >>> result.infrared.shape, engine.labels.names()[int(result.mask[0, 0])] != ""
+        ((48, 64), True)
+        >>> engine.close()
         """
-        _check(frame, extras)
+        check_frame(frame, extras)
         size = (frame.shape[0], frame.shape[1])
-        place = letterbox.fit(size, self._resolution, self._config.multiple_of)
-        networks, place = self._networks_for(place, self._progress, wait=wait)
+        letterbox = Letterbox.fitting(size, self._resolution, self._config.multiple_of)
+        networks, letterbox = self._networks_for(letterbox, self._progress, wait=wait)
         with torch.inference_mode(), pytorch_threads(networks.backend.pytorch_threads):
             while True:
                 try:
-                    return self._fuse(frame, extras, networks, place, self._sampling.in_force)
+                    return self._fuse(frame, extras, networks, letterbox, self._sampling.in_force)
                 except FewerSteps:
                     continue  # with those that are in force now
 
@@ -216,32 +232,32 @@ class FuseEngine:
         frame: UInt8,
         extras: frozenset[str],
         networks: CompiledNetworks,
-        place: letterbox.Fit,
+        letterbox: Letterbox,
         sampling: Sampling,
     ) -> FuseResult:
         networks.before_step = self._sampling.guard(sampling)
         watch = networks.watch = Stopwatch(self._candidate.device)
         with watch.stage("preprocess"):
-            image = letterbox.to_input(frame, place)
+            image = to_input(frame, letterbox)
         condition = networks.encode(image, sampling.seed)
         with watch.stage("fuse"):
             step = networks.sample(condition, sampling.seed, sampling.settings)
-            if place != self._place_before:  # another camera, or other networks
+            if letterbox != self._letterbox_before:  # another camera, or other networks
                 self.forget()
-                self._place_before = place
+                self._letterbox_before = letterbox
             fused = self._memory.carry(step.z0_fused, sampling.temporal)
 
         def classes() -> tuple[UInt8, UInt8]:
             with watch.stage("postprocess"):
-                probabilities = letterbox.quantise(self._finite(step.state)[0].softmax(dim=0))
-                return letterbox.classify(probabilities.cpu().numpy(), place)
+                probabilities = quantise(self._finite(step.state)[0].softmax(dim=0))
+                return classify(probabilities.cpu().numpy(), letterbox)
 
         def picture(image: Tensor, *, grey: bool = False) -> UInt8:
             with watch.stage("postprocess"):
                 self._finite(image)
                 if grey:
                     image = image.mean(dim=1, keepdim=True)
-                return letterbox.to_camera(letterbox.to_picture(image), place)
+                return to_camera(to_picture(image), letterbox)
 
         latents = {"magimg": fused, "infrared": step.z0_phi, "enhanced": step.z0_psi}
         # While a latent is decoded, what is there already is made into what is shown.
@@ -312,8 +328,8 @@ class FuseEngine:
     def _warm_up(self, camera: tuple[int, int], progress: Progress) -> None:
         width, height = camera
         progress(f"preparing model {self._config.name!r} at {width}x{height}, {self.backend_name}")
-        place = letterbox.fit((height, width), self._resolution, self._config.multiple_of)
-        self._networks_for(place, progress, wait=True)
+        letterbox = Letterbox.fitting((height, width), self._resolution, self._config.multiple_of)
+        self._networks_for(letterbox, progress, wait=True)
         with self._sampling.warm_up() as self._warm_up_steps:
             result = self.fuse(np.full((height, width, 3), 127, np.uint8), frozenset(EXTRAS))
         self.forget()  # that frame
@@ -323,8 +339,8 @@ class FuseEngine:
         )
 
     def _networks_for(
-        self, place: letterbox.Fit, progress: Progress, *, wait: bool
-    ) -> tuple[CompiledNetworks, letterbox.Fit]:
+        self, letterbox: Letterbox, progress: Progress, *, wait: bool
+    ) -> tuple[CompiledNetworks, Letterbox]:
         """Return networks for a frame, and where it lies in their input."""
         if self._model is None:
             raise EngineError("the engine is closed; load another one")
@@ -338,10 +354,10 @@ class FuseEngine:
                 return CompiledNetworks(model, backend, device, size, tell, self.settings.parallel)
 
         if not wait and backend.compiles and self._networks.last is not None:
-            return self._networks.get_meanwhile(place, make)
+            return self._networks.get_meanwhile(letterbox, make)
         self.preparing = True
         try:
-            return self._networks.get(place.padded, make, progress), place
+            return self._networks.get(letterbox.padded, make, progress), letterbox
         finally:
             self.preparing = False
 
@@ -377,6 +393,15 @@ def load_engine(settings: EngineSettings, progress: Progress) -> FuseEngine:
     EngineError
         The model folder is missing or corrupt, or the settings ask for what the model or the
         machine does not have; one sentence that says what to do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> engine = load_engine(EngineSettings(model="tiny", backend="eager"), lambda text: None)
+    >>> result = engine.fuse(np.zeros((48, 64, 3), np.uint8))
+    >>> result.magimg.shape, result.mask.shape
+    ((48, 64, 3), (48, 64))
+    >>> engine.close()
     """
     progress(f"loading model {settings.model!r}")
     for text in missing(settings.backend, settings.device):  # and a wrong device, before a load
@@ -384,7 +409,7 @@ def load_engine(settings: EngineSettings, progress: Progress) -> FuseEngine:
     return FuseEngine(load_model(settings.model), settings, progress)
 
 
-def load_model(name: str) -> StoredModel:
+def load_model(name: str) -> MagicFuse:
     """Open a model; `name` as in `EngineSettings`.
 
     Raises
@@ -393,22 +418,18 @@ def load_model(name: str) -> StoredModel:
         The folder is missing or corrupt.
     """
     try:
-        return StoredModel(model_path(name))
+        return MagicFuse.from_pretrained(model_path(name))
     except (CheckpointError, ConfigError, LabelSetError, OSError) as error:
-        raise _unusable(name, error) from error
+        raise EngineError(f"model {name!r} cannot be loaded: {one_line(error)}") from error
 
 
-def _unusable(name: str, error: Exception) -> EngineError:
-    return EngineError(f"model {name!r} cannot be loaded: {_one_line(error)}")
-
-
-def _labels(model: StoredModel, override: str | None) -> LabelSet:
+def _labels(model: MagicFuse, override: str | None) -> LabelSet:
     if override is None:
         return model.labels
     try:
         labels = LabelSet.load(override)
     except LabelSetError as error:
-        raise EngineError(f"labels: {_one_line(error)}") from error
+        raise EngineError(f"labels: {one_line(error)}") from error
     if len(labels) != len(model.labels):
         raise EngineError(
             f"labels: set {labels.name!r} has {len(labels)} classes, but model "
@@ -416,33 +437,3 @@ def _labels(model: StoredModel, override: str | None) -> LabelSet:
             f"each of these, in this order: {', '.join(model.labels.names())}"
         )
     return labels
-
-
-def _check(frame: UInt8, extras: frozenset[str]) -> None:
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
-        raise ValueError(
-            f"frame is {frame.dtype} of shape {frame.shape}; "
-            "accepted: uint8 of shape (H, W, 3), 1x1 or larger"
-        )
-    unknown = sorted(extras - set(EXTRAS))
-    if unknown:
-        raise ValueError(f"extras are {unknown}; accepted: {', '.join(EXTRAS)}")
-
-
-class _Told:
-    """Progress that remembers having raised: a wish to stop is not a backend's fault."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self.stopped = False
-
-    def __call__(self, text: str) -> None:
-        try:
-            self._progress(text)
-        except BaseException:
-            self.stopped = True
-            raise
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

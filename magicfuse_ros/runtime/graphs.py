@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.sampler import SamplerSettings, Step
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.contract import Progress
@@ -48,7 +49,7 @@ class LoopGraph:
     """Runs a loop as a graph, captured at its first frame and when the way of sampling changes.
 
     A loop that cannot be captured, or whose graph gives something else than the loop, is run as it
-    is from then on, and `progress` says so.
+    is until the way of sampling changes again, and `progress` says so.
 
     Parameters
     ----------
@@ -66,7 +67,6 @@ class LoopGraph:
         self._device, self._progress, self._capture = device, progress, capture
         self._settings: SamplerSettings | None = None
         self._captured: tuple[Tensor, Step, Replay] | None = None
-        self._failed = False
 
     def run(self, loop: Loop, condition: Tensor, settings: SamplerSettings) -> Step:
         """Return what the loop gives for a condition latent.
@@ -78,13 +78,13 @@ class LoopGraph:
         condition
             (1, 8, h, w), of one shape.
         """
-        if not self._failed and settings != self._settings:
+        if settings != self._settings:
             self._settings = settings
             try:
                 self._captured = self._make(loop, condition)
             except Exception as error:  # noqa: BLE001 - CUDA and its libraries may raise anything
-                self._failed, self._captured = True, None
-                reason = " ".join(str(error).split())
+                self._captured = None
+                reason = one_line(error)
                 self._progress(f"the sampling loop runs without a CUDA graph: {reason}")
         if self._captured is None:
             return loop(condition)

@@ -1,4 +1,4 @@
-"""Progress that never falls silent: a long step is told again and again until it is over."""
+"""Progress on its way to whoever is told: repeated while a step is long, and noted if it raises."""
 
 from __future__ import annotations
 
@@ -48,3 +48,22 @@ class _Heartbeat:
                 self._told = now
                 with contextlib.suppress(Exception):
                     self._progress(f"{self._text} ({now - self._since:.0f} s so far)")
+
+
+class NotesStop:
+    """Passes progress on and notes in `stopped` that it raised, which is a wish to stop.
+
+    An engine can so tell that wish from a fault of its backend.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.stopped = False
+
+    def __call__(self, text: str) -> None:
+        """Pass a text on; raises what the receiver raises."""
+        try:
+            self._progress(text)
+        except BaseException:
+            self.stopped = True
+            raise

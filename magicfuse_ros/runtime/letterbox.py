@@ -19,60 +19,61 @@ from magicfuse_ros.runtime.contract import UInt8
 
 
 @dataclass(frozen=True)
-class Fit:
+class Letterbox:
     """How a camera's frame lies in the model's input; every size is (height, width) in pixels.
 
     Attributes
     ----------
     camera
-        The frame as it came.
+        Size of the frame as it came.
     content
-        The frame scaled; the top-left part of the input.
+        Size of the frame when it is scaled; it is the top-left part of the input.
     padded
-        The model's input.
+        Size of the model's input.
     """
 
     camera: tuple[int, int]
     content: tuple[int, int]
     padded: tuple[int, int]
 
+    @classmethod
+    def fitting(
+        cls, camera: tuple[int, int], resolution: tuple[int, int], multiple: int
+    ) -> Letterbox:
+        """Fit a frame of `camera` (height, width) pixels into a `resolution` (width, height).
 
-def fit(camera: tuple[int, int], resolution: tuple[int, int], multiple: int) -> Fit:
-    """Place a frame of `camera` (height, width) pixels in a model of `resolution` (width, height).
+        A portrait frame uses the resolution turned on its side, so it keeps as many pixels as a
+        landscape one. Small frames are scaled up. A side that scaling makes shorter than one pixel
+        becomes one pixel. The input's sides are multiples of `multiple`.
 
-    A portrait frame uses the resolution turned on its side, so it keeps as many pixels as a
-    landscape one. Small frames are scaled up. A side that scaling makes shorter than one pixel
-    becomes one pixel. The input's sides are multiples of `multiple`.
+        Raises
+        ------
+        ValueError
+            A side is smaller than 1.
+        """
+        height, width = camera
+        if height < 1 or width < 1:
+            raise ValueError(f"frame size is {width}x{height}; accepted: at least 1x1")
+        if (height > width) != (resolution[1] > resolution[0]) and height != width:
+            resolution = (resolution[1], resolution[0])
+        scale = min(resolution[0] / width, resolution[1] / height)
+        content = (
+            min(resolution[1], max(1, round(height * scale))),
+            min(resolution[0], max(1, round(width * scale))),
+        )
+        return cls(camera, content, (_ceil(content[0], multiple), _ceil(content[1], multiple)))
 
-    Raises
-    ------
-    ValueError
-        A side is smaller than 1.
-    """
-    height, width = camera
-    if height < 1 or width < 1:
-        raise ValueError(f"frame size is {width}x{height}; accepted: at least 1x1")
-    if (height > width) != (resolution[1] > resolution[0]) and height != width:
-        resolution = (resolution[1], resolution[0])
-    scale = min(resolution[0] / width, resolution[1] / height)
-    content = (
-        min(resolution[1], max(1, round(height * scale))),
-        min(resolution[0], max(1, round(width * scale))),
-    )
-    return Fit(camera, content, (_ceil(content[0], multiple), _ceil(content[1], multiple)))
+    def inside(self, padded: tuple[int, int]) -> Letterbox:
+        """Return how the same frame lies in an input of another size, scaled down if it has to be.
 
-
-def within(place: Fit, padded: tuple[int, int]) -> Fit:
-    """Place the same frame in an input of another size, scaled down as far as it has to be.
-
-    Parameters
-    ----------
-    padded
-        (height, width) of that input; what the frame leaves of it is padding.
-    """
-    scale = min(1.0, padded[0] / place.content[0], padded[1] / place.content[1])
-    height, width = (max(1, round(side * scale)) for side in place.content)
-    return Fit(place.camera, (height, width), padded)
+        Parameters
+        ----------
+        padded
+            (height, width) of that input; what the frame leaves of it is padding.
+        """
+        scale = min(1.0, padded[0] / self.content[0], padded[1] / self.content[1])
+        height, width = (max(1, round(side * scale)) for side in self.content)
+        return Letterbox(self.camera, (height, width), padded)
 
 
 def _ceil(value: int, multiple: int) -> int:
@@ -94,20 +95,20 @@ def resize(image: NDArray[Any], size: tuple[int, int], *, smooth: bool = False) 
     return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=kind))
 
 
-def to_input(frame: UInt8, place: Fit) -> UInt8:
-    """Scale and pad a (H, W, 3) uint8 frame to `place.padded` size, contiguous and writable."""
-    content = resize(frame, place.content)
-    bottom = place.padded[0] - place.content[0]
-    right = place.padded[1] - place.content[1]
+def to_input(frame: UInt8, letterbox: Letterbox) -> UInt8:
+    """Scale and pad a (H, W, 3) uint8 frame to `letterbox.padded` size, contiguous and writable."""
+    content = resize(frame, letterbox.content)
+    bottom = letterbox.padded[0] - letterbox.content[0]
+    right = letterbox.padded[1] - letterbox.content[1]
     if bottom or right:
         content = cv2.copyMakeBorder(content, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)
     return np.require(content, requirements=("C", "W"))
 
 
-def to_camera(image: UInt8, place: Fit) -> UInt8:
-    """Crop and scale a picture of `place.padded` size back to the camera's: `to_input` undone."""
-    height, width = place.content
-    return np.ascontiguousarray(resize(image[:height, :width], place.camera))
+def to_camera(image: UInt8, letterbox: Letterbox) -> UInt8:
+    """Crop and scale a picture of `letterbox.padded` size to the camera's: `to_input` undone."""
+    height, width = letterbox.content
+    return np.ascontiguousarray(resize(image[:height, :width], letterbox.camera))
 
 
 def quantise(values: torch.Tensor) -> torch.Tensor:
@@ -121,7 +122,7 @@ def to_picture(image: torch.Tensor) -> UInt8:
     return array[:, :, 0] if array.shape[2] == 1 else array
 
 
-def classify(probabilities: UInt8, place: Fit) -> tuple[UInt8, UInt8]:
+def classify(probabilities: UInt8, letterbox: Letterbox) -> tuple[UInt8, UInt8]:
     """Turn class probabilities at latent size into a mask and its confidence at the camera's size.
 
     Interpolating probabilities, and taking the largest afterwards, gives smooth class borders,
@@ -132,8 +133,8 @@ def classify(probabilities: UInt8, place: Fit) -> tuple[UInt8, UInt8]:
     Parameters
     ----------
     probabilities
-        (N, h, w) uint8 for the whole of `place.padded`, 255 = certain; N is at most 255.
-    place
+        (N, h, w) uint8 for the whole of `letterbox.padded`, 255 = certain; N is at most 255.
+    letterbox
         How the camera's frame lies in the model's input.
 
     Returns
@@ -143,11 +144,11 @@ def classify(probabilities: UInt8, place: Fit) -> tuple[UInt8, UInt8]:
     """
     largest = probabilities.max(axis=0)
     winners = [label for label, plane in enumerate(probabilities) if (plane == largest).any()]
-    confidence = _enlarge(probabilities[winners[0]], place).copy()
-    mask = np.full(place.camera, winners[0], np.uint8)
-    ahead = np.empty(place.camera, np.uint8)
+    confidence = _enlarge(probabilities[winners[0]], letterbox).copy()
+    mask = np.full(letterbox.camera, winners[0], np.uint8)
+    ahead = np.empty(letterbox.camera, np.uint8)
     for winner in winners[1:]:
-        plane = _enlarge(probabilities[winner], place)
+        plane = _enlarge(probabilities[winner], letterbox)
         cv2.compare(plane, confidence, cv2.CMP_GT, dst=ahead)  # 255 where this class is ahead
         np.maximum(confidence, plane, out=confidence)
         # Whole-array bit operations put `winner` there many times faster than indexing does.
@@ -156,7 +157,7 @@ def classify(probabilities: UInt8, place: Fit) -> tuple[UInt8, UInt8]:
     return mask, confidence
 
 
-def _enlarge(plane: UInt8, place: Fit) -> UInt8:
-    height, width = place.content
-    content = resize(plane, place.padded, smooth=True)[:height, :width]
-    return resize(np.ascontiguousarray(content), place.camera, smooth=True)
+def _enlarge(plane: UInt8, letterbox: Letterbox) -> UInt8:
+    height, width = letterbox.content
+    content = resize(plane, letterbox.padded, smooth=True)[:height, :width]
+    return resize(np.ascontiguousarray(content), letterbox.camera, smooth=True)

@@ -22,9 +22,19 @@ def keep_freed_memory() -> None:
     To be called when what takes much memory once, such as compiling, is done. Without glibc it does
     nothing.
     """
+    give_back_freed_memory()
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
         return
-    library.malloc_trim(0)
     library.mallopt(_M_MMAP_THRESHOLD, _BLOCK)
     library.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def give_back_freed_memory() -> None:
+    """Return to the kernel what the process holds unused by now; without glibc it does nothing.
+
+    To be called when something large was let go of, such as the networks for one input size.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

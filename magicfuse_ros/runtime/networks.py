@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from magicfuse_ros.model.diffusion import Estimate
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.noise import draw_encoder_noise, draw_noise
 from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
-from magicfuse_ros.model.stored import StoredModel
 from magicfuse_ros.runtime.backends import Backend, Part
 from magicfuse_ros.runtime.concurrency import StartedNetwork, run_both
 from magicfuse_ros.runtime.contract import Progress, UInt8
@@ -51,7 +51,7 @@ class CompiledNetworks:
 
     def __init__(
         self,
-        model: StoredModel,
+        model: MagicFuse,
         backend: Backend,
         device: torch.device,
         size: tuple[int, int],
@@ -63,10 +63,10 @@ class CompiledNetworks:
         self._memory_format = backend.memory_format
         self._timesteps: dict[int, Tensor] = {}
         self.before_step: Callable[[], None] = _nothing
-        self._image = self._place(torch.zeros((1, 3, *size)))
+        self._image = self._to_device(torch.zeros((1, 3, *size)))
         self._seed = model.config.diffusion.seed
         self._noise, self._encoder_noise = self._draw(self._seed)
-        parts = parts_of(model, size, self._place)
+        parts = parts_of(model, size, self._to_device)
 
         def part(name: str) -> Part:
             progress(f"preparing {name} for {size[1]}x{size[0]}")
@@ -86,13 +86,12 @@ class CompiledNetworks:
             self._phi = backend.compile(part("phi"), progress)
         self._fusion = backend.compile(part("fusion"), progress)
         # D on half of the cores leaves the other half to what makes the masks meanwhile.
-        self._beside: StartedNetwork | None = None
+        self._started_decoder: StartedNetwork | None = None
         if self._pair is not None:
-            self._beside = backend.share(part("decoder"), progress)
+            self._started_decoder = backend.share(part("decoder"), progress)
         else:
             self._decoder = backend.compile(part("decoder"), progress)
         self._graph = LoopGraph(device, progress) if device.type == "cuda" else None
-        model.release()  # a backend that runs the modules themselves holds them
 
     def noise(self, seed: int) -> Noise:
         """Return the sampler's starting noise, drawn anew when the seed changes."""
@@ -147,18 +146,6 @@ class CompiledNetworks:
                 return run_both(self._pair, (condition, z_psi, step), (condition, z_phi, step))
             return self._psi(condition, z_psi, step), self._phi(condition, z_phi, step)
 
-    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
-        """Prediction of Ψ alone."""
-        inputs = condition, z_psi, self._timestep(t)
-        with self.watch.stage("denoise"):
-            prediction: Tensor
-            if self._pair is None:
-                prediction = self._psi(*inputs)
-            else:
-                self._pair[0].start(*inputs)
-                prediction = self._pair[0].finish()
-        return prediction
-
     def fuse(
         self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
@@ -175,14 +162,14 @@ class CompiledNetworks:
         """
         image: Tensor
         with self.watch.stage("decode"):
-            if self._beside is None:
+            if self._started_decoder is None:
                 image = self._decoder(latent)
                 return image, meanwhile()
-            self._beside.start(latent)
+            self._started_decoder.start(latent)
             try:
                 outcome = meanwhile()
             finally:  # D reads the latent until it has finished
-                image = self._beside.finish()
+                image = self._started_decoder.finish()
         return image, outcome
 
     @property
@@ -194,11 +181,11 @@ class CompiledNetworks:
         generator = torch.Generator().manual_seed(seed)
         config, classes = self._model.config, len(self._model.labels)
         drawn = draw_noise(config, classes, self._size, generator)
-        noise = Noise(self._place(drawn.latent), self._place(drawn.state))
+        noise = Noise(self._to_device(drawn.latent), self._to_device(drawn.state))
         encoder_noise = draw_encoder_noise(config, self._size, generator)
-        return noise, () if encoder_noise is None else (self._place(encoder_noise),)
+        return noise, () if encoder_noise is None else (self._to_device(encoder_noise),)
 
-    def _place(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         if tensor.dim() == 4:
             tensor = tensor.contiguous(memory_format=self._memory_format)
         return tensor.to(self._device)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.contract import Progress
-from magicfuse_ros.runtime.letterbox import Fit, within
+from magicfuse_ros.runtime.letterbox import Letterbox
+from magicfuse_ros.runtime.memory import give_back_freed_memory
 from magicfuse_ros.runtime.networks import CompiledNetworks
 
 MAX_SIZES = 4
-"""Input sizes kept compiled; the one unused for longest goes when a camera brings another."""
+"""Most input sizes that are kept compiled."""
+MAKES_BEFORE_KEEPING = 3
+"""A size that had to be made so many times comes and goes: one more is kept from then on.
+
+Networks for one size take some 200 MB, so that those of a size before are let go as long as nothing
+says that it will be wanted again; making them again from the artifact cache takes a second or so.
+"""
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -39,7 +47,8 @@ class NetworksBySize:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._ready: OrderedDict[Size, CompiledNetworks] = OrderedDict()
-        self._live: set[Size] = set()  # sizes that frames came in while others could stand in
+        self._kept = 1  # how many sizes
+        self._made: Counter[Size] = Counter()
         self._refused: set[Size] = set()
         self._background = ThreadPoolExecutor(1, "prepare_networks")
         self._under_way: _UnderWay | None = None
@@ -62,33 +71,31 @@ class NetworksBySize:
         """
         self._collect(wait=True)
         if size not in self._ready:
-            self._make_room()
+            self._count(size)
+            self._drop_all_but(self._kept - 1)
             self._ready[size] = make(size, progress)
         self._ready.move_to_end(size)
         return self._ready[size]
 
-    def get_meanwhile(self, place: Fit, make: Make) -> tuple[CompiledNetworks, Fit]:
+    def get_meanwhile(self, letterbox: Letterbox, make: Make) -> tuple[CompiledNetworks, Letterbox]:
         """Return networks that are ready, and where a frame lies in their input.
 
         There have to be some. Where there are none of the frame's own size they are begun, unless
         that has failed before, and those are returned in which the frame stays largest.
         """
-        size = place.padded
+        size = letterbox.padded
         if self._collect(wait=False):
-            # Networks for one size take some 200 MB: those that only stood in are let go.
-            for each in self._ready.keys() - self._live - {size}:
-                del self._ready[each]
+            self._drop_all_but(self._kept)
         if size in self._ready:
-            self._live.add(size)
             self._ready.move_to_end(size)
-            return self._ready[size], place
+            return self._ready[size], letterbox
         if self._under_way is None and size not in self._refused:
-            self._make_room()
+            self._count(size)
             self._under_way = _UnderWay(size, make, self._progress)
             self._under_way.start(self._background)
-        best = max(self._ready, key=lambda each: _quality(within(place, each)))
+        best = max(self._ready, key=lambda each: _quality(letterbox.inside(each)))
         self._ready.move_to_end(best)
-        return self._ready[best], within(place, best)
+        return self._ready[best], letterbox.inside(best)
 
     def clear(self) -> None:
         """Let go of all networks, and of those under way as soon as their next part is ready."""
@@ -96,7 +103,6 @@ class NetworksBySize:
             self._under_way.abandon()
             self._under_way = None
         self._ready.clear()
-        self._live.clear()
         self._refused.clear()
 
     def close(self) -> None:
@@ -115,12 +121,22 @@ class NetworksBySize:
             self._refused.add(under_way.size)
             return False
         self._ready[under_way.size] = networks
-        self._live.add(under_way.size)
         return True
 
-    def _make_room(self) -> None:
-        while len(self._ready) >= MAX_SIZES:
-            self._live.discard(self._ready.popitem(last=False)[0])
+    def _count(self, size: Size) -> None:
+        """Note that networks are made; sizes that come again and again are kept together."""
+        self._made[size] += 1
+        if self._made[size] % MAKES_BEFORE_KEEPING == 0:
+            self._kept = min(self._kept + 1, MAX_SIZES)
+
+    def _drop_all_but(self, count: int) -> None:
+        """Let go of the networks unused for longest, until there are no more than `count`."""
+        dropped = False
+        while len(self._ready) > count:
+            self._ready.popitem(last=False)
+            dropped = True
+        if dropped:
+            give_back_freed_memory()
 
 
 @dataclass
@@ -148,7 +164,7 @@ class _UnderWay:
             self._tell(f"{what} are ready")
         except Exception as error:  # noqa: BLE001 - a compiler may raise anything; frames go on
             if not self._abandoned.is_set():
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = one_line(error)
                 self.progress(f"{what} cannot be made, frames go on through others: {reason}")
             return None
         return networks
@@ -159,6 +175,6 @@ class _UnderWay:
         self.progress(text)
 
 
-def _quality(place: Fit) -> tuple[int, int]:
-    """Rank a place: the more of its pixels are the frame's the better, then the less padding."""
-    return math.prod(place.content), -math.prod(place.padded)
+def _quality(letterbox: Letterbox) -> tuple[int, int]:
+    """Rank how a frame lies: the more pixels are the frame's the better, then the less padding."""
+    return math.prod(letterbox.content), -math.prod(letterbox.padded)

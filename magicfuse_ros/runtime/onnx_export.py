@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from magicfuse_ros.model.stored import StoredModel
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.runtime.backends import Part, parity
 from magicfuse_ros.runtime.backends.openvino import read_network
 from magicfuse_ros.runtime.contract import EngineError, Progress
@@ -25,7 +25,7 @@ MOST_BYTES = 2**30
 
 
 def export_onnx(
-    model: StoredModel, size: tuple[int, int], folder: Path, progress: Progress
+    model: MagicFuse, size: tuple[int, int], folder: Path, progress: Progress
 ) -> list[Path]:
     """Write one ONNX file a part, each read back and compared with PyTorch before it is kept.
 

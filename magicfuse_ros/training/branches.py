@@ -16,7 +16,7 @@ from magicfuse_ros.model import diffusion
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.model.one_branch import Branch
+from magicfuse_ros.model.partial import Branch
 from magicfuse_ros.training.losses import sobel, weighted_l1
 from magicfuse_ros.training.stage import BOXED, Batch, Stage, encode, outside_boxes
 
@@ -145,10 +145,7 @@ class BranchStage(Stage):
         z_t = diffusion.add_noise(z0, eps, a, s)
         gain = a if self._model.config.diffusion.scale_inputs else 1.0
         prediction = self.trained[self._branch](condition, gain * z_t, t.to(z0.device))
-        if kind == "z0":
-            estimate = prediction
-        else:
-            estimate = (z_t - s * prediction) / a if kind == "eps" else a * z_t - s * prediction
+        estimate = diffusion.clean_estimate(prediction, z_t, a, s, kind)
         return prediction, diffusion.training_target(z0, eps, a, s, kind), estimate
 
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:

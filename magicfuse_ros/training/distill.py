@@ -13,7 +13,7 @@ from torch import Tensor
 from magicfuse_ros.model import diffusion
 from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.model.one_branch import Branch, OneBranch
+from magicfuse_ros.model.partial import Branch, OneBranch
 from magicfuse_ros.model.sampler import SamplerSettings, sample
 from magicfuse_ros.training.branches import BranchLoss, BranchStage
 from magicfuse_ros.training.stage import Batch, starting_point

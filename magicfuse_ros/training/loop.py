@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import cv2
 import torch
@@ -63,10 +63,12 @@ class _StepSampler(Sampler[list[int]]):
         return len(self._steps)
 
 
-class _StopRequest:
+class StopRequest:
     """Turns SIGTERM and SIGINT into a flag, so that the loop saves before it ends."""
 
     asked = False
+    last: ClassVar[int] = signal.SIGINT
+    """The signal that last stopped a loop of this process; SIGINT where another process was."""
 
     def __enter__(self) -> None:
         numbers = (signal.SIGTERM, signal.SIGINT)
@@ -76,8 +78,9 @@ class _StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
         self.asked = True
+        StopRequest.last = number
 
 
 class Export(Protocol):
@@ -123,7 +126,7 @@ def run(
         module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loop = _Loop(accelerator, stage, config, folder, name, export)
     if loop.state.step < config.steps:
-        stop = _StopRequest()
+        stop = StopRequest()
         with stop:
             loop.run(dataset, stop)
     stage.trained.load_state_dict(loop.parts.average.module.state_dict())
@@ -150,7 +153,7 @@ class _Loop:
         )
         self.state = read_state(self._path, self.parts) if self._path.is_file() else TrainingState()
 
-    def run(self, dataset: Dataset[Batch], stop: _StopRequest) -> None:
+    def run(self, dataset: Dataset[Batch], stop: StopRequest) -> None:
         """Take every step that is left, or those until `stop` is asked for in any process."""
         config, state = self._config, self.state
         # DDP's forward averages the gradients; both come back with types that mypy cannot know.
@@ -221,7 +224,7 @@ class _Loop:
         seed = self._config.seed * 1_000_003 + self.state.step
         return torch.Generator().manual_seed(seed * 1_009 + self._accelerator.process_index)
 
-    def _agree(self, loss: Tensor, stop: _StopRequest) -> tuple[float, bool]:
+    def _agree(self, loss: Tensor, stop: StopRequest) -> tuple[float, bool]:
         """Return the mean loss and whether to stop, the same in every process: none waits alone."""
         wanted = torch.full_like(loss.detach(), float(stop.asked))
         both = self._accelerator.reduce(torch.stack([loss.detach(), wanted]), "mean").tolist()

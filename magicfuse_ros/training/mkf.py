@@ -13,8 +13,8 @@ from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import is_one_of
 from magicfuse_ros.model.labels import UNKNOWN
 from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
+from magicfuse_ros.model.partial import Unaided
 from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, sample
-from magicfuse_ros.model.unaided import Unaided
 from magicfuse_ros.training.losses import visual_loss
 from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes, starting_point
 
@@ -78,10 +78,6 @@ class _Streams:
         with torch.no_grad():
             return self._networks.denoise(condition, z_psi, z_phi, t)
 
-    def restore(self, condition: Tensor, z_psi: Tensor, t: int) -> Tensor:
-        with torch.no_grad():
-            return self._networks.restore(condition, z_psi, t)
-
     def fuse(
         self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
@@ -97,7 +93,11 @@ class MkfStage(Stage):
         super().__init__({"fusion": model.fusion}, frozen)
         self.__dict__["_model"] = model
         self._loss = loss
+        self.trained_steps = (loss.steps or model.config.diffusion.steps,)
         self._thermal_ids = model.labels.thermal_ids()
+        self._settings = SamplerSettings.of(
+            model.config, self._thermal_ids, steps=loss.steps or None
+        )
         self._boxed_ids = [label.id for label in model.labels.labels if label.name in BOXED]
         self._other_ids = [label.id for label in model.labels.labels if label.name not in BOXED]
         weights = loss.class_weights or (1.0,) * len(model.labels)
@@ -114,12 +114,10 @@ class MkfStage(Stage):
     def _run(self, image: Tensor, generator: torch.Generator, *, to_end: bool) -> Step:
         """Sample down to a random stop step (lines 6-17), or to the end."""
         model = self._model
-        steps = self._loss.steps or None
-        settings = SamplerSettings.of(model.config, self._thermal_ids, steps=steps)
-        stop = len(settings.timesteps) - 1
+        stop = len(self._settings.timesteps) - 1
         if not to_end:
             stop = int(torch.randint(0, stop + 1, (1,), generator=generator))
-        settings = replace(settings, timesteps=settings.timesteps[: stop + 1])
+        settings = replace(self._settings, timesteps=self._settings.timesteps[: stop + 1])
         condition, noise = starting_point(model, image, generator)
         networks: Networks = Unaided(model) if self._loss.unaided else model
         streams = _Streams(networks, settings.timesteps[-1])

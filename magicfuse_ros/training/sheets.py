@@ -14,6 +14,7 @@ from magicfuse_ros.sources.pictures import read_picture, to_rgb8
 from magicfuse_ros.training.datasets.cache import CacheSettings, training_size
 from magicfuse_ros.training.degradation import EFFECTS, Rgb
 from magicfuse_ros.training.degradation_mixes import Degradation, Recipe, degrade, sample_recipe
+from magicfuse_ros.whole_files import write_whole
 
 STRENGTHS = (0.3, 0.6, 1.0)
 
@@ -57,8 +58,10 @@ def write_sheet(path: Path, sheet: Rgb) -> None:
     OSError
         If the folder does not exist or cannot be written.
     """
-    if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+    written, content = cv2.imencode(path.suffix, cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    if not written or not path.parent.is_dir():
         raise OSError(f"cannot write {path}; check that its folder exists and is writable")
+    write_whole(path, content.tobytes())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -63,9 +63,15 @@ class Stage(nn.Module):
         only helps to learn, and is not exported.
     frozen
         The others; they are put in evaluation mode, without gradients.
+
+    Attributes
+    ----------
+    trained_steps
+        Numbers of DDIM steps for which what it trains is made; empty where it is for any.
     """
 
     frozen: dict[str, nn.Module]
+    trained_steps: tuple[int, ...] = ()
 
     def __init__(self, trained: dict[str, nn.Module], frozen: dict[str, nn.Module]) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.checkpoint import CheckpointError
 
 # The running mean looks back over about this many steps, and is trusted after the second number.
@@ -143,7 +144,7 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise CheckpointError(
             f"checkpoint {path} does not fit this stage ({reason[:300]}); remove it to start the "
             "stage again, or restore the config that it was made with"

@@ -19,7 +19,7 @@ from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.config import ConfigError, MagicFuseConfig
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.model.one_branch import Branch
+from magicfuse_ros.model.partial import Branch
 from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.resources import model_path
 from magicfuse_ros.training.autoencoder_stage import AutoencoderStage
@@ -104,7 +104,8 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name
                 checkpoint.save_part(folder, part, trained[part])
         if complete and recipe.stage == STAGES[-1]:
             config = checkpoint.read_config(folder)
-            checkpoint.write_config(folder, replace(config, trained=True))
+            sampling = replace(config.diffusion, trained_steps=stage.trained_steps)
+            checkpoint.write_config(folder, replace(config, trained=True, diffusion=sampling))
 
     complete = run(stage, dataset, recipe.loop, output, name, export)
     processes.wait_for_everyone()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from magicfuse_ros.bags import pictures
+from magicfuse_ros.bags import image_topics
 from magicfuse_ros.bags.reader import BagError, BagReader
 
 
@@ -35,5 +35,5 @@ def _check(bag: BagReader) -> None:
         assert before is None or before <= message.received_ns
         count, before = count + 1, message.received_ns
     assert count >= sum(topic.count for topic in bag.topics)
-    described = pictures.describe_images(bag)
+    described = image_topics.describe_images(bag)
     assert all(isinstance(text, str) for text in described.values())

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from magicfuse_ros.model.labels import LabelSet
+from magicfuse_ros.ros import managed_node
 from magicfuse_ros.ros.node.fuse_node import main
 from magicfuse_ros.runtime.contract import EngineError, FuseResult
 
@@ -108,4 +109,5 @@ class NoopEngine:
 
 
 if __name__ == "__main__":
+    managed_node.TICK_S = 0.2  # so that tests wait less
     sys.exit(main(engine_factory=NoopEngine))

@@ -18,7 +18,6 @@ from magicfuse_ros.model.config import (
 )
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER
-from magicfuse_ros.model.stored import StoredModel
 
 SMALL_PAPER = dataclasses.replace(
     PAPER,
@@ -105,12 +104,14 @@ def fill(module: nn.Module) -> None:
 
 def save_few_step(parent: Path) -> Path:
     """Save SMALL_FEW_STEP with random weights, the same each time; returns its folder."""
-    return stored(SMALL_FEW_STEP, parent).folder
+    folder = parent / "small"
+    stored(SMALL_FEW_STEP, parent)
+    return folder
 
 
-def stored(config: MagicFuseConfig, parent: Path) -> StoredModel:
-    """Save a model with random weights, the same each time, and open its folder."""
+def stored(config: MagicFuseConfig, parent: Path) -> MagicFuse:
+    """Save a model with random weights, the same each time, and load it from its folder."""
     torch.manual_seed(0)
     path = parent / "small"
     MagicFuse.from_config(config).save_pretrained(path)
-    return StoredModel(path)
+    return MagicFuse.from_pretrained(path)

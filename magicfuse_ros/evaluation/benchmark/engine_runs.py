@@ -84,7 +84,9 @@ def plan(survey: Mapping[str, Any], *, quick: bool) -> list[Case]:
     return [case for case in dict.fromkeys((*cases, reference)) if case != (best, *default[1:])]
 
 
-def measure(job: str, folder: Path, check: Callable[[], None], **arguments: Any) -> dict[str, Any]:
+def measure(
+    job: str, folder: Path, check: Callable[[], None], *, cache: str = "cache", **arguments: Any
+) -> dict[str, Any]:
     """Do one job in a new process and return its result.
 
     Parameters
@@ -92,22 +94,23 @@ def measure(job: str, folder: Path, check: Callable[[], None], **arguments: Any)
     job
         A key of `measurements.JOBS`; `arguments` are those of its function.
     folder
-        Takes what the process says on stderr. Compiled artifacts are kept in `folder/cache`, those
-        of `parity` apart, so that the first start that is measured is a cold one.
+        Takes what the process says on stderr.
     check
         Called ten times a second meanwhile; what it raises ends the process.
+    cache
+        Name of a folder in `folder` for compiled artifacts.
 
     Raises
     ------
     BenchmarkError
         The job failed; the text says why.
     """
-    cache, log = folder / ("parity_cache" if job == "parity" else "cache"), folder / "stderr.log"
-    cache.mkdir(exist_ok=True)
+    log = folder / "stderr.log"
+    (folder / cache).mkdir(exist_ok=True)
     with log.open("wb") as stderr:
         process = subprocess.Popen(  # noqa: S603 - our own command, no shell
             [sys.executable, "-m", _MODULE, json.dumps({"job": job, **arguments})],
-            env=os.environ | {CACHE_VARIABLE: str(cache)},
+            env=os.environ | {CACHE_VARIABLE: str(folder / cache)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -180,8 +183,9 @@ class EngineRuns:
         for case in plan(survey, quick=self.quick):
             if (best if case.backend == "auto" else case.backend) in refused:
                 continue
-            # Without this the default's own start would be a cold one.
-            cold = {} if engine else self._engine(case, seconds=0.0, least=0)
+            cold = {}
+            if not (engine or self.quick):
+                cold = self._engine(case, seconds=0.0, least=0, cache="cold_cache")
             row = self._engine(case, **self._effort)
             if "error" not in row:
                 row |= _against_peak(row, case, survey)
@@ -203,9 +207,9 @@ class EngineRuns:
         close = row.get("magimg_mean", inf) <= MAGIMG_TOLERANCE
         return row | {"passed": close and row["mask_agreement"] >= MASK_TOLERANCE}
 
-    def _engine(self, case: Case, *, seconds: float, least: int) -> dict[str, Any]:
+    def _engine(self, case: Case, **arguments: Any) -> dict[str, Any]:
         self.show(f"engine: {case}")
-        return self._try("engine", case, seconds=seconds, least=least, spawned=time.time())
+        return self._try("engine", case, spawned=time.time(), **arguments)
 
     def _try(self, job: str, case: Case, **arguments: Any) -> dict[str, Any]:
         """Make a measurement of a configuration; a row of what it is and what came of it."""

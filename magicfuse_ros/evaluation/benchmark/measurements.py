@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from magicfuse_ros.evaluation.benchmark.engine_runs import Case
 from magicfuse_ros.evaluation.benchmark.machine import load, usage
+from magicfuse_ros.messages import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,7 @@ UNCOUNTED = 2
 NETWORK_STAGES = ("encode", "denoise", "fuse", "decode")
 """Stages of a frame in which networks run."""
 
-_MATMUL_SIDE, _MATMUL_S = 2048, 2.0
+_MATMUL_SIDE, _MATMUL_S = 2048, 1.0
 
 
 def survey(
@@ -59,7 +61,7 @@ def survey(
     from magicfuse_ros.model.magicfuse import MagicFuse
     from magicfuse_ros.resources import model_path
     from magicfuse_ros.runtime.backends import candidates
-    from magicfuse_ros.runtime.letterbox import fit
+    from magicfuse_ros.runtime.letterbox import Letterbox
 
     if threads:
         torch.set_num_threads(threads)
@@ -73,7 +75,8 @@ def survey(
         peer = segformer_b0(len(labels))
     work = {}
     for width, height in dict.fromkeys((config.resolution, *map(tuple, resolutions))):
-        size = fit((height, width), (width, height), config.multiple_of).padded
+        camera = Case("auto", 1, (width, height)).camera
+        size = Letterbox.fitting(camera[::-1], (width, height), config.multiple_of).padded
         one, two = (frame_gflop(network, size, steps) for steps in (1, 2))
         image = torch.empty((1, 3, *size), device="meta")
         work[f"{width}x{height}"] = {
@@ -205,7 +208,7 @@ def peer(
     image = torch.rand((1, 3, height, width), generator=torch.Generator().manual_seed(0))
     image = image.to(chosen.device).contiguous(memory_format=torch.channels_last)
     made = chosen.make(threads)
-    network = made.compile(Part.of("segformer-b0", segformer_b0(classes), (image,)), _tell)
+    network = made.compile(Part("segformer-b0", segformer_b0(classes), (image,)), _tell)
 
     def once() -> None:
         network(image)
@@ -340,7 +343,7 @@ def main(argv: list[str]) -> int:
         answer = JOBS[name](**job)
     except Exception as error:  # noqa: BLE001 - a backend may raise anything; the row says it
         traceback.print_exc()
-        answer = {"error": " ".join(str(error).split()) or type(error).__name__}
+        answer = {"error": one_line(error)}
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
     return 0

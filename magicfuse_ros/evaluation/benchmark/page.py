@@ -17,8 +17,8 @@ _ENGINE_NOTE = (
     "that run them, and their share of what an fp32 matrix product reaches here. Where the CPU "
     "can, OpenVINO computes in bfloat16 and may pass that. Side by side, D runs while the masks "
     "are made, which is charged to postprocess: there GFLOP/s is too high by that time. Start: "
-    "from starting the process to the first fused frame; the first row of a backend at a "
-    "resolution compiles, except the default's."
+    "from starting the process to the first fused frame; the first row of a backend at another "
+    "resolution than the model's compiles its networks."
 )
 _NODE_NOTE = (
     "Three processes: a camera that plays frames, the node, and this command, which hears MagImg, "

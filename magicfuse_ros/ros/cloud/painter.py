@@ -11,7 +11,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-from magicfuse_ros.ros import ledger
+from magicfuse_ros.ros import dds, ledger
 from magicfuse_ros.ros.cloud.camera_model import CameraError, CameraModel
 from magicfuse_ros.ros.cloud.cloud_codec import CloudError, painted_cloud, read_points
 from magicfuse_ros.ros.cloud.cloud_parameters import CloudSettings
@@ -93,7 +93,8 @@ class CloudPainter:
             self._drop(NO_TRANSFORM, str(error))
             return
         except Exception as error:  # noqa: BLE001 - one cloud that nobody thought of must not stop it
-            self._drop(ledger.PUBLISH_ERROR, f"{type(error).__name__}: {error}")
+            causes = f"{type(error).__name__}: {error}", dds.shared_memory_warning()
+            self._drop(ledger.PUBLISH_ERROR, "; ".join(filter(None, causes)))
             return
         self._account.published()
         times["total"] = _since_ms(cloud.received_at)

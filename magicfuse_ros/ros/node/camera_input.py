@@ -37,11 +37,9 @@ class CameraInput(MatchedSubscription):
         self, node: Node, *, transport: str, reliability: str, on_image: Callable[[Any], None]
     ) -> None:
         self.camera_info: CameraInfo | None = None
-        raw = transport == "raw"
         super().__init__(
             node,
-            Image if raw else CompressedImage,
-            "image" if raw else compressed_topic(node, "image"),
+            *camera_topic(node, transport),
             reliability=reliability,
             on_message=on_image,
         )
@@ -57,3 +55,10 @@ class CameraInput(MatchedSubscription):
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self.camera_info = message
+
+
+def camera_topic(node: Node, transport: str) -> tuple[type[Any], str]:
+    """Return the message class and the topic of the camera's images."""
+    if transport == "raw":
+        return Image, "image"
+    return CompressedImage, compressed_topic(node, "image")

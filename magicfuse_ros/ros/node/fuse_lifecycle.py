@@ -10,8 +10,9 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
 from magicfuse_ros.ros import diagnostics, outputs
 from magicfuse_ros.ros.managed_node import SUCCESS, ManagedNode
+from magicfuse_ros.ros.node.camera_input import camera_topic
 from magicfuse_ros.ros.node.intake import Intake
-from magicfuse_ros.ros.node.parameters import PARAMETERS, SPECS, Settings
+from magicfuse_ros.ros.node.parameters import PARAMETERS, SPECS, Settings, ids_of, read_id_map
 from magicfuse_ros.ros.node.session import EngineFactory, Session
 from magicfuse_ros.ros.parameter_table import ParameterError, ParameterTable
 from magicfuse_ros.runtime.contract import Engine
@@ -123,8 +124,12 @@ class FuseNode(ManagedNode):
 
     def _refuse(self, names: set[str], values: Mapping[str, object]) -> str:
         reason = self._why_not_now({name for name in names if not SPECS[name].live})
-        if not reason and self._session is not None and self._session.labels is not None:
-            Settings.from_values(values).ids(self._session.labels.names())
+        if not reason and self._state == "active":
+            Settings.from_values(values)  # the rules between them too; before, configure tells
+        if not reason and "semantic.id_map" in names:
+            id_map = read_id_map(str(values["semantic.id_map"]))
+            if self._session is not None and self._session.labels is not None:
+                ids_of(id_map, self._session.labels.names())
         return reason
 
     def _adopt(self) -> None:
@@ -143,6 +148,11 @@ class FuseNode(ManagedNode):
         if remapped:
             names = session.labels.names()
             session.outputs.publish_labels(names, settings.ids(names))
+
+    def _will_read(self) -> Mapping[str, type[Any]]:
+        transport = str(self.get_parameter("input_transport").value)
+        message_type, topic = camera_topic(self, transport)
+        return {self.resolve_topic_name(topic): message_type}
 
     def _every_second(self) -> None:
         """Match the camera's QoS anew; look after the engine."""

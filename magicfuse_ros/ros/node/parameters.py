@@ -180,6 +180,8 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
     ),
 )
 
+_ENGINE = fields(EngineSettings)
+
 SPECS: Mapping[str, ParameterSpec] = {spec.name: spec for spec in PARAMETERS}
 
 
@@ -227,27 +229,20 @@ class Settings:
                 "accepted: both 0 (the model's own), or both set"
             )
         try:
+            # The others have the names and meanings of the engine's own.
             engine = EngineSettings(
-                model=checked["model"],
-                device=checked["device"],
-                backend=checked["backend"],
-                steps=checked["steps"],
-                tau=None if checked["tau"] < 0.0 else float(checked["tau"]),
-                seed=None if checked["seed"] < 0 else checked["seed"],
-                temporal=float(checked["temporal"]),
-                resolution=None if width == 0 else (width, height),
-                labels=checked["labels"] or None,
-                threads=checked["threads"],
-                parallel=checked["parallel"],
+                **{each.name: checked[each.name] for each in _ENGINE if each.name in checked}
+                | {
+                    "tau": None if checked["tau"] < 0.0 else float(checked["tau"]),
+                    "seed": None if checked["seed"] < 0 else checked["seed"],
+                    "resolution": None if width == 0 else (width, height),
+                    "labels": checked["labels"] or None,
+                }
             )
         except EngineError as error:
             raise ParameterError(str(error)) from error
         if 0 < checked["input_bits"] < 8:
             raise ParameterError(f"input_bits is {checked['input_bits']}; accepted: 0, or 8 to 16")
-        try:
-            id_map = IdMap.parse(checked["semantic.id_map"])
-        except ValueError as error:
-            raise ParameterError(f"semantic.id_map: {error}") from error
         return cls(
             engine=engine,
             watchdog_s=float(checked["watchdog_s"]),
@@ -255,7 +250,7 @@ class Settings:
             input_reliability=checked["input_reliability"],
             input_bits=checked["input_bits"],
             jpeg_quality=checked["jpeg_quality"],
-            id_map=id_map,
+            id_map=read_id_map(checked["semantic.id_map"]),
             min_confidence=float(checked["semantic.min_confidence"]),
         )
 
@@ -272,16 +267,29 @@ class Settings:
         ParameterError
             `semantic.id_map` names a class that is not in `names`.
         """
-        try:
-            return self.id_map.table(names)
-        except ValueError as error:
-            raise ParameterError(f"semantic.id_map: {error}") from error
+        return ids_of(self.id_map, names)
 
     def needing_reconfigure(self, loaded: Settings) -> list[str]:
         """Name what differs from the settings that an engine was loaded with."""
         return [
             each.name
-            for each in fields(EngineSettings)
+            for each in _ENGINE
             if each.name not in SAMPLING
             and getattr(self.engine, each.name) != getattr(loaded.engine, each.name)
         ]
+
+
+def read_id_map(text: str) -> IdMap:
+    """Read `semantic.id_map`; raises `ParameterError`."""
+    try:
+        return IdMap.parse(text)
+    except ValueError as error:
+        raise ParameterError(f"semantic.id_map: {error}") from error
+
+
+def ids_of(id_map: IdMap, names: Sequence[str]) -> NDArray[np.uint8]:
+    """Return the published id of each id, as `IdMap.table`; raises `ParameterError`."""
+    try:
+        return id_map.table(names)
+    except ValueError as error:
+        raise ParameterError(f"semantic.id_map: {error}") from error

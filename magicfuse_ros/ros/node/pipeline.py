@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from rclpy.clock import Clock
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
-from magicfuse_ros.ros import ledger
+from magicfuse_ros.messages import one_line
+from magicfuse_ros.ros import dds, ledger
 from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.codec import ImageError, decode_compressed, decode_image
 from magicfuse_ros.ros.ledger import Ledger, Throttle
@@ -117,7 +119,8 @@ class Pipeline:
                 camera_info=self._camera_info(),
             )
         except Exception as error:  # noqa: BLE001 - one result that cannot be sent must not stop the node
-            self._count(ledger.PUBLISH_ERROR, f"{type(error).__name__}: {error}")
+            causes = f"{type(error).__name__}: {error}", dds.shared_memory_warning()
+            self._count(ledger.PUBLISH_ERROR, "; ".join(filter(None, causes)))
             return
         self._account.published()
         times["publish"] = _since_ms(started)
@@ -139,12 +142,18 @@ class Pipeline:
             self._applied = engine, settings.sampling
         self._failures, self._proven, self.refused = 0, settings.sampling, ""
 
-    def update(self, engine: Engine) -> None:
-        """Give an engine the sampling parameters in force, if it has others."""
+    def hurry(self, engine: Engine) -> None:
+        """End a frame of many steps soon: nobody will see it."""
+        with self._update_lock, suppress(Exception):
+            self._applied = None  # the next frame gets what is in force
+            engine.update(**(self.settings.sampling | {"steps": 1}))
+
+    def update(self, engine: Engine) -> bool:
+        """Give an engine the sampling parameters in force; returns whether it had others."""
         with self._update_lock:
             wanted = self.settings.sampling
             if self._applied == (engine, wanted):
-                return
+                return False
             self._applied = engine, wanted
             try:
                 engine.update(**wanted)
@@ -153,6 +162,7 @@ class Pipeline:
                 self._log.error(f"{self.refused[0].upper()}{self.refused[1:]}")
             else:
                 self.refused, self._failures = "", 0
+            return True
 
     def degrade(self, text: str) -> None:
         """Say that the node runs worse than configured, and why."""
@@ -210,12 +220,12 @@ class Pipeline:
     def _count(self, reason: str, text: str) -> None:
         count = self._account.drop(reason)
         if self._throttle.allows(reason):
-            self._log.warning(f"Frame dropped, {reason} ({count} so far): {_one_line(text)}")
+            self._log.warning(f"Frame dropped, {reason} ({count} so far): {one_line(text)[:500]}")
 
     def _engine_failed(self, engine: Engine, error: Exception, progress: Progress) -> None:
         count = self._account.drop(ledger.ENGINE_ERROR)
         self._failures += 1
-        text = f"{type(error).__name__}: {_one_line(str(error))}"
+        text = f"{type(error).__name__}: {one_line(str(error))[:500]}"
         if self._throttle.allows(ledger.ENGINE_ERROR):
             self._log.error(f"The engine failed on a frame ({count} so far): {text}")
         if self._failures < _FALL_BACK_AFTER:
@@ -232,7 +242,7 @@ class Pipeline:
             backend = engine.fall_back(progress)
         except Exception as fall_back_error:  # noqa: BLE001 - the fallback may fail like the backend
             backend = None
-            text = f"{text}; falling back: {_one_line(str(fall_back_error))}"
+            text = f"{text}; falling back: {one_line(str(fall_back_error))[:500]}"
         if backend is not None:
             self._failures = 0
             self.degrade(f"backend {failed} failed, running on {backend} ({text})")
@@ -278,7 +288,3 @@ def _explain_clocks(behind_s: float, now_ns: int) -> str:
 
 def _since_ms(start: float) -> float:
     return (time.monotonic() - start) * 1e3
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.ros.ledger import Ledger
 from magicfuse_ros.ros.node.parameters import Settings
@@ -91,7 +92,7 @@ class Session:
             log=node.get_logger(),
         )
         self._hung: list[EngineWorker] = []
-        self._ever_hung = False
+        self._ever_hung = self._hangs = False
         self._attempts, self._next_attempt_at = 0, math.inf
         self.worker = self._make_worker(None)
 
@@ -125,7 +126,7 @@ class Session:
             return ""
         trace = "".join(traceback.format_exception(self.worker.error))
         self._node.get_logger().debug(f"Loading failed:\n{trace}")
-        return _one_line(self.worker.error)
+        return one_line(self.worker.error)
 
     @property
     def trouble(self) -> str:
@@ -134,7 +135,7 @@ class Session:
         if error is None:
             return ""
         return (
-            f"no engine: {_one_line(error)}; it is loaded again now and then, and at once when a "
+            f"no engine: {one_line(error)}; it is loaded again now and then, and at once when a "
             "parameter changes"
         )
 
@@ -149,8 +150,8 @@ class Session:
         """Take live parameters over; an engine that is gone is loaded again with them at once."""
         self.pipeline.settings = settings
         if self.worker.engine is not None:
-            self.pipeline.update(self.worker.engine)
-            self.worker.begin_anew()
+            if self.pipeline.update(self.worker.engine):
+                self.worker.begin_anew()
         elif self.worker.error is not None:
             self._load_again()
 
@@ -179,7 +180,7 @@ class Session:
         self._attempts += 1
         self._next_attempt_at = time.monotonic() + wait_s
         self._node.get_logger().error(
-            f"No engine: {_one_line(error)}. It is loaded again in {wait_s:.0f} s, and at once "
+            f"No engine: {one_line(error)}. It is loaded again in {wait_s:.0f} s, and at once "
             "when a parameter changes"
         )
 
@@ -203,14 +204,16 @@ class Session:
     def pause(self) -> None:
         """See the frame under way to its end; nothing is published afterwards."""
         self.pipeline.active = False
-        self.worker.wait_idle(_STOP_TIMEOUT_S)
+        if self.worker.engine is not None and self.worker.busy_s:
+            self.pipeline.hurry(self.worker.engine)
+        self._hangs = not self.worker.wait_idle(_STOP_TIMEOUT_S)
         self.pipeline.begin()
 
     def close(self) -> bool:
         """Close the engine and the outputs; False if the engine does not come back in time."""
         for worker in self._hung:
             worker.stop(0.0)
-        closed = self.worker.stop(_STOP_TIMEOUT_S)
+        closed = self.worker.stop(0.0 if self._hangs else _STOP_TIMEOUT_S)
         if not closed:
             self._node.get_logger().error(
                 f"The engine did not come back within {_STOP_TIMEOUT_S:.0f} s; going on without it"
@@ -250,10 +253,6 @@ class Session:
         elif self._ever_hung:
             self.pipeline.degrade(f"a backend hung, running on {engine.backend_name}")
         return engine
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _load_engine(settings: EngineSettings, progress: Progress) -> Engine:

@@ -9,92 +9,19 @@ To add one: write `backends/<name>.py` with a class that fulfils `Backend`; list
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
 
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.backends.openvino import OpenVinoBackend
+from magicfuse_ros.runtime.backends.part import Network, Part
 from magicfuse_ros.runtime.backends.tensorrt import TensorRtBackend
 from magicfuse_ros.runtime.concurrency import StartedNetwork
 from magicfuse_ros.runtime.contract import EngineError, Progress
 
-Network = Callable[..., Any]
-"""A compiled part: called with tensors shaped as `Part.inputs`, returns what the module returns."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One network to compile for one shape of inputs; what costs time is made when it is asked for.
-
-    Attributes
-    ----------
-    name
-        Unique among a model's parts.
-    make_module
-        Gives the network in evaluation mode, on the CPU.
-    make_inputs
-        Gives what the network gets for a picture, so that parity means something; on the device.
-    shapes
-        Tensors without values, of the inputs' shapes and types.
-    weights
-        Gives what names the weights.
-    config
-        The settings that the module was made from, in words: what neither its weights nor its
-        layers tell, such as the number of attention heads.
-    place
-        Puts a tensor on the device, as the inputs are.
-    """
-
-    name: str
-    make_module: Callable[[], nn.Module]
-    make_inputs: Callable[[], tuple[Tensor, ...]]
-    shapes: tuple[Tensor, ...]
-    weights: Callable[[], str]
-    config: str = ""
-    place: Callable[[Tensor], Tensor] = lambda tensor: tensor
-
-    @classmethod
-    def of(cls, name: str, module: nn.Module, inputs: tuple[Tensor, ...], config: str = "") -> Part:
-        """Make a part of a network that is there, in evaluation mode; its inputs are placed."""
-        return cls(
-            name=name,
-            make_module=lambda: module,
-            make_inputs=lambda: inputs,
-            shapes=tuple(each.to("meta") for each in inputs),
-            weights=lambda: module_hash(module),
-            config=config,
-        )
-
-    @cached_property
-    def module(self) -> nn.Module:
-        """The network; see `make_module`."""
-        return self.make_module()
-
-    @cached_property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """The example; see `make_inputs`."""
-        return self.make_inputs()
-
-    @cached_property
-    def reference(self) -> Any:
-        """What the module gives for the inputs, on the CPU: parity is measured against this."""
-        with torch.inference_mode():
-            return self.module(*(each.cpu() for each in self.inputs))
-
-
-def module_hash(module: nn.Module) -> str:
-    """Return a hash of a network's weights and layers."""
-    digest = hashlib.sha256(repr(module).encode())
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+__all__ = ["BACKENDS", "Backend", "Candidate", "Network", "Part", "candidates", "missing"]
 
 
 class Backend(Protocol):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from magicfuse_ros.runtime.backends.part import Network, Part
 from magicfuse_ros.runtime.concurrency import StartedNetwork, StreamNetwork
 from magicfuse_ros.runtime.contract import Progress
-
-if TYPE_CHECKING:
-    from magicfuse_ros.runtime.backends import Network, Part
 
 
 class EagerBackend:

@@ -14,18 +14,16 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from magicfuse_ros.runtime.backends import parity
+from magicfuse_ros.runtime.backends.part import Network, Part
 from magicfuse_ros.runtime.backends.prepare import Write, part_key, prepare
 from magicfuse_ros.runtime.concurrency import StartedNetwork
 from magicfuse_ros.runtime.contract import EngineError, Progress
-
-if TYPE_CHECKING:
-    from magicfuse_ros.runtime.backends import Network, Part
 
 _MODEL, _COMPILED, _PRECISION = "model.xml", "compiled.blob", "precision"
 _HINT, _EXACT = "INFERENCE_PRECISION_HINT", "f32"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from magicfuse_ros.runtime.backends.part import Part
 from magicfuse_ros.runtime.contract import EngineError
 
 TOLERANCE = 0.03
@@ -17,10 +18,6 @@ TOLERANCE = 0.03
 Networks in 32 bits stay below a ten-thousandth; in bfloat16, whose numbers are 0.4 % apart, those
 of `tiny` are off by 0.3 to 1.5 %. A network that was compiled wrongly is off by more.
 """
-
-
-if TYPE_CHECKING:
-    from magicfuse_ros.runtime.backends import Part
 
 _FILE = "parity.safetensors"
 

@@ -7,16 +7,14 @@ import importlib.metadata
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from magicfuse_ros.runtime.artifacts import ArtifactCache, Key
 from magicfuse_ros.runtime.backends import parity
+from magicfuse_ros.runtime.backends.part import Part
 from magicfuse_ros.runtime.contract import Progress
-
-if TYPE_CHECKING:
-    from magicfuse_ros.runtime.backends import Part
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
@@ -36,8 +34,8 @@ def prepare(
 ) -> Compiled:
     """Load a part from the artifact cache or else build it; either way parity is checked.
 
-    What the module gave for its inputs is kept with the artifact: the module itself, which takes
-    longer to make than the network to load, is needed to build only.
+    What the module gave for its inputs is kept with the artifact, so that the module need not be
+    run when the network is loaded.
 
     Parameters
     ----------
@@ -91,8 +89,8 @@ def part_key(backend: str, part: Part, **more: str) -> Key:
     return {
         "backend": backend,
         "part": part.name,
-        "inputs": ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in part.shapes),
-        "weights": part.weights(),
+        "inputs": ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in part.inputs),
+        "weights": part.weights,
         "config": part.config,
         "code": _code_hash(),
         "torch": importlib.metadata.version("torch"),
@@ -102,7 +100,7 @@ def part_key(backend: str, part: Part, **more: str) -> Key:
 
 def _check(part: Part, key: Key, network: Callable[..., Any], example: parity.Example) -> None:
     with torch.inference_mode():
-        result = network(*(part.place(each) for each in example.inputs))
+        result = network(*(each.to(part.inputs[0].device) for each in example.inputs))
     parity.check(f"{part.name} in {key['backend']}", result, example.reference)
 
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 import copy
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from magicfuse_ros.runtime.backends import parity
+from magicfuse_ros.runtime.backends.part import Network, Part
 from magicfuse_ros.runtime.backends.prepare import Write, part_key, prepare
 from magicfuse_ros.runtime.concurrency import StartedNetwork, StreamNetwork
 from magicfuse_ros.runtime.contract import Progress
-
-if TYPE_CHECKING:
-    from magicfuse_ros.runtime.backends import Network, Part
 
 _ENGINE = "engine.ep"
 _SETTINGS: dict[str, Any] = {

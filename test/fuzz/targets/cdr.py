@@ -1,16 +1,18 @@
-"""Image messages of a bag: `pictures.decode`, and the stamp read and replaced in them."""
+"""Image messages of a bag: `image_topics.decode`, and the stamp read and replaced in them."""
 
 from __future__ import annotations
 
 import numpy as np
 from fuzz.fields import Fields
 
-from magicfuse_ros.bags import pictures
+from magicfuse_ros.bags import image_topics
 from magicfuse_ros.bags.reader import BagError, Topic
 from magicfuse_ros.ros import stamps
 from magicfuse_ros.ros.images.codec import ImageError
 
-TOPICS = tuple(Topic("/image", kind) for kind in (pictures.IMAGE_TYPE, pictures.COMPRESSED_TYPE))
+TOPICS = tuple(
+    Topic("/image", kind) for kind in (image_topics.IMAGE_TYPE, image_topics.COMPRESSED_TYPE)
+)
 
 
 def check(data: bytes) -> None:
@@ -26,12 +28,12 @@ def check(data: bytes) -> None:
         assert stamps.read_stamp(moved) == stamp + 1
         assert moved[12:] == cdr[12:]
     try:
-        described = pictures.describe(topic, cdr)
-        rgb = pictures.decode(topic, cdr)
+        described = image_topics.describe(topic, cdr)
+        rgb = image_topics.decode(topic, cdr)
     except (BagError, ImageError) as error:
         assert len(str(error)) < 1000
         return
     assert isinstance(described, str)
     assert rgb.dtype == np.uint8
-    if topic.type == pictures.IMAGE_TYPE:
+    if topic.type == image_topics.IMAGE_TYPE:
         assert described.startswith(f"{rgb.shape[1]}x{rgb.shape[0]} ")

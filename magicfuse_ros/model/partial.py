@@ -1,0 +1,91 @@
+"""Parts of a model put in the sampler's place of the whole: one branch alone, or F & S alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from magicfuse_ros.model.config import Prediction
+from magicfuse_ros.model.diffusion import (
+    Estimate,
+    alphas_cumprod,
+    coefficients,
+    input_gain,
+    noise_from,
+)
+from magicfuse_ros.model.magicfuse import MagicFuse
+
+Branch = Literal["psi", "phi"]
+
+
+class OneBranch:
+    """The sampler's `Networks` with only Ψ or Φ at work; the other streams hold nothing of use.
+
+    Parameters
+    ----------
+    model
+        The model that the branch belongs to.
+    branch
+        Which of the two.
+    """
+
+    def __init__(self, model: MagicFuse, branch: Branch) -> None:
+        self._network = model.psi if branch == "psi" else model.phi
+
+    def denoise(
+        self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the branch's prediction at timestep t, twice; both streams start alike."""
+        del z_phi
+        prediction = self._network(condition, z_psi, torch.tensor([t], device=condition.device))
+        return prediction, prediction
+
+    def fuse(
+        self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return Ψ's weight as 1 everywhere, and z^s as it was."""
+        del phi, z_f, t
+        return torch.ones_like(psi.z0), state
+
+
+class Unaided:
+    """The sampler's `Networks` without Ψ and Φ: the condition latent is both branches' estimate.
+
+    What the branches are worth is what F & S lose without them.
+
+    Parameters
+    ----------
+    model
+        The model whose F & S are used; its Ψ and Φ are not run.
+    """
+
+    def __init__(self, model: MagicFuse) -> None:
+        self._model = model
+        self._alpha_bars = alphas_cumprod(model.config.diffusion)
+
+    def denoise(
+        self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the predictions from which both estimates come out as the condition latent."""
+        config = self._model.config
+        return (
+            self._prediction(condition, z_psi, t, config.psi.prediction),
+            self._prediction(condition, z_phi, t, config.phi.prediction),
+        )
+
+    def fuse(
+        self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weight w and the next z^s of the model's own F & S."""
+        return self._model.fuse(psi, phi, z_f, state, t)
+
+    def _prediction(self, z0: Tensor, seen: Tensor, t: int, kind: Prediction) -> Tensor:
+        """Return what a network has to say at timestep t for its estimate to be z0."""
+        a, s = coefficients(self._alpha_bars[t])
+        if kind == "z0":
+            return z0
+        z_t = seen / input_gain(a, self._model.config.diffusion)
+        eps = noise_from(z0, z_t, a, s)
+        return eps if kind == "eps" else a * eps - s * z0

@@ -1,0 +1,192 @@
+"""Videos, frame by frame, each frame with the time at which the video shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magicfuse_ros.sources.frame import Frame, SourceError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv", ".ts")
+DEFAULT_RATE = 30.0
+"""Frames a second of a video that does not say its own rate."""
+NEEDS_AV = "reading and writing videos needs PyAV, which is not installed; run: pip install av"
+
+# Playlists, which name other files and addresses, and text, which libav draws as a video, stay out.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,yuv4mpegpipe,"
+    "h264,hevc,m4v"
+)
+
+
+class Video:
+    """A video file.
+
+    Its frames keep their own times, so that a variable frame rate stays one, and they are turned as
+    the file's orientation says, as players do. What cannot be decoded is a frame without a picture,
+    and so is an end that comes before the one which the file announces.
+
+    Parameters
+    ----------
+    path
+        The file; its content decides, not its name.
+
+    Attributes
+    ----------
+    rate
+        Frames a second on average.
+    count
+        Frames there should be, by the file's own word; 0 where it says nothing.
+
+    Raises
+    ------
+    SourceError
+        It holds no video, not even one frame of it can be decoded, or PyAV is not installed.
+
+    Examples
+    --------
+    >>> from magicfuse_ros.resources import sample_video
+    >>> video = Video(sample_video())
+    >>> video.rate, video.count
+    (25.0, 250)
+    >>> second = list(video.frames())[1]
+    >>> second.name, second.time_ns, second.rgb.shape
+    ('000001', 40000000, (272, 640, 3))
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._opened() as (container, stream):
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            self.rate = rate if 0.0 < rate <= 1000.0 else DEFAULT_RATE
+            self._declared_s = _declared_seconds(container, stream)
+            self.count: int = stream.frames or round((self._declared_s or 0.0) * self.rate)
+        if all(frame.rgb is None for frame in self.frames()):
+            raise SourceError(f"{path} cannot be read as a video: no frame of it can be decoded")
+
+    def frames(self) -> Iterator[Frame]:
+        """Read the frames from the first one on."""
+        with self._opened() as (container, stream):
+            yield from self._read(container, stream)
+
+    def _read(self, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
+        from av import FFmpegError
+
+        clock = _Clock(round(1e9 / self.rate))
+        parts, index, torn, ended = 0, 0, set(), ""
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except FFmpegError as error:
+                ended = str(error)
+                break
+            if packet is None:
+                break
+            parts += bool(packet.size)
+            if packet.is_corrupt:
+                torn.add(packet.pts)
+            try:
+                pictures = packet.decode()
+            except FFmpegError as error:
+                fault = f"frame {index} of {self.path} is damaged ({error.strerror})"
+                yield Frame(f"{index:06d}", clock.next_ns, None, fault)
+                index += 1
+                continue
+            for picture in pictures:
+                time_ns = clock.read(picture)
+                if picture.is_corrupt or picture.pts in torn:
+                    fault = f"frame {index} of {self.path} is damaged"
+                    yield Frame(f"{index:06d}", time_ns, None, fault)
+                else:
+                    yield Frame(f"{index:06d}", time_ns, _upright(picture))
+                index += 1
+        short = self._missing(stream, parts, clock)
+        if short or ended:
+            fault = f"{self.path} is cut short after {index} frames ({short or ended})"
+            yield Frame(f"{index:06d}", clock.next_ns, None, fault)
+
+    def _missing(self, stream: VideoStream, parts: int, clock: _Clock) -> str:
+        """Say what the file announced and did not hold; empty when all of it was there."""
+        # MP4 counts what an edit list leaves out as well; libav's index of it does not.
+        indexed = stream.frames and "mp4" in stream.container.format.name
+        announced = len(stream.index_entries) if indexed else stream.frames
+        if announced:
+            return f"it announces {announced}" if parts < announced else ""
+        # The last frame's own length is often not said: it may be as long as the longest before.
+        if self._declared_s and self._declared_s * 1e9 > clock.last_ns + 1.5 * clock.longest_ns:
+            return f"it announces {self._declared_s:.2f} s"
+        return ""
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        try:
+            import av
+        except ImportError:
+            raise SourceError(NEEDS_AV) from None
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        try:
+            # As a `file:` address, so that a name such as http:x stays a name.
+            container = av.open(f"file:{self.path}", options=options)
+        except av.FFmpegError as error:
+            raise SourceError(
+                f"{self.path} cannot be read as a video; it is damaged, cut short or of another "
+                f"kind ({error.strerror})"
+            ) from None
+        with container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise SourceError(f"{self.path} holds no video")
+            yield container, cast("VideoStream", stream)
+
+
+class _Clock:
+    """Times of frames after the first one; they always increase."""
+
+    def __init__(self, usual_ns: int) -> None:
+        self._usual_ns = usual_ns
+        self._first: Fraction | None = None
+        self.last_ns, self.longest_ns = -usual_ns, usual_ns
+
+    @property
+    def next_ns(self) -> int:
+        """Where a frame belongs that has no time of its own."""
+        return self.last_ns + self._usual_ns
+
+    def read(self, picture: VideoFrame) -> int:
+        time_ns = self.next_ns
+        if picture.pts is not None and picture.time_base is not None:
+            shown = picture.pts * picture.time_base
+            if self._first is None:
+                self._first = shown - Fraction(max(time_ns, 0), 10**9)
+            told = round((shown - self._first) * 10**9)
+            time_ns = told if told > self.last_ns else time_ns
+        self.longest_ns = max(self.longest_ns, time_ns - max(self.last_ns, 0))
+        self.last_ns = time_ns
+        return time_ns
+
+
+def _declared_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """Return how long the file says that its video is; 0 when it does not say."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if len(container.streams) == 1 and container.duration:
+        return container.duration / 1e6
+    return 0.0
+
+
+def _upright(picture: VideoFrame) -> NDArray[np.uint8]:
+    rgb = picture.to_ndarray(format="rgb24")
+    turns = round(picture.rotation / 90) % 4
+    return np.asarray(np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb, np.uint8)
