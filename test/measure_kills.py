@@ -85,7 +85,33 @@ def some_file(folder: Path, least: int) -> bool:
     return any(file.stat().st_size > least for file in folder.rglob("*.mcap") if file.is_file())
 
 
+def fuse_video(folder: Path) -> list[str]:
+    from support.videos import evenly, write_video
+
+    video = write_video(folder / "street.mp4", evenly(300))
+    return [sys.executable, str(HERE / "support/noop_fuse.py"), str(video), f"{folder}/out.mp4"]
+
+
+def plays(folder: Path) -> str:
+    """Every picture is whole, and the video plays, under its name or as `out.partial.mp4`."""
+    import cv2
+
+    from magicfuse_ros.sources.source import open_source
+
+    masks = sorted(folder.glob("out_mask/[0-9]*.png"))
+    torn = [mask.name for mask in masks if cv2.imread(str(mask), cv2.IMREAD_UNCHANGED) is None]
+    if torn:
+        return f"pictures that are not whole: {torn}"
+    if not (folder / "out.mp4").exists() and len(masks) > 60:  # its first 2 s are behind it
+        try:
+            open_source(folder / "out.partial.mp4")
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
 COMMANDS = {
+    "fuse": Command(fuse_video, lambda folder: (folder / "out_mask").is_dir(), 4.0, plays),
     "bag record": Command(record, lambda folder: some_file(folder, 100), 3.0, readable),
     "bag fuse": Command(fuse, lambda folder: some_file(folder, 0), 2.0, goes_on),
 }

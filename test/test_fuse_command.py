@@ -416,14 +416,7 @@ def test_a_full_disk_is_no_success_and_names_the_picture(magicfuse, noop, full_d
     assert written(tmp_path / "out") == ["magimg/small.png"]  # whole, and nothing half
 
 
-PROGRAM = """
-import sys
-from support.noop_node import NoopEngine
-from magicfuse_ros import cli
-from magicfuse_ros.commands import fuse_session
-fuse_session.load_engine = NoopEngine
-sys.exit(cli.main())
-"""
+NOOP_FUSE = Path(__file__).parent / "support" / "noop_fuse.py"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -432,7 +425,7 @@ def test_a_process_that_is_stopped_or_killed_keeps_what_it_wrote(tmp_path, numbe
     target = tmp_path / "results" / "out.mp4"
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "fuse", video, target, "--outputs", "magimg,mask"],
+        [sys.executable, NOOP_FUSE, video, target, "--outputs", "magimg,mask"],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": path, "NOOP_DELAY_S": "0.01"},
