@@ -8,6 +8,7 @@ end with what an undisturbed run ends with.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -110,7 +111,28 @@ def plays(folder: Path) -> str:
     return ""
 
 
+def node(folder: Path) -> list[str]:
+    """The node as scripts/fuse_node starts it, with a cache in which it has to compile."""
+    held = ["env", "--block-signal=INT,TERM", f"XDG_CACHE_HOME={folder}/cache"]
+    module = [sys.executable, "-m", "magicfuse_ros.ros.node.fuse_node"]
+    return [*held, *module, "--ros-args", "-r", "__node:=ended"]
+
+
+def starts_again(folder: Path) -> str:
+    """No half-written artifact stands in the way: each that has its name is whole."""
+    from magicfuse_ros.hashing import file_hash
+
+    wrong = []
+    for manifest in (folder / "cache").rglob("[!.]*/manifest.json"):
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        for name, known in files.items():
+            if file_hash(manifest.parent / name) != known["sha256"]:
+                wrong.append(name)
+    return f"artifacts that are not whole: {wrong}" if wrong else ""
+
+
 COMMANDS = {
+    "fuse_node": Command(node, lambda _folder: True, 15.0, starts_again),
     "fuse": Command(fuse_video, lambda folder: (folder / "out_mask").is_dir(), 4.0, plays),
     "bag record": Command(record, lambda folder: some_file(folder, 100), 3.0, readable),
     "bag fuse": Command(fuse, lambda folder: some_file(folder, 0), 2.0, goes_on),
@@ -127,6 +149,9 @@ def end(process: subprocess.Popen[str], ending: str, folder: Path) -> None:
     if ending == "full disk":
         largest = max((f.stat().st_size for f in folder.rglob("*") if f.is_file()), default=0)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+        if "fuse_node" in " ".join(process.args):  # which goes on without its files
+            time.sleep(2.0)
+            process.send_signal(signal.SIGINT)
     else:
         number = signal.Signals[ending.split(maxsplit=1)[0]]
         process.send_signal(number)
