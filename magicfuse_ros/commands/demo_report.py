@@ -65,5 +65,5 @@ def ages_ms(session: Session) -> tuple[str, str]:
     publish = "unknown"
     if "age_ms.p50" in said:
         publish = f"{float(said['age_ms.p50']):.0f} / {float(said['age_ms.p95']):.0f}"
-    arrival = session.arrival_age_ms()
+    arrival = session.arrival_ages_ms(50.0, 95.0)
     return publish, f"{arrival[0]:.0f} / {arrival[1]:.0f}" if arrival else "unknown"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from magicfuse_ros.bags.player import Player, PlayerSettings
 from magicfuse_ros.bags.reader import BagReader, Topic
 from magicfuse_ros.bags.recorder import Recorder
@@ -51,32 +49,9 @@ class DemoSession(NodeSession):
             settings = PlayerSettings(restamp=True, topics=(topic.name,))
             player = Player(bag, self._node, settings, on_sent)
             self._connect(recorder, OUTPUTS, lambda: player.wait_for_subscribers(0.0, self._stop))
-            # The player runs beside this thread, which watches the node and shows progress.
-            self._run_player(player)
+            self._run_player(player, lambda _halt: self._show_counts("playing"))
             self._drain()
             if self.session.recorded == 0:
                 raise SessionError(f"no frame came out of {len(self.session.sent_ns)} sent")
         finally:
             recorder.close()
-
-    def _run_player(self, player: Player) -> None:
-        halt = threading.Event()
-        errors: list[Exception] = []
-
-        def play() -> None:
-            try:
-                player.play(halt)
-            except Exception as error:  # noqa: BLE001 - raised again in the main thread
-                errors.append(error)
-
-        thread = threading.Thread(target=play, name="demo_player")
-        thread.start()
-        try:
-            while thread.is_alive():
-                self._show_counts("playing")
-                self._pause(0.1)
-        finally:
-            halt.set()
-            thread.join()
-        if errors:
-            raise errors[0]

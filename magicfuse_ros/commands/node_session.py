@@ -19,6 +19,7 @@ from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
 
+from magicfuse_ros.bags.player import Player
 from magicfuse_ros.bags.recorder import Recorder
 from magicfuse_ros.commands.node_process import NodeProcess
 from magicfuse_ros.ros.stamps import read_stamp
@@ -93,15 +94,14 @@ class Session:
         span_ns = arrived[-1] - arrived[0] if arrived else 0
         return (len(arrived) - 1) * 1e9 / span_ns if span_ns else 0.0
 
-    def arrival_age_ms(self) -> tuple[float, float] | None:
-        """p50 and p95 of MagImg's age on arrival: recorder's clock less header stamp."""
-        ages = [
-            (arrived - stamp) / 1e6 for stamp, arrived in self.outputs_ns.get(MAGIMG, {}).items()
-        ]
-        if not ages:
-            return None
-        p50, p95 = np.percentile(ages, (50, 95))
-        return float(p50), float(p95)
+    def arrival_ages_ms(self, *levels: float) -> list[float]:
+        """Percentiles of MagImg's age on arrival: recorder's clock less header stamp.
+
+        Empty if none arrived. `levels` are 0 to 100.
+        """
+        arrived = self.outputs_ns.get(MAGIMG, {})
+        ages = [(received - stamp) / 1e6 for stamp, received in arrived.items()]
+        return [float(age) for age in np.percentile(ages, levels)] if ages else []
 
 
 class NodeSession:
@@ -194,6 +194,32 @@ class NodeSession:
                 )
             self._progress("connecting to the node's topics")
             self._pause(_POLL_S)
+
+    def _run_player(self, player: Player, watch: Callable[[threading.Event], None]) -> None:
+        """Play beside this thread, which watches the node.
+
+        `watch` is called ten times a second meanwhile, with the event that ends the playing.
+        """
+        halt = threading.Event()
+        errors: list[Exception] = []
+
+        def play() -> None:
+            try:
+                player.play(halt)
+            except Exception as error:  # noqa: BLE001 - raised again in the main thread
+                errors.append(error)
+
+        thread = threading.Thread(target=play, name="session_player")
+        thread.start()
+        try:
+            while thread.is_alive():
+                watch(halt)
+                self._pause(0.1)
+        finally:
+            halt.set()
+            thread.join()
+        if errors:
+            raise errors[0]
 
     def _drain(self) -> None:
         """Wait for the last outputs: until all that the node published came, or no more comes."""

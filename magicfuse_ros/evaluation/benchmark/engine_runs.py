@@ -6,18 +6,23 @@ row then runs in a new process. The default configuration comes first among them
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError
+from magicfuse_ros.resources import model_path, sample_video
+from magicfuse_ros.sources.source import Source, open_source
 
 CACHE_VARIABLE = "XDG_CACHE_HOME"
 """Environment variable of the folder under which compiled artifacts are kept."""
@@ -29,13 +34,85 @@ VGA, HD = (640, 480), (1280, 720)
 RESOLUTIONS: tuple[Size, ...] = ((160, 120), (320, 240), VGA, HD)
 STEPS = (1, 2, 4, 8, 25)
 REFERENCE_STEPS = 25
-MAGIMG_TOLERANCE = 1.0
-"""Parity: mean difference of MagImgs that is accepted, in grey levels of 255."""
-MASK_TOLERANCE = 0.98
-"""Parity: share of pixels whose class must be the same."""
+PICTURES_HZ = 10.0
 
 _MODULE = "magicfuse_ros.evaluation.benchmark.measurements"
 _POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One run of the benchmark, as its two levels, engine and node, need it.
+
+    Attributes
+    ----------
+    settings
+        `model`, `device` and `threads`, as in `EngineSettings` and as the node's parameters.
+    quick
+        Measure little, for a few frames only.
+    folder
+        For pictures, results and logs, and for compiled artifacts in `folder/cache`.
+    stop
+        Ends the measurement under way with `KeyboardInterrupt`.
+    show
+        Told what is being measured.
+    errors
+        Takes what could not be measured, and why.
+    """
+
+    settings: Mapping[str, Any]
+    quick: bool
+    folder: Path
+    stop: threading.Event
+    show: Callable[[str], None]
+    errors: list[str]
+
+    def pictures(self, size: Size, count: int) -> Source:
+        """Return the first frames of the sample video, at ten a second in this size."""
+        source = open_source(sample_video()).at_rate(PICTURES_HZ).of_size(size)
+        return replace(source, frames=lambda: itertools.islice(source.frames(), count))
+
+    def measure(
+        self, what: str, job: str, *, cache: str = "cache", **arguments: Any
+    ) -> dict[str, Any]:
+        """Do one job in a new process and return its result; an empty one if it failed.
+
+        Parameters
+        ----------
+        what
+            What is measured, in words.
+        job
+            A key of `measurements.JOBS`; `arguments` are those of its function.
+        cache
+            Name of a folder in `folder` for compiled artifacts.
+        """
+        self.show(f"engine: {what}")
+        result, log = self.folder / "result.json", self.folder / "measurement.log"
+        told = json.dumps({"job": job, **arguments})
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(  # noqa: S603 - our own command, no shell
+                [sys.executable, "-m", _MODULE, str(result), told],
+                env=os.environ | {CACHE_VARIABLE: str(self.folder / cache)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            ) as process,
+        ):
+            try:
+                while process.poll() is None:
+                    if self.stop.wait(_POLL_S):
+                        raise KeyboardInterrupt
+            finally:
+                process.kill()
+        if process.returncode:
+            words = log.read_text(encoding="utf-8", errors="replace").strip() or "it said nothing"
+            last = words.splitlines()[-1].strip()
+            self.errors.append(f"{what}: it ended with status {process.returncode}: {last}")
+            return {}
+        found: dict[str, Any] = json.loads(result.read_text(encoding="ascii"))
+        return found
 
 
 class Case(NamedTuple):
@@ -56,6 +133,44 @@ class Case(NamedTuple):
         return f"{self.backend}, {self.steps} steps at {width}x{height}"
 
 
+def survey(model: str, device: str) -> dict[str, Any]:
+    """Find out what can be measured: the model, the device, its backends.
+
+    Parameters
+    ----------
+    model, device
+        As in `EngineSettings`.
+
+    Raises
+    ------
+    BenchmarkError
+        The device cannot be had.
+    ValueError, OSError
+        The model cannot be read.
+    """
+    import torch
+
+    from magicfuse_ros.model.checkpoint import read_config, read_labels
+    from magicfuse_ros.runtime.backends import candidates
+    from magicfuse_ros.runtime.contract import EngineError
+
+    try:
+        found = candidates("auto", device)
+    except EngineError as error:
+        raise BenchmarkError(str(error)) from error
+    where, folder = found[0].device, model_path(model)
+    config = read_config(folder)
+    return {
+        "model": config.name,
+        "trained": config.trained,
+        "steps": config.diffusion.steps,
+        "resolution": config.resolution,
+        "classes": len(read_labels(folder, config)),
+        "backends": [each.name for each in found if each.device == where],
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else str(where),
+    }
+
+
 def plan(survey: Mapping[str, Any], *, quick: bool) -> list[Case]:
     """List the configurations to measure; the one that runs by default comes first.
 
@@ -66,188 +181,69 @@ def plan(survey: Mapping[str, Any], *, quick: bool) -> list[Case]:
     Parameters
     ----------
     survey
-        What `measurements.survey` found.
+        What the function `survey` found.
     quick
         Only the default and the reference.
     """
-    own: Size = (survey["resolution"][0], survey["resolution"][1])
-    steps, best = survey["steps"], survey["backends"][0]
-    default, reference = Case("auto", steps, own), Case("eager", REFERENCE_STEPS, own, "off")
+    own, steps, best = survey["resolution"], survey["steps"], survey["backends"][0]
+    default, reference = Case(best, steps, own), Case("eager", REFERENCE_STEPS, own, "off")
     if quick:
         return [default, reference]
     cases = [default, Case(best, steps, own, "off")]
     for backend in survey["backends"]:
         parallel = "off" if backend == "eager" else "auto"
-        cases += [Case(backend, count, own, parallel) for count in dict.fromkeys((steps, *STEPS))]
-        cases += [Case(backend, steps, size, parallel) for size in RESOLUTIONS if size != own]
-    # The default is measured as `auto`.
-    return [case for case in dict.fromkeys((*cases, reference)) if case != (best, *default[1:])]
+        cases += [Case(backend, count, own, parallel) for count in (steps, *STEPS)]
+        cases += [Case(backend, steps, size, parallel) for size in RESOLUTIONS]
+    return list(dict.fromkeys((*cases, reference)))
 
 
-def measure(
-    job: str, folder: Path, check: Callable[[], None], *, cache: str = "cache", **arguments: Any
-) -> dict[str, Any]:
-    """Do one job in a new process and return its result.
-
-    Parameters
-    ----------
-    job
-        A key of `measurements.JOBS`; `arguments` are those of its function.
-    folder
-        Takes what the process says on stderr.
-    check
-        Called ten times a second meanwhile; what it raises ends the process.
-    cache
-        Name of a folder in `folder` for compiled artifacts.
+def run_engine(run: Benchmark) -> dict[str, Any]:
+    """Measure everything of the engine.
 
     Raises
     ------
-    BenchmarkError
-        The job failed; the text says why.
+    BenchmarkError, ValueError, OSError
+        Not even the model or the device can be had.
     """
-    log = folder / "stderr.log"
-    (folder / cache).mkdir(exist_ok=True)
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-            [sys.executable, "-m", _MODULE, json.dumps({"job": job, **arguments})],
-            env=os.environ | {CACHE_VARIABLE: str(folder / cache)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            start_new_session=True,
-        )
-    with process:
-        try:
-            while True:
-                check()
-                try:
-                    answer = process.communicate(timeout=_POLL_S)[0]
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
-        finally:
-            process.kill()
-    if not answer:
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-        raise BenchmarkError(f"{job} ended with status {process.returncode}: {last}")
-    result: dict[str, Any] = json.loads(answer)
-    if "error" in result:
-        raise BenchmarkError(f"{job}: {result['error']}")
-    return result
+    effort: dict[str, Any] = (
+        {"seconds": 0.0, "least": 3} if run.quick else {"seconds": 8.0, "least": 5}
+    )
 
+    def of(case: Case) -> dict[str, Any]:
+        frames = run.folder / f"frames_{case.camera[0]}x{case.camera[1]}.npy"
+        if not frames.exists():
+            source = run.pictures(case.camera, 8)
+            np.save(frames, [each.rgb for each in source.frames() if each.rgb is not None])
+        return {"settings": {**run.settings, **case._asdict()}, "frames": str(frames)}
 
-@dataclass(frozen=True, kw_only=True)
-class EngineRuns:
-    """The engine's half of the benchmark.
-
-    Attributes
-    ----------
-    settings
-        `model`, `device` and `threads`, as in `EngineSettings`.
-    quick
-        Measure little, for a few frames only.
-    frames
-        Camera size → .npy file of its frames.
-    show
-        Told what is being measured.
-    measure
-        Makes one measurement: `measure` with its folder and check given.
-    """
-
-    settings: Mapping[str, Any]
-    quick: bool
-    frames: Callable[[Size], Path]
-    show: Callable[[str], None]
-    measure: Callable[..., dict[str, Any]]
-
-    def run(self) -> dict[str, Any]:
-        """Measure everything; what fails is a row whose `error` says why.
-
-        Raises
-        ------
-        BenchmarkError
-            Not even the model or the device can be had.
-        """
-        self.show("engine: surveying the model and the machine")
-        resolutions = () if self.quick else RESOLUTIONS
-        survey = self.measure("survey", resolutions=resolutions, **self.settings)
-        best = survey["backends"][0]
-        parity = [
-            self._parity(backend, survey)
-            for backend in survey["backends"]
-            if backend != "eager" or survey["device"] != "cpu"
-        ]
-        refused = {row["asked"] for row in parity if not row["passed"]}
-        engine: list[dict[str, Any]] = []
-        for case in plan(survey, quick=self.quick):
-            if (best if case.backend == "auto" else case.backend) in refused:
-                continue
-            cold = {}
-            if not (engine or self.quick):
-                cold = self._engine(case, seconds=0.0, least=0, cache="cold_cache")
-            row = self._engine(case, **self._effort)
-            if "error" not in row:
-                row |= _against_peak(row, case, survey)
-            engine.append(row | ({"cold_start_s": cold.get("start_s")} if cold else {}))
-        backends = survey["backends"][:1] if self.quick else survey["backends"]
-        peers = [self._peer(each, survey) for each in backends if each not in refused]
-        return {"survey": survey, "parity": parity, "engine": engine, "peers": peers}
-
-    @property
-    def _effort(self) -> dict[str, Any]:
-        """How long a row fuses, and the frames it fuses even if that takes longer."""
-        return {"seconds": 0.0, "least": 3} if self.quick else {"seconds": 8.0, "least": 5}
-
-    def _parity(self, backend: str, survey: Mapping[str, Any]) -> dict[str, Any]:
-        """Compare a backend with `eager` on the CPU, before anything is timed."""
-        self.show(f"engine: parity of {backend} on {survey['device']}")
-        width, height = survey["resolution"]
-        row = self._try("parity", Case(backend, survey["steps"], (width, height)))
-        close = row.get("magimg_mean", inf) <= MAGIMG_TOLERANCE
-        return row | {"passed": close and row["mask_agreement"] >= MASK_TOLERANCE}
-
-    def _engine(self, case: Case, **arguments: Any) -> dict[str, Any]:
-        self.show(f"engine: {case}")
-        return self._try("engine", case, spawned=time.time(), **arguments)
-
-    def _try(self, job: str, case: Case, **arguments: Any) -> dict[str, Any]:
-        """Make a measurement of a configuration; a row of what it is and what came of it."""
-        row = {
-            "asked": case.backend,
-            "steps": case.steps,
-            "resolution": list(case.resolution),
-            "camera": list(case.camera),
-            "parallel": case.parallel,
-        }
-        settings = {**self.settings, **case._asdict()}
-        frames = str(self.frames(case.camera))
-        try:
-            return row | self.measure(job, settings=settings, frames=frames, **arguments)
-        except BenchmarkError as error:
-            return row | {"error": str(error)}
-
-    def _peer(self, backend: str, survey: Mapping[str, Any]) -> dict[str, Any]:
-        """Time SegFormer-B0 on a backend, on an input of the model's own size."""
-        work = survey["work"]["x".join(map(str, survey["resolution"]))]
-        row = {"asked": backend, "resolution": work["input"]}
-        self.show(f"engine: SegFormer-B0 on {backend}")
-        machine = {name: self.settings[name] for name in ("device", "threads")}
-        wanted = {"classes": survey["classes"], "size": work["input"]}
-        try:
-            row |= self.measure("peer", backend=backend, **machine, **wanted, **self._effort)
-        except BenchmarkError as error:
-            return row | {"error": str(error)}
-        return row | _rates(work["peer"], row["ms"]["p50"], survey)
-
-
-def _against_peak(row: Mapping[str, Any], case: Case, survey: Mapping[str, Any]) -> dict[str, Any]:
-    """Set a frame's work, E + steps · (Ψ + Φ + F & S) + D, against what the machine could do."""
-    work = survey["work"][f"{case.resolution[0]}x{case.resolution[1]}"]
-    gflop = work["once"] + case.steps * work["step"]
-    return {"input": work["input"]} | _rates(gflop, row["network_ms"], survey)
-
-
-def _rates(gflop: float, milliseconds: float, survey: Mapping[str, Any]) -> dict[str, float]:
-    rate = gflop / milliseconds * 1e3
-    return {"gflop": gflop, "gflops": rate, "peak_share": rate / survey["matmul_gflops"]}
+    run.show("engine: surveying the model and the machine")
+    found = survey(run.settings["model"], run.settings["device"])
+    parity: dict[str, dict[str, Any]] = {}
+    for backend in found["backends"]:
+        if (backend, found["device"]) != ("eager", "cpu"):  # with which the others are compared
+            case = Case(backend, found["steps"], found["resolution"])
+            parity[backend] = run.measure(f"parity of {backend}", "parity", **of(case))
+    able = [backend for backend in found["backends"] if parity.get(backend, True)]
+    cases = [case for case in plan(found, quick=run.quick) if case.backend in able]
+    cold = {}
+    if cases and not run.quick:
+        job = of(cases[0]) | {"seconds": 0.0, "least": 0, "cache": "cold_cache"}
+        cold = run.measure(f"cold start of {cases[0]}", "engine", spawned=time.time(), **job)
+    rows = []
+    for case in cases:
+        job = of(case) | effort
+        rows.append(case._asdict() | run.measure(str(case), "engine", spawned=time.time(), **job))
+    if rows:
+        rows[0]["cold_start_s"] = cold.get("start_s")
+    peers = []
+    for backend in able[:1] if run.quick else able:
+        job = {"settings": {**run.settings, "backend": backend}, "classes": found["classes"]}
+        row = {"backend": backend, "resolution": found["resolution"]}
+        what = f"SegFormer-B0 on {backend}"
+        peers.append(row | run.measure(what, "peer", size=found["resolution"], **job, **effort))
+    return {
+        "survey": found,
+        "parity": parity,
+        "engine": [row for row in rows if "ms" in row],
+        "peers": [row for row in peers if "ms" in row],
+    }

@@ -31,6 +31,8 @@ class Usage(NamedTuple):
 
     Attributes
     ----------
+    at_s
+        That moment, in seconds of the monotonic clock.
     memory_mb, peak_mb
         Resident memory now, and the most it has been so far, in MiB.
     threads, descriptors
@@ -39,6 +41,7 @@ class Usage(NamedTuple):
         Processor time that all of its threads have used so far, in seconds.
     """
 
+    at_s: float
     memory_mb: float
     peak_mb: float
     threads: int
@@ -69,6 +72,7 @@ def usage(pid: int | str = "self") -> Usage:
         ) from error
     found = dict(re.findall(r"^(VmRSS|VmHWM|Threads):\s+(\d+)", status, re.MULTILINE))
     return Usage(
+        at_s=time.monotonic(),
         memory_mb=int(found.get("VmRSS", 0)) / 1024,
         peak_mb=int(found.get("VmHWM", 0)) / 1024,
         threads=int(found.get("Threads", 0)),
@@ -77,32 +81,19 @@ def usage(pid: int | str = "self") -> Usage:
     )
 
 
-def load() -> float:
-    """Return the load average of the last minute: how many processes wanted a core."""
-    return os.getloadavg()[0]
-
-
 def describe() -> dict[str, Any]:
-    """Return what the machine is, the versions of what runs on it, and the time of day."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    """Return what the machine is, the versions of what runs on it, its load and the time of day."""
+    processors = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    cpu = re.search(r"^model name\s*:\s*(.+)$", processors, re.MULTILINE)  # on x86
     versions = {"magicfuse_ros": magicfuse_ros.__version__, "python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "cpu": _cpu_model(),
+        "cpu": cpu[1].strip() if cpu else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(memory, 1),
-        "system": platform.system(),
-        "load": load(),
+        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+        "load": os.getloadavg()[0],
         "versions": versions,
     }
-
-
-def _cpu_model() -> str:
-    text = ""
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
