@@ -101,6 +101,9 @@ def test_a_quick_run_has_every_part(quick):
     rows = [(row["backend"], row["steps"], row["parallel"]) for row in results["engine"]["engine"]]
     assert rows == [(survey["backends"][0], 2, "auto"), ("eager", 25, "off")]
     assert set(results["engine"]["parity"]) == {*survey["backends"]} - {"eager"}
+    for row in results["engine"]["parity"].values():
+        assert 0.0 <= row["magimg_mean"] <= measurements.MAGIMG_TOLERANCE
+        assert measurements.MASK_TOLERANCE <= row["mask_agreement"] <= 1.0
     assert "A QUICK RUN" in out
     told = json.loads(out.splitlines()[-1])
     assert told == {claim["name"]: claim["value"] for claim in results["claims"]}
@@ -162,21 +165,25 @@ def test_a_quick_runs_page_has_tables_a_picture_and_no_paths(quick, small_model)
         assert str(path) not in told
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_its_processes(small_model, number):
-    mark = f"MAGICFUSE_TEST_MARK={uuid.uuid4()}"
-    process = start("--quick", "--level", "engine", "--model", small_model, mark=mark)
+def test_a_signal_ends_it_and_its_processes(small_model):
+    arguments = ("--quick", "--level", "engine", "--model", small_model)
+    marks = {
+        number: f"MAGICFUSE_TEST_MARK={uuid.uuid4()}" for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    processes = {number: start(*arguments, mark=mark) for number, mark in marks.items()}
     try:
-        # The command itself and a measurement.
-        while len(marked(mark)) < 2:
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(number)
-        out, _ = process.communicate(timeout=TIMEOUT_S)
+        for number, process in processes.items():
+            while len(marked(marks[number])) < 2:  # the command itself and a measurement
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(number)
+        for number, process in processes.items():
+            out, _ = process.communicate(timeout=TIMEOUT_S)
+            assert (process.returncode, out) == (128 + number, "")
+            assert marked(marks[number]) == []
     finally:
-        process.kill()
-    assert (process.returncode, out) == (128 + number, "")
-    assert marked(mark) == []
+        for process in processes.values():
+            process.kill()
 
 
 @pytest.mark.parametrize(
@@ -246,20 +253,8 @@ def test_who_stops_waiting_leaves_no_process(tmp_path, monkeypatch):
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 
-def test_a_backend_that_is_itself_has_parity(tmp_path, small_model):
-    y, x = np.mgrid[0:96, 0:128]
-    pictures = [np.stack([x * 2, y * 2 + i * 9, (x // 8 + y // 8) % 2 * 200], -1) for i in range(2)]
-    np.save(tmp_path / "frames.npy", np.stack(pictures).astype(np.uint8))
-    settings = {"model": str(small_model), "backend": "eager", "steps": 2, "resolution": [64, 48]}
-    found = measurements.parity(
-        settings=settings | {"parallel": "off"}, frames=str(tmp_path / "frames.npy")
-    )
-    assert found == {"magimg_mean": 0.0, "mask_agreement": 1.0}
-
-
-@pytest.mark.parametrize(("grey", "same"), [(2, 64), (0, 60)])
-def test_a_backend_that_gives_something_else_has_none(tmp_path, monkeypatch, grey, same):
-    """Two levels of 255 in MagImg, or 4 of 64 pixels of the mask, are too much."""
+def parity_of(folder, monkeypatch, grey, same):
+    """Compare two engines whose MagImgs are `grey` apart and whose masks agree on `same` pixels."""
     made = []
 
     def ready(_settings):
@@ -270,9 +265,20 @@ def test_a_backend_that_gives_something_else_has_none(tmp_path, monkeypatch, gre
         return made[-1]
 
     monkeypatch.setattr(measurements, "_ready", ready)
-    np.save(tmp_path / "frames.npy", np.zeros((1, 8, 8, 3), np.uint8))
+    np.save(folder / "frames.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    return measurements.parity(settings={}, frames=str(folder / "frames.npy"))
+
+
+def test_a_backend_that_gives_the_same_has_parity(tmp_path, monkeypatch):
+    assert parity_of(tmp_path, monkeypatch, 0, 64) == {"magimg_mean": 0.0, "mask_agreement": 1.0}
+    found = parity_of(tmp_path, monkeypatch, 1, 63)
+    assert found == {"magimg_mean": 1.0, "mask_agreement": 63 / 64}
+
+
+@pytest.mark.parametrize(("grey", "same"), [(2, 64), (0, 60)])
+def test_a_backend_that_gives_something_else_has_none(tmp_path, monkeypatch, grey, same):
     with pytest.raises(RuntimeError, match="too far from eager on the CPU, not timed"):
-        measurements.parity(settings={}, frames=str(tmp_path / "frames.npy"))
+        parity_of(tmp_path, monkeypatch, grey, same)
 
 
 class FakeBenchmark(Benchmark):

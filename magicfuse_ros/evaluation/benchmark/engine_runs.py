@@ -75,16 +75,10 @@ class Benchmark:
     def measure(
         self, what: str, job: str, *, cache: str = "cache", **arguments: Any
     ) -> dict[str, Any]:
-        """Do one job in a new process and return its result; an empty one if it failed.
+        """Do a job of `measurements.JOBS` in a new process and return its result.
 
-        Parameters
-        ----------
-        what
-            What is measured, in words.
-        job
-            A key of `measurements.JOBS`; `arguments` are those of its function.
-        cache
-            Name of a folder in `folder` for compiled artifacts.
+        `what` says in words what it measures. The result is empty if it failed. `cache` names a
+        folder in `folder` for compiled artifacts.
         """
         self.show(f"engine: {what}")
         result, log = self.folder / "result.json", self.folder / "measurement.log"
@@ -130,16 +124,12 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         width, height = self.resolution
-        return f"{self.backend}, {self.steps} steps at {width}x{height}"
+        order = ", in turn" if self.parallel == "off" else ""
+        return f"{self.backend}, {self.steps} steps at {width}x{height}{order}"
 
 
 def survey(model: str, device: str) -> dict[str, Any]:
-    """Find out what can be measured: the model, the device, its backends.
-
-    Parameters
-    ----------
-    model, device
-        As in `EngineSettings`.
+    """Find out what can be measured with a model and a device, as in `EngineSettings`.
 
     Raises
     ------
@@ -176,14 +166,8 @@ def plan(survey: Mapping[str, Any], *, quick: bool) -> list[Case]:
 
     Every backend is measured with each number of steps at the model's own resolution, and at each
     resolution with the model's own steps. Two rows exist for the claims: the default with Ψ and Φ
-    in turn, and the reference, `eager` in turn with `REFERENCE_STEPS` steps.
-
-    Parameters
-    ----------
-    survey
-        What the function `survey` found.
-    quick
-        Only the default and the reference.
+    in turn, and the reference, `eager` in turn with `REFERENCE_STEPS` steps. A quick run has only
+    the default and the reference. `survey` is what the function of that name found.
     """
     own, steps, best = survey["resolution"], survey["steps"], survey["backends"][0]
     default, reference = Case(best, steps, own), Case("eager", REFERENCE_STEPS, own, "off")

@@ -39,6 +39,10 @@ def plot(engine: Results, path: Path) -> None:
     for row in engine["peers"]:
         time.axhline(row["ms"]["p50"], linestyle=":", label=f"SegFormer-B0, {row['backend']}")
     time.set(xlabel="steps", ylabel="ms a frame (p50)", xscale="log", yscale="log")
+    steps = sorted({row["steps"] for rows in lines.values() for row in rows})
+    time.set_xticks(steps, labels=map(str, steps))
+    time.minorticks_off()
+    stages.invert_yaxis()
     stages.set(xlabel=f"ms a frame at {survey['steps']} steps (p50 of each stage)")
     for axes in (time, stages):
         handles, labels = axes.get_legend_handles_labels()
