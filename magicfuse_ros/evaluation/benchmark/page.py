@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from magicfuse_ros.evaluation.benchmark.claims import Results, claims
-from magicfuse_ros.evaluation.tables import Column, Row, Table
+from magicfuse_ros.evaluation.tables import Cell, Column, Table
 
 NAN = float("nan")
 _ENGINE_NOTE = (
@@ -69,39 +69,38 @@ def _what_was_measured(results: Results) -> Iterator[str]:
 
 def _claim_table(results: Results) -> str:
     verdicts = {True: "yes", False: "NO", None: "—"}
-    rows: list[Row] = []
+    rows = []
     for claim in claims(results):
-        measured = "not measured" if claim.value is None else f"{claim.value:.2f} {claim.unit}"
         wanted = "—"
         for sign, limit in (("≥", claim.least), ("≤", claim.most)):
             if limit is not None:
                 wanted = f"{sign} {limit:g} {claim.unit}"
-        rows.append((claim.name, measured, wanted, verdicts[claim.holds]))
-    return _table("What this run shows", "what, measured, wanted, holds", rows)
+        measured = "not measured" if claim.value is None else f"{claim.value:.2f} {claim.unit}"
+        row = {"what": claim.name, "measured": measured, "wanted": wanted}
+        rows.append(row | {"holds": verdicts[claim.holds]})
+    return _table("What this run shows", rows)
 
 
 def _engine_table(engine: Results) -> str:
     sides = {True: "side by side", False: "in turn", None: "—"}
-    rows: list[Row] = [
-        (
-            row["backend"] if "steps" in row else f"SegFormer-B0, {row['backend']}",
-            row.get("steps", NAN),
-            _size(row["resolution"]),
-            row["threads"],
-            sides[row.get("side_by_side")],
-            row["frames"],
-            row["ms"]["p50"],
-            row["ms"]["p95"],
-            row["fps"],
-            *(row["memory_mb"].get(name, NAN) for name in ("steady", "peak", "gpu_peak")),
-            row.get("start_s", NAN),
-        )
+    rows = [
+        {
+            "backend": row["backend"] if "steps" in row else f"SegFormer-B0, {row['backend']}",
+            "steps": row.get("steps", NAN),
+            "resolution": _size(row["resolution"]),
+            "threads": row["threads"],
+            "Ψ and Φ": sides[row.get("side_by_side")],
+            "frames": row["frames"],
+            "p50 (ms):1": row["ms"]["p50"],
+            "p95 (ms):1": row["ms"]["p95"],
+            "fps:1": row["fps"],
+            "memory (MB):0": row["memory_mb"]["steady"],
+            "peak (MB):0": row["memory_mb"]["peak"],
+            "GPU peak (MB):0": row["memory_mb"].get("gpu_peak", NAN),
+            "start (s)": row.get("start_s", NAN),
+        }
         for row in (*engine["engine"], *engine["peers"])
     ]
-    columns = (
-        "backend, steps, resolution, threads, Ψ and Φ, frames, p50 (ms):1, p95 (ms):1, fps:1, "
-        "memory (MB):0, peak (MB):0, GPU peak (MB):0, start (s)"
-    )
     parities = [
         f"{backend} differs by {row['magimg_mean']:.3f} grey levels of 255 in the mean of "
         f"MagImg and agrees on {100.0 * row['mask_agreement']:.2f} % of the mask"
@@ -109,35 +108,34 @@ def _engine_table(engine: Results) -> str:
         if row
     ]
     told = f" Against eager on the CPU, {'; '.join(parities)}." if parities else ""
-    return _table("Engine", columns, rows, _ENGINE_NOTE + told)
+    return _table("Engine", rows, _ENGINE_NOTE + told)
 
 
 def _node_table(results: Results) -> str:
     soak = results.get("soak")
-    rows: list[Row] = [
-        (
-            f"{_size(row['camera'])} at {row['rate_hz']:g} Hz" + (", soak" if row is soak else ""),
-            row["backend"],
-            row["sent"],
-            row["out"],
-            sum(row["dropped"].values()),
-            row["lost"],
-            "yes" if row["accounted"] else "NO",
-            row["fps_out"],
-            *(row["age_ms"].get(name, NAN) for name in ("p50", "p95", "max")),
-            row["cpu_percent"],
-            row["memory_mb"]["steady"],
-            NAN if row["ros_percent"] is None else row["ros_percent"],
-            row["active_s"],
-        )
+    rows = [
+        {
+            "camera": f"{_size(row['camera'])} at {row['rate_hz']:g} Hz"
+            + (", soak" if row is soak else ""),
+            "backend": row["backend"],
+            "sent": row["sent"],
+            "out": row["out"],
+            "dropped": sum(row["dropped"].values()),
+            "lost": row["lost"],
+            "adds up": "yes" if row["accounted"] else "NO",
+            "fps out:1": row["fps_out"],
+            "age p50 (ms):0": row["age_ms"].get("p50", NAN),
+            "p95:0": row["age_ms"].get("p95", NAN),
+            "max:0": row["age_ms"].get("max", NAN),
+            "CPU (%):0": row["cpu_percent"],
+            "memory (MB):0": row["memory_mb"]["steady"],
+            "ROS (%):1": NAN if row["ros_percent"] is None else row["ros_percent"],
+            "to active (s):1": row["active_s"],
+        }
         for row in (*(results.get("node") or ()), *([soak] if soak else ()))
     ]
-    columns = (
-        "camera, backend, sent, out, dropped, lost, adds up, fps out:1, age p50 (ms):0, p95:0, "
-        "max:0, CPU (%):0, memory (MB):0, ROS (%):1, to active (s):1"
-    )
     told = f" {_soak_in_words(soak)}" if soak else ""
-    return _table("Node", columns, rows, _NODE_NOTE + told)
+    return _table("Node", rows, _NODE_NOTE + told)
 
 
 def _soak_in_words(soak: Results) -> str:
@@ -158,13 +156,13 @@ def _soak_in_words(soak: Results) -> str:
     )
 
 
-def _table(title: str, columns: str, rows: list[Row], note: str = "") -> str:
-    """Print a table of columns `name` or `name:decimals`, apart by commas."""
-    made = []
-    for column in columns.split(", "):
-        name, _, decimals = column.partition(":")
-        made.append(Column(name, int(decimals)) if decimals else Column(name))
-    return Table(title, tuple(made), tuple(rows), note).markdown()
+def _table(title: str, rows: Sequence[Mapping[str, Cell]], note: str = "") -> str:
+    """Print rows of cells under their headings, `name` or `name:decimals`; nothing for no row."""
+    if not rows:
+        return ""
+    headings = [heading.partition(":") for heading in rows[0]]
+    columns = tuple(Column(name, int(decimals or 2)) for name, _, decimals in headings)
+    return Table(title, columns, tuple(tuple(row.values()) for row in rows), note).markdown()
 
 
 def _size(size: tuple[int, int]) -> str:
