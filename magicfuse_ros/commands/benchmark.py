@@ -1,13 +1,13 @@
 """`magicfuse benchmark`: how fast the engine and the node are here, and what they need for it.
 
 What the figures mean. A frame costs the networks E + steps · (Ψ + Φ + F & S) + D operations. The
-machine cannot do them faster than its best matrix product, which is measured too (more only where
-a backend computes in 16 bits): the share of that peak says how much a better runtime could gain,
-the number of steps what a better model could. The node fuses one frame at a time, always the
-newest: frames come out at the camera's rate or as fast as one is fused, whichever is slower, and
-the others are dropped. A frame's age is its wait for the frame before, its own time and ROS's
-share. Seconds differ between machines, so the claims are ratios of figures of one run wherever they
-can be.
+machine cannot do them faster than its best matrix product, which is measured too (except where a
+backend computes in 16 bits). The share of that peak shows how much a better runtime could gain, and
+the number of steps how much a better model could. The node fuses one frame at a time, always the
+newest: frames come out at the camera's rate or at the rate of fusing, whichever is slower, and the
+others are dropped. A frame's age is the sum of its wait for the frame before, its own time and
+ROS's share. Seconds differ between machines, so the claims are ratios of figures of one run
+wherever possible.
 
 It prints the page of tables and, as the last line, the claims as JSON.
 """
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and show: 0, 2 with the reason on stderr if something failed, 130 after Ctrl-C."""
+    """Measure and show; returns 0, 1 if a part was not measured, 2 on error, 130 after Ctrl-C."""
     from magicfuse_ros.commands.demo import ProgressLine
     from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError
 
@@ -95,7 +95,7 @@ class _Stopped(Exception):  # noqa: N818 - the user asked for it, nothing failed
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be done before anything is measured."""
+    """Check the arguments before anything is measured."""
     if args.threads < 0:
         raise ValueError(f"--threads is {args.threads}; accepted: 1 or more, or 0 for all cores")
     if args.soak is not None:

@@ -26,7 +26,7 @@ SETTLE_S = 0.5
 
 
 def main(argv: list[str]) -> None:
-    """Be the camera."""
+    """Play the bag as the camera does."""
     bag, topic, rate, seconds, sent_to = argv
     context = Context()
     rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
@@ -38,11 +38,11 @@ def main(argv: list[str]) -> None:
         player = Player(reader, node, settings, lambda _topic, stamp, _data: sent.append(stamp))
         if not player.wait_for_subscribers(CONNECT_TIMEOUT_S, stop):
             sys.exit(f"nobody subscribed to {topic} in {CONNECT_TIMEOUT_S:.0f} s")
-        stop.wait(SETTLE_S)  # the other side matches in its own time
+        stop.wait(SETTLE_S)  # the subscriber may match a moment later
         threading.Timer(float(seconds), stop.set).start()
         player.play(stop)
     Path(sent_to).write_text(json.dumps(sent), encoding="ascii")
-    # Not torn down in order: nothing is left to do, and DDS takes its time.
+    # It ends without an orderly shutdown: nothing is left to do, and DDS would take its time.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The node's benchmark: a camera process, `fuse_node` in another, and this one that listens."""
+"""The node's benchmark: one process is the camera, one is `fuse_node`, and this one listens."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BAG_RATE_HZ, BAG_FRAMES = 10.0, 40
 SERVICE_TIMEOUT_S = 60.0
 SAMPLE_S = 1.0
 MOST_POINTS = 120
-"""Points of the memory's curve that are kept of a soak."""
+"""Most points of the memory curve that are kept from a soak."""
 
 
 class NodeRun(NamedTuple):
@@ -56,9 +56,9 @@ class NodeRun(NamedTuple):
     rate_hz
         Frames a second.
     seconds
-        How long the frames are sent that count.
+        How long frames are sent and measured.
     warm_up_s
-        How long frames are sent before them that do not.
+        How long frames are sent before that, which are not measured.
     """
 
     camera: Size
@@ -68,7 +68,7 @@ class NodeRun(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What the node's process used at a moment, in seconds of the monotonic clock."""
+    """What the node's process used at one moment, given in seconds of the monotonic clock."""
 
     at_s: float
     node: Usage
@@ -81,13 +81,13 @@ class NodeBenchmark:
     Attributes
     ----------
     parameters
-        Of the node.
+        Parameters of the node.
     folder
-        For bags and logs, and the artifact cache in `folder/cache`.
+        Where bags and logs go, and the artifact cache, which is `folder/cache`.
     stop
-        Ends everything with `Stopped`.
+        Setting it ends everything with `Stopped`.
     show
-        Told what is being measured.
+        Called with a line of text on what is being measured.
     """
 
     parameters: Mapping[str, str]
@@ -100,7 +100,7 @@ class NodeBenchmark:
 
         Returns
         -------
-        The row of the node's table, with `drift` if asked for, or `error` where the run failed.
+        The row of the node's table, with `drift` if asked for, or `error` if the run failed.
         """
         for warning in prepare(os.environ):  # this process listens
             self.show(warning)
@@ -143,7 +143,7 @@ class NodeBenchmark:
 
 
 class BenchmarkSession(NodeSession):
-    """A session in which a camera process plays to the node; nothing is kept of the pictures."""
+    """A session in which a camera process plays to the node; no picture is kept."""
 
     def __init__(
         self, node_process: NodeProcess, stop: threading.Event, progress: Progress
@@ -155,7 +155,7 @@ class BenchmarkSession(NodeSession):
         )
 
     def run(self, run: NodeRun, bag: Path, environment: Mapping[str, str]) -> list[Sample]:
-        """Warm up, then play and watch; what came of it is in `session` afterwards.
+        """Warm up, then play and watch; the result is in `session` afterwards.
 
         Returns
         -------
@@ -197,7 +197,7 @@ class BenchmarkSession(NodeSession):
         try:
             self._connect(recorder, OUTPUTS, lambda: True)
             play(run.warm_up_s, "warming up")
-            # Frames of another aspect have networks compiled beside them; that is start-up.
+            # Frames of another aspect need networks that are still compiled: that is start-up.
             while self._words().get("preparing"):
                 play(run.warm_up_s, "warming up")
             self._restart()
@@ -206,7 +206,7 @@ class BenchmarkSession(NodeSession):
             samples = play(run.seconds, f"{width}x{height} at {run.rate_hz:g} Hz")
         finally:
             recorder.close()
-        # Some of the warm-up's may have come late.
+        # Some outputs of the warm-up may have come late.
         arrived, sent = self.session.outputs_ns.get(MAGIMG, {}), set(self.session.sent_ns)
         self.session.outputs_ns[MAGIMG] = {k: v for k, v in arrived.items() if k in sent}
         if len(samples) < 2 or not self.session.recorded:
@@ -214,7 +214,7 @@ class BenchmarkSession(NodeSession):
         return samples
 
     def _restart(self) -> None:
-        """Deactivate and activate the node: its statistics begin anew, its engine stays warm."""
+        """Deactivate and activate the node, which resets its statistics and keeps its engine."""
         for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
             request = ChangeState.Request(transition=Transition(id=transition))
             response = self._call(self._change_state, request, SERVICE_TIMEOUT_S)
@@ -222,7 +222,7 @@ class BenchmarkSession(NodeSession):
                 raise SessionError(f"the node refused lifecycle transition {transition}")
 
     def _words(self) -> dict[str, str]:
-        """Wait for diagnostics that are newer than this call."""
+        """Wait for the next diagnostics of the node, and return them by key."""
         heard, end = self._heard, time.monotonic() + SERVICE_TIMEOUT_S
         while self._heard <= heard:
             if time.monotonic() > end:
@@ -240,10 +240,10 @@ class BenchmarkSession(NodeSession):
 
 
 def figures(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Work out what became of a run.
+    """Compute the figures of a run.
 
     Every frame sent was fused, dropped by the node, or lost on the way to it: `accounted` says
-    whether that adds up. `age_ms` is the node's own, from the camera's stamp to publishing;
+    whether that adds up. `age_ms` is what the node measured, from the camera's stamp to publishing;
     `arrival_age_ms` is measured here.
     """
     said, first, last = session.diagnostics, samples[0], samples[-1]
@@ -277,10 +277,10 @@ def figures(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def ros_share(said: Mapping[str, str]) -> float | None:
-    """Work out which part of a frame's time is ROS's: reading the message, encoding, publishing.
+    """Compute the share of a frame's time that ROS takes: reading the message, encoding, publishing.
 
-    Taken from the medians of the node's own stages, without the wait for the worker. What rclpy and
-    DDS do before the node sees a message is in the node's CPU time only.
+    It is computed from the medians of the node's own stages, without the wait for the worker. What
+    rclpy and DDS do before the node sees a message is only in the node's CPU time.
     """
     medians = {name: _summary(said, f"stage_ms.{name}")["p50"] for name in _stages(said)}
     frame_ms = sum(value for name, value in medians.items() if name not in ("wait", "total"))
@@ -288,10 +288,10 @@ def ros_share(said: Mapping[str, str]) -> float | None:
 
 
 def drift(samples: Sequence[Sample], session: Session) -> dict[str, Any]:
-    """Work out what changed over a long run, after its warm-up.
+    """Compute what changed over a long run, after its warm-up.
 
     The warm-up is the first minute, or the first fifth of a run shorter than five minutes. `fps`
-    compares the first and the last tenth of what is left.
+    compares the first and the last tenth of the rest.
     """
     seconds = np.array([sample.at_s for sample in samples]) - samples[0].at_s
     end = float(seconds[-1])
