@@ -277,7 +277,7 @@ def figures(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def ros_share(said: Mapping[str, str]) -> float | None:
-    """Compute the share of a frame's time that ROS takes: reading the message, encoding, publishing.
+    """Compute ROS's share of a frame's time: reading the message, encoding, publishing.
 
     It is computed from the medians of the node's own stages, without the wait for the worker. What
     rclpy and DDS do before the node sees a message is only in the node's CPU time.
