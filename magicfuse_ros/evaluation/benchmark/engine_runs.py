@@ -150,7 +150,7 @@ class EngineRuns:
     frames
         Camera size → .npy file of its frames.
     show
-        Told what is being measured.
+        Called with a line of text on what is being measured.
     measure
         Makes one measurement: `measure` with its folder and check given.
     """
