@@ -20,8 +20,9 @@ demo: $(VENV)/.demo $(VENV)/.package
 	$(if $(INPUT),,$(BIN)/magicfuse build --camera 640x272)
 	$(BIN)/magicfuse demo $(if $(INPUT),--input "$(INPUT)")
 
+# More workers than two cores: many tests wait for another process most of their time.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal --cov --durations=25
 
 lint: $(VENV)/.test $(VENV)/.package
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The hash of a file, read in pieces: of weights as of compiled networks."""
+"""Hashes a file piece by piece: weights as well as compiled networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the files that ship beside the package are: models, configuration, the sample video."""
+"""Finds the files that ship with the package: models, configuration, the sample video."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def share_dir() -> Path:
 def model_folders() -> tuple[Path, Path]:
     """Return where names of models are looked up: the user's own folder, then the shipped one.
 
-    The user's is `magicfuse/models` in $XDG_DATA_HOME, or in ~/.local/share; it outlasts a new
-    installation of the package.
+    The user's is `magicfuse/models` in $XDG_DATA_HOME, or in ~/.local/share; a new installation of
+    the package does not change it.
     """
     base = os.environ.get("XDG_DATA_HOME")
     own = Path(base) if base else Path("~/.local/share").expanduser()
@@ -48,25 +48,25 @@ def model_folders() -> tuple[Path, Path]:
 def model_path(name_or_path: str) -> Path:
     """Find the weights folder of a model by its name: `tiny`, or one that was imported.
 
-    A path that has a separator, or is a folder, is returned as it is. A name that is nowhere gives
-    the place in the first of `model_folders`.
+    A path that has a separator, or is a folder, is returned as it is. For a name that is found
+    nowhere, the path in the first of `model_folders` is returned.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir() or len(path.parts) > 1:
         return path
-    places = [folder / name_or_path for folder in model_folders()]
-    return next((place for place in places if place.is_dir()), places[0])
+    paths = [folder / name_or_path for folder in model_folders()]
+    return next((path for path in paths if path.is_dir()), paths[0])
 
 
 def new_model_path(name: str) -> Path:
-    """Return where a new model is put so that `model_path` finds it by its name.
+    """Return the folder for a new model, where `model_path` will find it by its name.
 
-    It is the first of `model_folders` that can be written to.
+    It lies in the first of `model_folders` that can be written to.
 
     Raises
     ------
     OSError
-        None can; the error is that of the first.
+        None of them can be written to; the error is that of the first.
     """
     errors = []
     for folder in model_folders():

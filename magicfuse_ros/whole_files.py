@@ -1,4 +1,4 @@
-"""Files that get their name when they are whole: no stop, crash or full disk leaves one half."""
+"""Files that get their name when they are whole: no stop or full disk leaves half a file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a hidden name beside `path` to write to; what is there in the end is then `path`.
+    """Yield a hidden path to write to, in the same folder, and rename it to `path` at the end.
 
-    A file that was at `path` before stays until then. When the block raises, the new one is
-    removed, and an `OSError` names `path`.
+    A file that was at `path` before stays until then. If the block raises, the new file is removed,
+    and an `OSError` names `path`.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:

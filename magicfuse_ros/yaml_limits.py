@@ -1,7 +1,7 @@
-"""YAML from elsewhere, checked before a loader turns it into objects.
+"""Checks YAML from elsewhere before a loader turns it into objects.
 
 A few lines with aliases can stand for more values than fit into memory, and brackets can be nested
-deeper than a parser's stack. Both are seen in the text's events, which cost nothing to look at.
+deeper than a parser's stack. Both show in the text's events, which need almost no memory.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 import yaml
 
 MAX_BYTES = 1 << 24
-"""Largest file taken, and most that its aliases may make of it, in characters and values."""
+"""Largest file in bytes, and most characters and values that its aliases may expand to."""
 MAX_DEPTH = 100
-"""Most collections inside each other."""
+"""Most levels of nested collections."""
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -28,7 +28,7 @@ def read_yaml_text(path: Path) -> str:
     Raises
     ------
     OSError, UnicodeDecodeError
-        It cannot be read.
+        The file cannot be read.
     yaml.YAMLError
         It is not YAML, or exceeds a limit (`YamlLimitError`).
     """
@@ -41,10 +41,10 @@ def read_yaml_text(path: Path) -> str:
 
 
 def load_yaml(path: Path) -> object:
-    """Load a YAML file that `read_yaml_text` takes, into plain values; raises as it does.
+    """Load a YAML file into plain values, within the limits of `read_yaml_text`; raises as it does.
 
-    What the loader raises on a value that is not of its tag, such as a date in month 13 or
-    ``!!int ""``, is a `yaml.YAMLError` here.
+    If a value does not fit its tag, such as a date in month 13 or ``!!int ""``, the loader's error
+    is raised as a `yaml.YAMLError`.
     """
     text = read_yaml_text(path)
     loader = _LOADER(text)  # the one that the limits were checked with
@@ -63,11 +63,11 @@ def _check(text: str) -> None:
 
 
 class _Extent:
-    """How much a text has come to stand for, event by event."""
+    """Adds up, event by event, how much a text stands for."""
 
     def __init__(self) -> None:
         self._total = 0
-        # Of what each anchor stands for, aliases in it included.
+        # Size of what each anchor stands for, including the aliases in it.
         self._sizes: dict[str, int] = {}
         self._open: list[tuple[str | None, int]] = []
 

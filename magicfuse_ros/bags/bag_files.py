@@ -1,8 +1,8 @@
-"""The files of a bag, whatever state they are in: what they hold, joined to one stream of messages.
+"""Reads the files of a bag, whatever state they are in, as one stream of messages.
 
-The messages are what counts. ``metadata.yaml`` says which files belong to a bag, in what QoS its
-topics are to be offered, and how it is compressed; where it is missing, damaged, or says otherwise
-than the files, the files are right, and a remark tells so.
+``metadata.yaml`` says which files belong to a bag, with what QoS its topics are to be offered, and
+how it is compressed. If it is missing, damaged, or contradicts the files, the files are right, and
+a remark says so.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Record = tuple[Connection, int, bytes]
 
 @dataclass
 class _Metadata:
-    """What metadata.yaml says, as far as it is used."""
+    """The parts of metadata.yaml that are used."""
 
     files: list[str]
     compression: str = ""
@@ -64,7 +64,8 @@ class BagFiles:
     connections : list[Connection]
         One for each topic name and type, with its messages in all files.
     message_count, start_ns, end_ns : int
-        Of all files; the times are 0 in an empty bag.
+        Number of messages in all files, and their first and last time, which are 0 if there are
+        none.
     storage : str
         ``mcap`` or ``sqlite3``.
     parts : list[tuple[str, int, int, int]]
@@ -72,12 +73,12 @@ class BagFiles:
     notes : Mapping[str, str]
         The texts of metadata.yaml's custom_data.
     remarks : list[str]
-        What is not as it should be and does no harm, in words.
+        Sentences for the user about what is wrong with the files but does no harm.
 
     Raises
     ------
     OtherFormatError
-        It is whole, but no ROS 2 bag.
+        The files are not damaged, but no ROS 2 bag.
     FileNotFoundError
         There is no file of messages.
     Exception
@@ -121,12 +122,13 @@ class BagFiles:
         chosen = [each for each in storage.connections if self._ids[number, each.id] in wanted]
         if not chosen:
             return
-        yield None, storage.metadata.start_time, b""  # of many files, the later ones wait here
+        # The merge takes this first, so that a later file is not read before its time comes.
+        yield None, storage.metadata.start_time, b""
         for connection, time, data in storage.messages(chosen):
             yield wanted[self._ids[number, connection.id]], time, self._unpacked(data)
 
     def _unpacked(self, data: bytes) -> bytes:
-        # Without metadata.yaml nothing else tells. CDR begins with a zero.
+        # Without metadata.yaml, only the data shows it. CDR, unlike Zstandard, begins with a zero.
         if self._compression == "message" and data[:4] == _ZSTD_MAGIC:
             return bytes(zstd.decompress(data))
         return data
@@ -162,8 +164,8 @@ class BagFiles:
         files: list[Path] = []
         missing: list[Path] = []
         for name in self._metadata.files:
-            # The last part of the name only: a bag reads nothing outside of its folder. An absolute
-            # path is of where it was recorded.
+            # Only the last part of the name is used, so that a bag reads nothing outside of its
+            # folder. An absolute path names the place where the bag was recorded.
             file = folder / PureWindowsPath(name).name
             packed = file.with_name(f"{file.name}{_ZSTD}")
             file = file if file.is_file() or not packed.is_file() else packed
@@ -202,7 +204,7 @@ class BagFiles:
         return storage
 
     def _join(self) -> None:
-        """Make one connection of those of the same topic and type in all files."""
+        """Join the connections of the same topic and type in all files into one."""
         metadata = self._metadata or _Metadata([])
         self._compression = metadata.compression if self._metadata else "message"
         self.notes: Mapping[str, str] = metadata.notes
@@ -228,7 +230,7 @@ class BagFiles:
         self.end_ns = max((end for _, _, end, count in self.parts if count), default=0)
 
     def _apply(self, said: dict[str, Any], joined: dict[tuple[str, str], Connection]) -> None:
-        """Take over what metadata.yaml says of a topic."""
+        """Adopt what metadata.yaml says about a topic."""
         topic = said["topic_metadata"]
         key = _full_name(topic["name"]), topic["type"]
         profiles: list[Qos] = []
@@ -241,7 +243,7 @@ class BagFiles:
             profiles = []
         digest = topic.get("type_description_hash", "")
         connection = joined.get(key)
-        if connection is None:  # a topic on which nothing came
+        if connection is None:  # a topic without messages
             extension = ConnectionExtRosbag2("cdr", profiles)
             blank = self._storages[0].connections
             definition = next((c.msgdef for c in blank if c.msgtype == key[1]), None)
@@ -263,7 +265,7 @@ class BagFiles:
 
 
 def extension_of(connection: Connection) -> ConnectionExtRosbag2:
-    """Return what rosbag2 keeps of a connection: serialisation and QoS."""
+    """Return what rosbag2 adds to a connection: serialisation and QoS."""
     return cast("ConnectionExtRosbag2", connection.ext)
 
 
@@ -287,7 +289,7 @@ def _metadata_of(document: object) -> _Metadata:
     Raises
     ------
     ReaderError
-        One is of another kind.
+        One of them has another type.
     """
     root = document.get("rosbag2_bagfile_information") if isinstance(document, dict) else None
     if not isinstance(root, dict):
@@ -341,7 +343,7 @@ def _both(old: Connection, new: Connection) -> Connection:
 
 
 def _roll_back(file: Path) -> bool:
-    """Bring a database whose writer was killed into its last whole state; say whether it was so."""
+    """Bring a database whose writer was killed into its last whole state; False if not needed."""
     beside = [file.with_name(file.name + ending) for ending in ("-journal", "-wal")]
     if not any(other.is_file() and other.stat().st_size for other in beside):
         return False

@@ -1,7 +1,7 @@
-"""Many bags fused: one after another, or on Ray as one task a bag.
+"""Fuses many bags: one after another, or on Ray with one task for each bag.
 
-A bag is claimed by the lock of its ``OUT.partial`` and put in place in one step, so that neither a
-task that Ray starts again nor a second fleet over the same folder writes a bag twice. A task that
+A task locks ``OUT.partial`` of its bag, and the finished bag gets its name in one step. So neither
+a task that Ray starts again nor a second fleet over the same folder writes a bag twice. A task that
 is started again, on whatever machine, goes on where the lost one stopped.
 """
 
@@ -26,12 +26,12 @@ from magicfuse_ros.bags.reader import BagError
 from magicfuse_ros.runtime.contract import EngineError, EngineSettings, Progress
 
 RETRIES = 3
-"""How often Ray starts a task again whose process or machine was lost."""
+"""How many times Ray starts a task again whose process or machine was lost."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _POLL_S = 0.5
-"""How soon a wish to stop is heard while tasks run."""
+"""Seconds between two checks of the stop request while tasks run."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """How one job ended: with a summary, or with an error in words."""
+    """How one job ended: with a summary, or with an error message."""
 
     job: Job
     summary: Summary = dataclasses.field(default_factory=Summary)
@@ -52,21 +52,21 @@ class Row:
 
     @property
     def text(self) -> str:
-        """The outcome in words."""
+        """The outcome as text for the user."""
         if self.error:
             return f"FAILED: {self.error}"
         return "was done before" if self.summary.already else str(self.summary)
 
 
 def jobs(sources: Sequence[Path], folder: Path) -> list[Job]:
-    """Name the output of each bag after it; ``a/drive.mcap`` goes to ``folder/drive``.
+    """Name the output of each bag after its input; ``a/drive.mcap`` goes to ``folder/drive``.
 
     Raises
     ------
     BagError
-        Two bags would go to the same place, or into the folder they are in.
+        No bag is given, two bags would have the same output, or an output would be an input.
     """
-    # `absolute`, not `resolve`: another machine of a fleet may have other links on the way.
+    # `absolute`, not `resolve`: another machine of a fleet may have other symbolic links.
     made = [Job(source.absolute(), folder.absolute() / source.stem) for source in sources]
     several = [target for target, n in Counter(job.target for job in made).items() if n > 1]
     if several:
@@ -91,12 +91,12 @@ def one_by_one(
     say: Progress,
     progress: Progress,
 ) -> Iterator[Row]:
-    """Fuse bags in this process with one engine; a bag that fails does not keep the others.
+    """Fuse bags in this process with one engine; a bag that fails does not stop the others.
 
     Yields
     ------
     Row
-        As each is done.
+        The result of each bag, as soon as it is done.
 
     Raises
     ------
@@ -123,27 +123,27 @@ def on_ray(
     stop: threading.Event,
     progress: Progress,
 ) -> Iterator[Row]:
-    """Fuse bags on a Ray cluster, one task a bag.
+    """Fuse bags on a Ray cluster, with one task for each bag.
 
-    A task takes as many CPUs as `options.engine.threads`, one where that is 0; and one GPU where
-    the cluster has any, unless the device is ``cpu``.
+    A task takes `options.engine.threads` CPUs, or one if that is 0. It takes one GPU if the cluster
+    has any, unless the device is ``cpu``.
 
     Parameters
     ----------
     address
-        A cluster's, or ``local`` for one of this machine that ends with the work.
+        Address of a cluster, or ``local`` for one on this machine that ends with the work.
 
     Yields
     ------
     Row
-        As each is done.
+        The result of each bag, as soon as it is done.
 
     Raises
     ------
     BagError
         Ray is not installed, or the cluster cannot be reached.
     ValueError
-        The device names one of several GPUs, which is for Ray to choose.
+        The device names a certain GPU, but Ray has to choose it.
     Interrupted
         `stop` was set.
     """
@@ -170,7 +170,7 @@ def on_ray(
 
 
 def table(rows: Sequence[Row], count: int) -> str:
-    """Draw the results: one line a bag, and the sum."""
+    """Return the results as a table: one line for each bag, and their sum."""
     lines = [f"{'fused':>8} {'left out':>9}  bag"]
     for row in sorted(rows, key=lambda row: row.job.source):
         note = f": {row.text}" if row.error or row.summary.already else ""
@@ -186,7 +186,7 @@ def table(rows: Sequence[Row], count: int) -> str:
 
 
 def _fuse_one(job: Job, options: FuseOptions) -> Row:
-    """Run one job in a Ray worker; only what another try may mend is left to Ray's retries."""
+    """Run one job in a Ray worker; raise only what Ray's retry may mend."""
     never = threading.Event()
     try:
         with closing(LazyEngine(options.engine, never, lambda _text: None)) as engine:
@@ -212,7 +212,7 @@ def _short(error: BaseException) -> str:
 
 
 def _started(address: str, engine: EngineSettings) -> Any:
-    """Return the module ray, connected."""
+    """Connect to the cluster, and return the module ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
     ours = {number: signal.getsignal(number) for number in _SIGNALS}
     try:

@@ -68,7 +68,7 @@ def write_bag(
     Raises
     ------
     BagError, SourceError
-        Nothing is left at `out` then.
+        The bag cannot be written, or the source not read; nothing is left at `out` then.
     """
     with BagWriter(out, storage) as bag:
         bag.add_topic(Topic(topic, COMPRESSED_TYPE if compressed else IMAGE_TYPE))
@@ -100,7 +100,7 @@ class _Readable(NamedTuple):
 
 
 def _readable(source: Source, left_out: Callable[[str], None] | None) -> Iterator[_Readable]:
-    """Yield the frames that have a picture; there is at least one, or a `SourceError`."""
+    """Yield the frames that have a picture; raise `SourceError` if there is none."""
     fault, found = "", False
     for frame in source.frames():
         if frame.rgb is not None:

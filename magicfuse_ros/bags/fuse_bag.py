@@ -1,10 +1,10 @@
-"""Every image of a bag fused into another bag, without a drop and resumable after a kill.
+"""Fuses every image of a bag into another bag; drops none, and resumes after a kill.
 
-The input is read once, in its order. Its results are written in segments (`fuse_segments`) of about
-a minute of work. A second run over the same input reads past what the whole segments are made of,
-having checked that the input still holds these messages, and goes on behind it; so that a run that
-was killed, wherever, and run again ends in the same messages as one that was not. A run that is
-asked to stop, or whose engine fails, keeps its last frame too.
+The input is read once, in its order. The results are written in segments (`fuse_segments`) of about
+a minute of work. A second run over the same input skips the messages that the whole segments were
+made of, after checking that the input still holds them, and goes on from there. So a run that was
+killed, wherever, and then resumed gives the same messages as one that was not. A run that is asked
+to stop, or whose engine fails, keeps all its results up to the last frame.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.runtime.contract import EngineError, Progress
 
 SEGMENT_S = 60.0
-"""Seconds of work in a segment: what a kill can cost."""
+"""Seconds of work in a segment, which is what a kill can lose."""
 
 BACKEND = "runs_on"
-"""Entry of the identity that is known once the engine is."""
+"""Entry of the identity that is known only after the engine is loaded."""
 
-_TOLD_EACH = 5
-"""Frames left out that are told one by one, for each reason; the others are only counted."""
+_REPORTED_EACH = 5
+"""Frames left out that are reported one by one, for each reason; more are only counted."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a bag went.
+    """The result of fusing one bag.
 
     Attributes
     ----------
@@ -47,11 +47,12 @@ class Summary:
     left_out
         Frames that could not be fused.
     reasons
-        How many of them for which reason.
+        Pairs of a reason and how many frames were left out for it.
     resumed
-        How many of both an earlier run had done.
+        How many frames, fused or left out, an earlier run had done.
     already
-        The output was there, made of the same input with the same options; nothing was done.
+        Whether the output existed, made of the same input with the same options, so that nothing
+        was done.
     """
 
     fused: int = 0
@@ -61,7 +62,7 @@ class Summary:
     already: bool = False
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Return the summary as text for the user."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons)
         return (
             f"{self.fused} frames fused"
@@ -89,19 +90,20 @@ def fuse_bag(
     options
         What to make and how; `options.engine` are the settings of `engine`.
     stop
-        Setting it ends the work after the frame under way, with `Interrupted`.
+        Setting it ends the work after the present frame, with `Interrupted`.
     say, progress
-        Told in words what is worth keeping, and where the work is now.
+        Called with a line of text: `say` with what the user should keep, `progress` with how far
+        the work is.
 
     Raises
     ------
     Interrupted
-        `stop` was set. The same call goes on from there.
+        `stop` was set. The same call resumes the work.
     BagError
-        The input cannot be read or the output not written, another process is at it
+        The input cannot be read, the output cannot be written, another process is writing it
         (`fuse_segments.BusyError`), or an earlier run had another input or other options.
     EngineError
-        The engine cannot be had, or fails on a frame. What is done is kept.
+        The engine cannot be loaded, or fails on a frame. The work done so far is kept.
     ValueError
         The id map does not fit the model.
     """
@@ -144,7 +146,7 @@ class _Work:
         self._hinted: set[str] = set()
 
     def run(self, engine: LazyEngine) -> Summary:
-        """Make every segment that is not there yet, and the output of them all."""
+        """Make every segment that does not exist yet, and then the output from all of them."""
         messages = self._messages()
         for segment in self._space.segments:
             self._pass(messages, segment)
@@ -168,12 +170,12 @@ class _Work:
             yield message
 
     def _pass(self, messages: Iterator[BagMessage], segment: Segment) -> None:
-        """Read past what a segment is made of.
+        """Skip the messages that a segment is made of.
 
         Raises
         ------
         BagError
-            The input holds something else there.
+            The input now holds other messages there.
         """
         digest = _digest()
         last = ""
@@ -202,7 +204,7 @@ class _Work:
     def _make_segment(
         self, fuser: FrameFuser, first: BagMessage | None, messages: Iterator[BagMessage]
     ) -> BagMessage | None:
-        """Write the next segment from `first` on; return the message behind it."""
+        """Write the next segment from `first` on; return the first message after it."""
         writer = self._writer()
         digest, count, done, before = _digest(), 0, self._done, Counter(self._reasons)
 
@@ -224,12 +226,12 @@ class _Work:
                 keep()
             raise
         except BaseException:
-            writer.discard()  # it is made again, and the room may be wanted
+            writer.discard()  # it is made again, and the disk may need the space
             raise
         return message
 
     def _writer(self) -> BagWriter:
-        """Begin a segment; each has every topic, so that the output is the same however split."""
+        """Begin a segment; each has all topics, so the output is the same wherever it is split."""
         writer = self._space.writer(str(self._plan.identity["storage"]))
         writer.add_copies(self._bag, self._plan.left_out)
         for camera in self._plan.cameras.values():
@@ -239,12 +241,12 @@ class _Work:
         return writer
 
     def _add(self, writer: BagWriter, fuser: FrameFuser, message: BagMessage) -> None:
-        """Write what becomes of one message."""
+        """Write a message of the input and its results, as far as they are wanted."""
         self._infos.hear(message)
         camera = self._plan.cameras.get(message.topic.name)
         if camera is not None and camera.topic.type != message.topic.type:
             camera = None
-        # Before anything is written of this message: what fails here is to be done again.
+        # Fused before anything of it is written: a message that fails here has to be done again.
         fused = None if camera is None else self._fuse(fuser, message, camera)
         if (message.topic.name, message.topic.type) not in self._plan.left_out:
             writer.copy(message)
@@ -257,7 +259,7 @@ class _Work:
             self._hinted.add(message.topic.name)
             self._say(f"{message.topic.name} may come out too dark: {hint}")
         if fused.reason:
-            self._tell(message, fused)
+            self._report(message, fused)
             self._reasons[fused.reason] += 1
         self._done += 1
         self._progress(
@@ -277,8 +279,8 @@ class _Work:
                 f"kept in {self._space.path}, the same command goes on"
             ) from error
 
-    def _tell(self, message: BagMessage, fused: Fused) -> None:
-        if self._reasons[fused.reason] < _TOLD_EACH:
+    def _report(self, message: BagMessage, fused: Fused) -> None:
+        if self._reasons[fused.reason] < _REPORTED_EACH:
             self._say(
                 f"left out, {fused.reason}: {message.topic.name} at "
                 f"{message.received_ns / 1e9:.9f}: {' '.join(fused.text.split())}"
@@ -290,7 +292,7 @@ def _digest() -> hashlib.blake2b:
 
 
 def _add(digest: hashlib.blake2b, message: BagMessage) -> None:
-    """Let a digest tell this message of the input from any other."""
+    """Add all of a message of the input to a digest."""
     name = message.topic.name.encode()
     digest.update(struct.pack("<IqQ", len(name), message.received_ns, len(message.data)))
     digest.update(name)

@@ -1,4 +1,4 @@
-"""The engine of `bag fuse`: loaded when a frame needs it, and never changed for another."""
+"""The engine of `bag fuse`: it is loaded when a frame needs it, and never replaced by another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from magicfuse_ros.runtime.contract import Engine, EngineSettings, Progress
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing is wrong
-    """Asked to stop; what is done is kept."""
+    """The work was asked to stop; its results so far are kept."""
 
 
 class LazyEngine:
@@ -20,9 +20,9 @@ class LazyEngine:
     settings
         How to run the model.
     stop
-        Ends the loading, with `Interrupted`.
+        Setting it ends the loading, with `Interrupted`.
     say
-        Told in words how the loading goes.
+        Called with a line of text as the loading proceeds.
     factory
         Makes the engine; None takes `runtime.engine.load_engine`.
     """
@@ -39,7 +39,7 @@ class LazyEngine:
         self._engine: Engine | None = None
 
     def get(self) -> Engine:
-        """Return the engine, warmed up: from here on it does not change its backend."""
+        """Return the engine, warmed up; it does not change its backend any more."""
         if self._engine is None:
             self._engine = self._load()
         return self._engine
@@ -62,7 +62,7 @@ class LazyEngine:
         return engine
 
     def close(self) -> None:
-        """Give the engine back."""
+        """Release the engine."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None

@@ -1,4 +1,4 @@
-"""One image message of a bag through the engine, into the messages that the node would publish."""
+"""Fuses one image message of a bag into the messages that the node would publish."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Fused:
     Attributes
     ----------
     outputs
-        Serialised messages by the output's name, such as ``semantic/mask``; empty where the frame
-        was left out.
+        Serialised messages by the output's name, such as ``semantic/mask``; empty if the frame was
+        left out.
     reason, text
-        Why it was left out: machine-readable, and in words. Empty otherwise.
+        Why it was left out: for programs, and for people. Both are empty otherwise.
     """
 
     outputs: Mapping[str, bytes] = field(default_factory=dict)
@@ -49,12 +49,12 @@ class Fused:
 
 
 class CameraInfos:
-    """The CameraInfo of each camera: the newest one so far, and before any the bag's first.
+    """The CameraInfo of each camera: the newest so far, or the bag's first before there is one.
 
     Parameters
     ----------
     bag
-        Where the first ones are looked up.
+        Where the first CameraInfos are looked up.
     cameras
         By topic name.
     """
@@ -65,12 +65,12 @@ class CameraInfos:
         self._newest = {name: first.data for name, first in firsts if first is not None}
 
     def hear(self, message: BagMessage) -> None:
-        """Take notice of any message of the bag."""
+        """Note a message of the bag if it is a camera's CameraInfo."""
         if message.topic.name in self._newest:
             self._newest[message.topic.name] = message.data
 
     def of(self, camera: Camera) -> CameraInfo | None:
-        """Return a camera's CameraInfo; None where it has none, or one that cannot be read."""
+        """Return a camera's CameraInfo; None if it has none, or one that cannot be read."""
         data = self._newest.get(camera.info_topic or "")
         try:
             return None if data is None else deserialize(data, CameraInfo)
@@ -102,9 +102,9 @@ class FrameFuser:
         self._depths: dict[str, BitDepth] = defaultdict(lambda: BitDepth(options.input_bits))
 
     def fuse(self, message: BagMessage, info: CameraInfo | None) -> Fused:
-        """Fuse one image message; of one that cannot be fused the result says why.
+        """Fuse one image message; if it cannot be fused, the result says why.
 
-        Whatever else the engine raises goes through.
+        Errors of the engine, other than that it refuses the frame, are raised.
         """
         is_compressed = message.topic.type == COMPRESSED_TYPE
         try:
@@ -132,7 +132,7 @@ class FrameFuser:
 
     @property
     def hints(self) -> dict[str, str]:
-        """Which option the pictures of a topic seem to ask for, in words."""
+        """By topic name, a sentence on which option its pictures seem to need."""
         return {name: depth.hint() for name, depth in self._depths.items() if depth.hint()}
 
     def _messages(self, result: FuseResult, header: Any, info: CameraInfo | None) -> dict[str, Any]:

@@ -53,10 +53,10 @@ DEFAULT_OUTPUTS = (
 )
 
 _DISTANCES = ("16UC1", "32FC1")
-"""Encodings of depth cameras; no picture to fuse unless somebody says so."""
+"""Encodings of depth cameras, which are fused only if the user names their topic."""
 
 _MESSAGES = (".mcap", ".db3", ".zstd")
-"""How files with messages end, the last where they are compressed."""
+"""Suffixes of files with messages; the last is that of compressed ones."""
 
 Identity = dict[str, Any]
 
@@ -68,8 +68,8 @@ class FuseOptions:
     Attributes
     ----------
     engine
-        Model, device and how to sample. `parallel` is ``off`` where it was ``auto``, which goes
-        by the cores there are: resumed with fewer, it would give other last bits.
+        Model, device and how to sample. A `parallel` of ``auto`` becomes ``off``, because ``auto``
+        depends on the number of cores: a run resumed with fewer would give other last bits.
     topics
         Image topics to fuse; None takes every camera of the bag.
     outputs
@@ -77,7 +77,7 @@ class FuseOptions:
     storage
         ``mcap`` or ``sqlite3``; None takes the input's.
     with_input
-        Copy the image messages that are fused too, so that input and results are in one bag.
+        Whether to copy the image messages that are fused, so that input and results are in one bag.
     input_bits, jpeg_quality, id_map, min_confidence
         The node's parameters `input_bits`, `jpeg_quality`, `semantic.id_map` and
         `semantic.min_confidence`.
@@ -85,7 +85,7 @@ class FuseOptions:
     Raises
     ------
     ValueError
-        A value that is not accepted.
+        A value is not accepted.
     """
 
     engine: EngineSettings
@@ -129,9 +129,9 @@ class Camera:
     topic
         Where the pictures are.
     info_topic
-        Where its CameraInfo is; None where the bag has none.
+        Where its CameraInfo is; None if the bag has none.
     node
-        Full name of the node whose topics the outputs get: ``/front/fuse_node``.
+        Full name of the node under which the outputs are named: ``/front/fuse_node``.
     """
 
     topic: Topic
@@ -146,16 +146,16 @@ class Plan:
     Attributes
     ----------
     cameras
-        By topic name.
+        The cameras to fuse, by topic name.
     frames
-        Image messages to fuse.
+        Number of image messages to fuse.
     left_out
         (name, type) of the topics that are not copied: the cameras, unless the input is wanted
-        beside the results, and what an earlier fusion left under the names of the outputs.
+        with the results, and topics of an earlier fusion that have the names of the outputs.
     notes
-        What the user should know, in words.
+        Sentences that the user should read.
     identity
-        What the result depends on, by name.
+        Everything that the result depends on, by name.
     """
 
     cameras: Mapping[str, Camera]
@@ -209,8 +209,8 @@ def node_names(topics: Sequence[Topic]) -> dict[str, str]:
     """Name the node of each camera as if one ran in the camera's namespace.
 
     ``/front/image_raw`` becomes ``/front/fuse_node``, ``/image`` becomes ``/fuse_node``, and a
-    topic whose own name tells the camera, ``/left``, becomes ``/left/fuse_node``. Cameras that
-    would get the same name keep their topic's name whole: ``/front/image_raw/fuse_node``.
+    topic whose own name is the camera's, ``/left``, becomes ``/left/fuse_node``. Cameras that would
+    get the same name keep the whole name of their topic: ``/front/image_raw/fuse_node``.
     """
     whole = {topic.name: topic.name for topic in topics}
     bases = {topic.name: _base(topic) for topic in topics}
@@ -227,7 +227,7 @@ def node_names(topics: Sequence[Topic]) -> dict[str, str]:
 
 
 def differences(begun: Identity, wanted: Identity) -> list[str]:
-    """Say in words what of `wanted` is another in `begun`."""
+    """List the entries of `wanted` that differ from those in `begun`, each as text."""
     return [
         f"{name} was {_short(begun.get(name))} and is now {_short(value)}"
         for name, value in wanted.items()
@@ -236,7 +236,7 @@ def differences(begun: Identity, wanted: Identity) -> list[str]:
 
 
 def _found(bag: BagReader) -> tuple[list[Topic], list[str]]:
-    """Return the image topics that look like a camera's, and what was left aside."""
+    """Return the image topics that look like a camera's, and a note on each of the others."""
     chosen: dict[str, Topic] = {}
     notes = []
     for topic in image_topics(bag):  # raw ones first
@@ -261,7 +261,7 @@ def _found(bag: BagReader) -> tuple[list[Topic], list[str]]:
 def _description(bag: BagReader, topic: Topic) -> str:
     try:
         return describe_topic(bag, topic)
-    except BagError:  # it is told when its turn comes
+    except BagError:  # its messages are reported when they are read
         return ""
 
 
@@ -306,19 +306,19 @@ def _identity(bag: BagReader, options: FuseOptions, cameras: list[str]) -> Ident
         "id_map": options.id_map,
         "min_confidence": options.min_confidence,
     }
-    # As it is read back: tuples are lists in JSON.
+    # In the form in which it is read back: tuples are lists in JSON.
     loaded: Identity = json.loads(json.dumps(identity))
     return loaded
 
 
 def _sizes(path: Path) -> list[int]:
-    """Return the sizes of a bag's files of messages; what else lies beside them is not the bag."""
+    """Return the sizes of a bag's files with messages; other files in its folder do not count."""
     files = [path] if path.is_file() else sorted(path.iterdir())
     return [file.stat().st_size for file in files if file.suffix in _MESSAGES]
 
 
 def _labels_digest(labels: str | None) -> str | None:
-    """Return the name of a label set; of a file with the digest of what is in it."""
+    """Return the name of a label set; if it is a file, with the digest of its content."""
     path = Path(labels or "")
     if not path.is_file():
         return labels
@@ -326,7 +326,7 @@ def _labels_digest(labels: str | None) -> str | None:
 
 
 def _weights_digest(folder: Path) -> str:
-    """Return a digest of a model's files, also of a missing folder: loading tells what is wrong."""
+    """Return a digest of a model's files, even of a missing folder, which loading reports."""
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())

@@ -1,9 +1,9 @@
-"""The folder OUT.partial: the whole segments of an output, and the account of what they are of.
+"""The folder OUT.partial: the finished segments of an output, and an account of their input.
 
 A segment is a closed bag file with the results of some messages of the input, in the input's order.
-It is written aside, moved to its place when it is whole, and then entered in the account: what a
-kill leaves half-done is in no account and is made again. At the end the segments, with one
-``metadata.yaml``, are the output: a split bag, as rosbag2 makes them too.
+It is written in a folder of its own, moved among the others when it is finished, and then entered
+in the account. A segment that a kill left unfinished is in no account, and is made again. At the
+end the segments and one ``metadata.yaml`` are the output: a split bag, as rosbag2 makes them too.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Segment:
     Attributes
     ----------
     messages
-        How many messages of the input, behind those of the segment before.
+        Number of input messages, which follow those of the segment before.
     digest
-        Of these messages.
+        Digest of these messages.
     frames
         How many of them were images to fuse.
     reasons
-        Why how many of the images were left out.
+        How many of these images were left out, by reason.
     size
-        Bytes of the file.
+        Size of the file in bytes.
     """
 
     messages: int
@@ -64,7 +64,7 @@ class Segment:
 
 @final
 class Workspace:
-    """Holds the lock while it is open; a context manager.
+    """Holds the lock on an output while it is open; a context manager.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Workspace:
     Attributes
     ----------
     segments : list[Segment]
-        Those that are whole.
+        The finished segments.
 
     Raises
     ------
@@ -106,16 +106,16 @@ class Workspace:
         sizes = {file.stem: file.stat().st_size for file in self._joined.glob("*")}
         for number, segment in enumerate(segments):
             if sizes.get(f"{target.name}_{number}") != segment.size:
-                break  # lost or damaged: it and those behind it are made again
+                break  # lost or damaged: this one and those after it are made again
             self.segments.append(segment)
 
     def begin(self, identity: Identity) -> None:
-        """Make sure that what is made from here on belongs to the segments that are there.
+        """Check that the next segments will fit those that exist, and note their identity.
 
         Raises
         ------
         BagError
-            They were begun with another input or other options; it names what differs.
+            These were made from another input or with other options; the message says which.
         """
         known = {name: value for name, value in identity.items() if name in self._begun}
         changed = differences(self._begun, known)
@@ -127,20 +127,20 @@ class Workspace:
         self._begun = identity | self._begun
 
     def writer(self, storage: str) -> BagWriter:
-        """Begin the next segment, aside."""
+        """Begin the next segment, in a folder of its own."""
         shutil.rmtree(self.path / _ASIDE, ignore_errors=True)  # of a run that was killed
         return BagWriter(self.path / _ASIDE, storage)
 
     def keep(self, writer: BagWriter, segment: Segment) -> None:
-        """Close a segment, move it to its place and enter it in the account."""
+        """Close a segment, move it among the finished ones and enter it in the account."""
         writer.close()
         self._joined.mkdir(exist_ok=True)
         file = next(file for file in writer.path.iterdir() if file.suffix in SUFFIXES)
-        place = self._joined / f"{self.target.name}_{len(self.segments)}{file.suffix}"
-        file.rename(place)
+        finished = self._joined / f"{self.target.name}_{len(self.segments)}{file.suffix}"
+        file.rename(finished)
         (writer.path / _METADATA).replace(self.path / _SAMPLE)  # the topics, alike in all
         sync(self._joined)
-        self.segments.append(replace(segment, size=place.stat().st_size))
+        self.segments.append(replace(segment, size=finished.stat().st_size))
         account = {"identity": self._begun, "segments": [asdict(each) for each in self.segments]}
         new = self.path / _NEW
         new.write_text(json.dumps(account) + "\n", encoding="utf-8")
@@ -149,7 +149,7 @@ class Workspace:
         shutil.rmtree(writer.path)
 
     def finish(self) -> None:
-        """Write ``metadata.yaml``, put the bag in its place and remove everything else."""
+        """Write ``metadata.yaml``, rename the bag to `target` and remove everything else."""
         names = {f"{self.target.name}_{number}" for number in range(len(self.segments))}
         for file in self._joined.iterdir():  # one that a kill kept out of the account
             if file.stem not in names:
@@ -200,12 +200,12 @@ class Workspace:
 
 
 def partial_of(target: Path) -> Path:
-    """Return where the work on `target` is kept until it is done."""
+    """Return the folder that keeps the work on `target` until it is done."""
     return target.with_name(f"{target.name}.partial")
 
 
 def clear(target: Path) -> None:
-    """Remove the work on `target`, as far as it is there, and nothing that is not `bag fuse`'s."""
+    """Remove the work on `target`, if there is any, and no file that `bag fuse` did not make."""
     folder = partial_of(target)
     for name in (target.name, _ASIDE):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -216,12 +216,12 @@ def clear(target: Path) -> None:
 
 
 def left_out_of_finished(target: Path, wanted: Identity) -> int | None:
-    """Return how many frames an existing output leaves out; None where there is no output.
+    """Return how many frames an existing output leaves out; None if there is no output.
 
     Raises
     ------
     BagError
-        What is there was made of something else.
+        `target` exists, and is not an output of the same identity.
     """
     if not target.exists():
         return None
@@ -242,7 +242,7 @@ def left_out_of_finished(target: Path, wanted: Identity) -> int | None:
 
 
 def _metadata(folder: Path, sample: str, note: str) -> str:
-    """Return the metadata.yaml of a folder's files; `sample` is that of one of them alone."""
+    """Return the metadata.yaml for all files of a folder; `sample` is that of one segment."""
     document = yaml.safe_load(sample)
     files = BagFiles(folder)
     files.close()

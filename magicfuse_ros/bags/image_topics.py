@@ -1,4 +1,4 @@
-"""Images inside bags: which topics hold them, and their frames."""
+"""Finds the image topics of a bag, and decodes their frames."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ IMAGE_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 
 _LOOKED_AT = 10
-"""Messages in which a picture is looked for: the first ones of a recording may be broken."""
+"""Messages that are searched for a picture, because a recording's first ones may be broken."""
 
 
 @dataclass(frozen=True)
 class StampedFrame:
-    """One picture of a bag: its header stamp, when it was received (both ns), (H, W, 3) RGB."""
+    """One picture of a bag, (H, W, 3) RGB, with its header stamp and time of receipt in ns."""
 
     stamp_ns: int
     received_ns: int
@@ -53,7 +53,7 @@ def decode(topic: Topic, data: bytes) -> NDArray[np.uint8]:
 
 
 def frames(bag: BagReader, topic_name: str) -> Iterator[StampedFrame]:
-    """Yield the pictures of a topic in order of time; unreadable ones are left out.
+    """Yield the pictures of a topic in order of time, without those that cannot be read.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def frames(bag: BagReader, topic_name: str) -> Iterator[StampedFrame]:
 
 
 def describe_images(bag: BagReader) -> dict[str, str]:
-    """Return, by topic name, size and encoding of the pictures: ``640x480 rgb8``."""
+    """Return size and encoding of the pictures by topic name, such as ``640x480 rgb8``."""
     described = {}
     for topic in image_topics(bag):
         if topic.count:
@@ -84,7 +84,7 @@ def describe_images(bag: BagReader) -> dict[str, str]:
 
 
 def describe_topic(bag: BagReader, topic: Topic) -> str:
-    """Return size and encoding of a topic's first picture; of an empty topic nothing.
+    """Return size and encoding of a topic's first picture; empty for a topic without messages.
 
     Raises
     ------

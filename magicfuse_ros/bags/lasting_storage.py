@@ -1,7 +1,7 @@
-"""rosbags' two storages, written so that a full disk or a kill takes next to nothing with it.
+"""rosbags' two storages, written so that a full disk or a kill loses next to nothing.
 
-What was written is handed to the disk whole now and then; what a failed write left half-done is
-taken back; and a piece of the disk is held back from the beginning, so that there is room to close.
+Complete pieces are handed to the disk now and then, an incomplete piece that a failed write left is
+cut off, and some disk space is reserved from the beginning, so that there is room to close the bag.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rosbags.rosbag2.storage_mcap import McapWriter
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Writer
 
 MOST_RESERVED = 4 << 20
-"""Bytes held back to close with: the messages in memory (1 MiB of them) and the index."""
+"""Bytes reserved for closing a bag: its messages in memory (1 MiB of them) and its index."""
 
 
 class Reserve:
-    """A piece of the disk that nobody else gets, until it is released or this process ends.
+    """Disk space that nobody else can use until it is released or this process ends.
 
     Raises
     ------
@@ -38,12 +38,12 @@ class Reserve:
         os.posix_fallocate(self._file.fileno(), 0, max(size, 4096))
 
     def release(self) -> None:
-        """Give the room back."""
+        """Give the space back."""
         self._file.close()
 
 
 def sync(folder: Path, *, only: Path | None = None) -> None:
-    """Wait until the files of a folder are on the disk, or `only` one: against power failures."""
+    """Wait until a folder's files, or `only` one path, are on disk, safe from a power failure."""
     for path in (*folder.iterdir(), folder, folder.parent) if only is None else (only,):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -53,7 +53,7 @@ def sync(folder: Path, *, only: Path | None = None) -> None:
 
 
 class LastingMcap(McapWriter):
-    """An mcap file whose chunks are whole on the disk, whatever happens to the next one."""
+    """An mcap file whose written chunks stay whole on the disk, whatever happens to later ones."""
 
     def __init__(self, path: Path, compression: CompressionMode) -> None:
         super().__init__(path, compression)
@@ -61,7 +61,7 @@ class LastingMcap(McapWriter):
         self._whole, self._torn = self.bio.tell(), False
 
     def close_chunk(self) -> None:
-        """Write the pending chunk; it stays pending where that fails."""
+        """Write the pending chunk; if that fails, it stays pending."""
         self._take_back()
         chunk, count = self.chunk, len(self.chunks)
         self._torn = True
@@ -86,9 +86,9 @@ class LastingMcap(McapWriter):
         super().close(version, metadata)
 
     def settle(self, counts: dict[int, int], *, drop: bool) -> None:
-        """Make `counts`, messages by connection, those that will be in the file.
+        """Set `counts` to the numbers of messages, by connection, that will be in the file.
 
-        With `drop` the pending messages, for which there was no room, will not.
+        With `drop`, the pending messages, for which there was no room, are dropped.
         """
         if drop:
             for number, messages in self.chunk.msgs.items():
@@ -105,7 +105,7 @@ class LastingMcap(McapWriter):
             self.bio.close()
 
     def _take_back(self) -> None:
-        """Cut off what a failed write left half-done."""
+        """Cut off the incomplete piece that a failed write left."""
         if self._torn:
             with suppress(OSError):
                 self.bio.raw.close()
@@ -119,7 +119,7 @@ class LastingSqlite3(Sqlite3Writer):
     """An sqlite3 file; its messages are safe from each `flush` on."""
 
     def add_connection(self, connection: Connection, offered_qos_profiles: str) -> None:
-        """Add a topic; it stays when the messages behind it find no room."""
+        """Add a topic, and commit it, so that it stays if there is no room for its messages."""
         super().add_connection(connection, offered_qos_profiles)
         self.conn.commit()
 
@@ -128,7 +128,7 @@ class LastingSqlite3(Sqlite3Writer):
         self.conn.commit()
 
     def settle(self, counts: dict[int, int], *, drop: bool) -> None:  # noqa: ARG002 - rolled back
-        """Make `counts`, messages by connection, those that are in the file."""
+        """Set `counts` to the numbers of messages, by connection, that are in the file."""
         query = "SELECT topic_id, COUNT(*) FROM messages GROUP BY topic_id"
         found = dict(self.conn.execute(query))
         counts.update((number, found.get(number, 0)) for number in counts)

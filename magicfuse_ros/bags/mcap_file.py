@@ -1,9 +1,9 @@
-"""An mcap file as it lies on the disk, also one that was never closed.
+"""Reads an mcap file, even one that was never closed.
 
-rosbags reads mcap files that have a footer and whose messages are indexed or in order of time. What
-is in the field also comes without either: from a recorder that was killed, from a robot that lost
-power, from another tool. Such a file is looked through once, record by record
-(https://mcap.dev/spec), up to the first record that is not whole.
+rosbags reads mcap files that have a footer and whose messages are indexed or in order of time.
+Files from the field may have neither: the recorder was killed, the robot lost power, or another
+tool wrote them. Such a file is scanned once, record by record (https://mcap.dev/spec), up to the
+first record that is not whole.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FOOTER = b"\x02\x14\x00\x00\x00\x00\x00\x00\x00"
 _FOOTER_BYTES = len(_FOOTER) + 20 + len(_MAGIC)
 _HEADER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 0x01, 0x03, 0x04, 0x05, 0x06
 _ENDS = (0x00, 0x02, 0x0F)
-"""Zeros, which a power failure leaves; a footer; the end of the data."""
+"""Kinds of record that end a scan: zeros (from a power failure), footer, end of the data."""
 _FORMATS = {
     "ros2msg": MessageDefinitionFormat.MSG,
     "ros2idl": MessageDefinitionFormat.IDL,
@@ -64,12 +64,12 @@ class McapFile(McapReader):
     ----------
     path
     unclosed_too
-        Read a file without a footer up to its last whole record; otherwise it is an error.
+        Whether a file without a footer is read up to its last whole record; otherwise it raises.
 
     Attributes
     ----------
     unclosed : bool
-        The file has no footer: it is still being written, or its writer was killed.
+        Whether the file has no footer: it is still being written, or its writer was killed.
     """
 
     def __init__(self, path: Path, *, unclosed_too: bool) -> None:
@@ -108,10 +108,10 @@ class McapFile(McapReader):
 
     @property
     def _file(self) -> BinaryIO:
-        return cast("BinaryIO", self.bio)  # open, as long as anything is read
+        return cast("BinaryIO", self.bio)  # it is open while anything is read
 
     def _read_summary(self, size: int) -> Statistics | None:
-        """Read what the file's end says of it; None where the file has to be looked through."""
+        """Read the summary at the file's end; None if the file has to be scanned instead."""
         file = self._file
         file.seek(max(size - _FOOTER_BYTES, self.data_start))
         footer = file.read()
@@ -137,7 +137,7 @@ class McapFile(McapReader):
         return said
 
     def _scan(self) -> Statistics:
-        """Take channels, chunks and messages from the data itself."""
+        """Find channels, chunks and messages in the data itself."""
         self.schemas.clear()
         self.channels.clear()
         self.connections.clear()
@@ -176,7 +176,7 @@ class McapFile(McapReader):
         return Statistics(total, *sizes, min(starts, default=MAXSIZE), max(ends, default=0), known)
 
     def _read_chunk(self, content: bytes, at: int) -> ChunkInfo:
-        """Take channels and the count of messages from a chunk's records."""
+        """Find the channels, and count the messages, in a chunk's records."""
         start, end, unpacked, crc = struct.unpack_from("<QQQI", content)
         head = BytesIO(content[28:])
         compression = read_string(head)
@@ -241,7 +241,7 @@ class McapFile(McapReader):
 
 
 def _records(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (kind, offset and size of the content); `file` is then at the content.
+    """Yield kind, and offset and size of the content, of each record; `file` is at the content.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Plays a bag over DDS with its own timing, and tells the time of the bag on /clock."""
+"""Plays a bag over DDS with its own timing, and publishes the bag's time on /clock."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUEUE_DEPTH = 10
 ACKNOWLEDGE_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 _LONGEST_GAP_NS = 86_400 * 10**9
-"""A day without a message: no recording, but a clock that was set. It is not waited for."""
+"""A longer gap, a day without a message, comes from a clock that was set; it is skipped."""
 _MESSAGE_TYPE = re.compile(r"[a-z][a-z0-9_]*/msg/[A-Z][A-Za-z0-9_]*", re.ASCII)
 
 OnSent = Callable[[Topic, int, bytes], None]
@@ -42,14 +42,14 @@ class PlayerSettings:
     rate
         Speed: 2.0 plays twice as fast.
     loop
-        Start over at the end. Time goes on: every lap shifts the stamps by the length of the laps
+        Whether to start over at the end. Every lap shifts the stamps by the length of the laps
         before it, so that a receiver never sees time go backwards.
     reliability
-        ``auto`` offers what the recorded publisher offered; ``reliable`` or ``best_effort``.
+        ``reliable``, ``best_effort``, or ``auto`` for what the recorded publisher offered.
     restamp
-        Header stamps. False keeps those of the bag, and publishes the bag's time on /clock for
-        nodes with ``use_sim_time``. True sets them to the wall time of sending, and publishes no
-        /clock: ages measured by receivers are then real.
+        False keeps the header stamps of the bag, and publishes the bag's time on /clock for nodes
+        with ``use_sim_time``. True sets them to the wall time of sending, and publishes no /clock,
+        so that receivers measure real ages.
     topics
         Names to play; None plays all.
     """
@@ -78,16 +78,16 @@ class Player:
         The bag, and the node to publish from.
     settings
     on_sent
-        Called after each message with its topic, the header stamp it was sent with (ns; the bag's
-        time for a type without header), and the serialised message as sent.
+        Called after each message with its topic, the header stamp that it was sent with (ns; the
+        bag's time for a type without a header), and the serialised message that was sent.
 
     Attributes
     ----------
     skipped : dict[str, str]
-        Topics left out, each with the type that is not installed here.
+        Topics left out, each with its type, which is not installed here.
     left_out : dict[str, str]
-        Topics of which messages were left out, and why in words: their header cannot be read, or
-        holds a time that ROS cannot tell.
+        Topics with messages that were left out, each with the reason: a header cannot be read, or
+        holds a time that ROS cannot express.
 
     Raises
     ------
@@ -141,7 +141,7 @@ class Player:
         )
 
     def wait_for_subscribers(self, timeout_s: float, stop: threading.Event) -> bool:
-        """Wait until every topic has a subscriber; say whether that came true."""
+        """Wait until every topic has a subscriber; False after `timeout_s`, or if stopped."""
         end = time.monotonic() + timeout_s
         while not stop.is_set():
             if all(each.get_subscription_count() for each in self._publishers.values()):
@@ -178,7 +178,7 @@ class Player:
             bag_ns = self._bag_time(message.received_ns) + shift_ns
             if not self._wait_until(bag_ns, stop):
                 return sent
-            self._tell_time(bag_ns)
+            self._publish_clock(bag_ns)
             try:
                 data, stamp_ns = self._stamp(message, bag_ns, shift_ns)
             except ValueError as error:  # the others are worth playing
@@ -196,11 +196,11 @@ class Player:
         return (self._reader.end_ns - self._bag_time(self._reader.start_ns)) / 1e9
 
     def _bag_time(self, received_ns: int) -> int:
-        """Return the bag's time of a message: what lies before a long gap moves up to it."""
+        """Return a message's time in the bag without long gaps: what precedes one moves up."""
         return received_ns + sum(gap for after, gap in self._gaps if received_ns < after)
 
     def _find_gaps(self) -> list[tuple[int, int]]:
-        """Return (time behind it, length) of the gaps in which a clock was set; both in ns."""
+        """Return (time after it, length) of the gaps in which a clock was set; both in ns."""
         if self._reader.end_ns - self._reader.start_ns < _LONGEST_GAP_NS:
             return []  # almost every bag: it need not be read twice
         times = [message.received_ns for message in self._reader.messages(list(self._publishers))]
@@ -235,11 +235,11 @@ class Player:
                 continue
             stop.wait(min(left, CLOCK_PERIOD_S))
             left = due - time.monotonic()
-            if left > 0:  # else the message's own time is told next; time must not go back
-                self._tell_time(bag_ns - round(left * 1e9 * rate))
+            if left > 0:  # else the message's own time comes next, and time must not go back
+                self._publish_clock(bag_ns - round(left * 1e9 * rate))
         return False
 
-    def _tell_time(self, bag_ns: int) -> None:
+    def _publish_clock(self, bag_ns: int) -> None:
         if self._clock is not None:
             message = Clock()
             sec, message.clock.nanosec = divmod(bag_ns, 1_000_000_000)
@@ -252,7 +252,7 @@ class Player:
             self._clock.publish(message)
 
     def _drain(self) -> None:
-        """Let reliable subscribers take the last messages before the process may leave."""
+        """Wait until reliable subscribers have the last messages, before the process may end."""
         timeout = Duration(nanoseconds=round(ACKNOWLEDGE_TIMEOUT_S * 1e9))
         for publisher in (*self._publishers.values(), self._clock):
             if publisher is not None:
@@ -260,10 +260,10 @@ class Player:
 
 
 def find_message_class(message_type: str) -> type | None:
-    """Return the Python class of ``package/msg/Name``; None where it is not installed.
+    """Return the Python class of ``package/msg/Name``; None if it is not installed.
 
-    The name comes from a bag or from the network, and importing a module runs it: only packages
-    that have a ``msg`` of their own are imported.
+    The name comes from a bag or from the network, and importing a module runs it. Therefore only
+    packages that have a ``msg`` package of their own are imported.
     """
     if not _MESSAGE_TYPE.fullmatch(message_type):
         return None

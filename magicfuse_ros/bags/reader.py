@@ -1,9 +1,10 @@
 """rosbag2 bags, read without a ROS installation; `magicfuse_ros.bags.writer` makes them.
 
-A bag is the folder rosbag2 makes (``metadata.yaml`` beside one sqlite3 or mcap file); a bare
-``.mcap`` or ``.db3`` file can be read too. Messages stay serialised (CDR) on their way in and out:
-only what looks into them needs their types. What a bag calls the time of a message is when it was
-received; the camera's own stamp is in the message's header (`magicfuse_ros.ros.stamps`).
+A bag is the folder that rosbag2 makes (``metadata.yaml`` and one or more sqlite3 or mcap files); a
+bare ``.mcap`` or ``.db3`` file can be read too. Messages stay serialised (CDR) on their way in and
+out, so that only code which looks into them needs their types. The time of a message in a bag is
+when it was received; the camera's own stamp is in the message's header
+(`magicfuse_ros.ros.stamps`).
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class Topic:
     Attributes
     ----------
     name
-        Full name, ``/image``.
+        Full name, such as ``/image``.
     type
-        ``sensor_msgs/msg/Image``.
+        Such as ``sensor_msgs/msg/Image``.
     count
         Messages in the bag; 0 in a topic that is about to be written.
     reliability
@@ -64,7 +65,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class BagMessage:
-    """One message as it lies in the bag: serialised, with the time it was received (ns)."""
+    """One message of a bag: serialised, with the time in ns at which it was received."""
 
     topic: Topic
     received_ns: int
@@ -84,8 +85,8 @@ def is_bag(path: Path) -> bool:
 class BagReader:
     r"""Reads a bag; a context manager.
 
-    Whatever can be read is: a bag whose ``metadata.yaml`` is missing or says otherwise than its
-    files, one whose recorder was killed, a split or a compressed one.
+    It reads all that can be read: also a bag whose ``metadata.yaml`` is missing or contradicts its
+    files, one whose recorder was killed, and split or compressed ones.
 
     Attributes
     ----------
@@ -99,8 +100,8 @@ class BagReader:
     notes : Mapping[str, str]
         Texts that the bag's writer left in ``metadata.yaml`` (rosbag2's custom_data).
     remarks : tuple[str, ...]
-        What is not as it should be and does no harm, in words: a missing ``metadata.yaml``, a
-        recorder that was killed.
+        Sentences about what is wrong with the bag but does no harm, such as a missing
+        ``metadata.yaml`` or a recorder that was killed.
 
     Raises
     ------
@@ -138,7 +139,7 @@ class BagReader:
                 raise
 
     def _describe(self) -> None:
-        """Take over what the files say, which may be of any kind."""
+        """Adopt what the files say, after checking it, since it may have any type."""
         files = self._files
         for connection in files.connections:
             _check_connection(connection)
@@ -159,7 +160,7 @@ class BagReader:
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """One for each topic and type, with its definition and QoS."""
+        """One connection for each topic and type, with its definition and QoS."""
         return tuple(self._files.connections)
 
     @property
@@ -173,7 +174,7 @@ class BagReader:
         Raises
         ------
         BagError
-            There is none; the text lists those there are.
+            There is none; the message lists the topics of the bag.
         """
         for topic in self.topics:
             if topic.name == name:
@@ -262,7 +263,7 @@ def _number(value: object, what: str) -> int:
 
 
 def _check_connection(connection: Connection) -> None:
-    """Refuse what rosbags took from the files without a look at its kind."""
+    """Check the types of what rosbags read from the files, which it does not check itself."""
     _number(connection.msgcount, "message count")
     texts = (connection.topic, connection.msgtype, connection.digest, connection.msgdef.data)
     for text in (*texts, serialization_of(connection)):
@@ -278,12 +279,12 @@ def serialization_of(connection: Connection) -> str:
 
 
 def profiles_of(connection: Connection) -> list[Qos]:
-    """Return what the publishers behind a connection offered; empty where the bag is silent."""
+    """Return the QoS that a connection's publishers offered; empty if the bag does not say."""
     return extension_of(connection).offered_qos_profiles
 
 
 def _qos_of(connection: Connection) -> tuple[str, str]:
-    """Return reliability and durability to offer: the strongest that every publisher offered."""
+    """Return the reliability and durability to offer: the strongest that all publishers offered."""
     profiles = profiles_of(connection)
     best_effort = any(qos.reliability is QosReliability.BEST_EFFORT for qos in profiles)
     latched = bool(profiles) and all(

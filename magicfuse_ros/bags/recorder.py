@@ -1,4 +1,4 @@
-"""Hears topics as they arrive, without deserialising them, and records them into a bag."""
+"""Records topics into a bag as their messages arrive, without deserialising them."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ OnMessage = Callable[[str, int, bytes], None]
 class Recorder:
     """Subscribes to topics as their publishers appear, and writes every message to a bag.
 
-    A message's time in the bag is the wall time it arrived here. Subscriptions ask for what all
-    publishers of a topic offer, so that none is left out by its QoS. The node must be spun by its
-    executor; `write` may be called from any thread.
+    A message's time in the bag is the wall time at which it arrived here. Subscriptions ask for the
+    QoS that all publishers of a topic offer, so that none is left out. The written messages are
+    handed to the disk every second, so that a kill loses no more than that. The node must be spun
+    by its executor; `write` may be called from any thread.
 
     Parameters
     ----------
     node, writer
-        The node to subscribe from, and the open bag (closed by its owner); None keeps nothing.
+        The node to subscribe from, and the open bag, which its owner closes. With None for the bag,
+        messages are only counted and passed to `on_message`.
     topics
-        Full names to record; None records every topic there is. What was written is handed to the
-        disk every second, so that a kill takes no more than that.
+        Full names to record; None records every topic.
     on_message
         Called with topic, arrival time (ns) and serialised message, after it was written.
 
     Attributes
     ----------
     counts : dict[str, int]
-        Messages heard, by topic.
+        Messages received, by topic.
     skipped : dict[str, str]
-        Topics left out, each with the type that is not known here.
+        Topics left out, each with its type, which is not known here.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Recorder:
         return frozenset(self._subscriptions)
 
     def _discover(self) -> None:
-        """Subscribe to wanted topics that have a publisher by now; the executor's thread alone."""
+        """Subscribe to wanted topics that have a publisher by now; only the executor calls it."""
         for name, types in self._node.get_topic_names_and_types():
             if name in self._subscriptions or name in self.skipped or name in self.counts:
                 continue
@@ -138,7 +139,7 @@ class Recorder:
                 self._writer.flush()
 
     def take_arrived(self, executor: Executor) -> None:
-        """Write what has arrived and still waits in the queues; `executor` spins the node."""
+        """Write the messages that still wait in the queues; `executor` is the node's."""
         for _ in range(QUEUE_DEPTH * (len(self._subscriptions) + 1)):  # each spin takes one at most
             executor.spin_once(timeout_sec=0.0)
 

@@ -1,4 +1,4 @@
-"""A new bag: messages of one's own, and those of another bag as they are."""
+"""Writes a new bag, with new messages and copies of those of another bag."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _TYPES = get_typestore(Stores.ROS2_KILTED)
 
 
 def knows_type(message_type: str) -> bool:
-    """Whether a topic of this type can be written: its definition is stored with the messages."""
+    """Whether a topic of this type can be written, which needs the type's definition."""
     return message_type in _TYPES.fielddefs
 
 
@@ -68,14 +68,14 @@ def canonical(message_type: str, data: bytes) -> bytes:
 class BagWriter:
     r"""Writes a new bag; a context manager.
 
-    Whatever ends it, an exception or a full disk, what was written stays, as a closed bag. Only one
-    without a single message is removed by an exception; whoever can make a bag again calls
-    `discard`. A kill takes what came after the last `flush`; `BagReader` reads the rest.
+    If an exception or a full disk ends the writing, the written messages stay, in a closed bag. An
+    exception removes only a bag without any message; callers that can make the bag again call
+    `discard`. A kill loses what came after the last `flush`; `BagReader` reads the rest.
 
     Parameters
     ----------
     path
-        Folder to make. It must not exist, or be a bag without a message, which is replaced.
+        Folder to make. It must not exist, except as a bag without messages, which is replaced.
     storage
         ``mcap`` or ``sqlite3``.
 
@@ -147,12 +147,12 @@ class BagWriter:
             )
 
     def add_copies(self, bag: BagReader, left_out: Collection[tuple[str, str]]) -> None:
-        """Announce the topics of another bag for `copy`, with types that are unknown here too.
+        """Announce the topics of another bag for `copy`, even if their types are unknown here.
 
         Parameters
         ----------
         bag
-            Where they come from, with their definitions and QoS.
+            The other bag, which gives their definitions and QoS.
         left_out
             (name, type) of topics that are not wanted.
         """
@@ -192,17 +192,17 @@ class BagWriter:
             self._writer.write(connection, received_ns, data)
 
     def flush(self) -> None:
-        """Hand what was written to the disk: no kill can take it any more."""
+        """Hand the written messages to the disk, so that no kill can lose them any more."""
         with self._telling("write to"):
             self._storage.flush()
 
     def close(self) -> None:
-        """Write the index and ``metadata.yaml``; of a full disk, with the room held back for it.
+        """Write the index and ``metadata.yaml``; a full disk has room reserved for them.
 
         Raises
         ------
         BagError
-            There is no room even so, or the disk fails. What is on it stays and can be read.
+            There is no room even so, or the disk fails. What is on the disk stays readable.
         """
         if self._writer.storage is None:
             return
@@ -230,7 +230,7 @@ class BagWriter:
             raise
 
     def discard(self) -> None:
-        """Stop writing and remove what was written, for whoever can make it again."""
+        """Stop writing and remove the bag, for callers that can make it again."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._release()
 
@@ -296,7 +296,7 @@ def _remove_empty(path: Path) -> None:
 
 
 def _locked(folder: Path) -> int:
-    """Return a descriptor that keeps other writers away from a folder; OSError if one is there."""
+    """Lock a folder against other writers; return the descriptor, or raise OSError if locked."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process loses it
@@ -321,7 +321,7 @@ def _offered_qos(topic: Topic) -> Qos:
 
 
 def _definition_of(connection: Connection) -> tuple[str, str]:
-    """Return the type's definition and its hash (REP 2016), from the bag where it has them."""
+    """Return the type's definition and its hash (REP 2016), from the bag if it has them."""
     definition, type_hash = connection.msgdef.data, connection.digest
     if knows_type(connection.msgtype):
         known, _ = _TYPES.generate_msgdef(connection.msgtype, ros_version=2)

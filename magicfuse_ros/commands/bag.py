@@ -165,7 +165,7 @@ def _play(args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    stop = stop_on_signals(impatient=False)  # two Ctrl-C are one wish, and the bag has to be closed
+    stop = stop_on_signals(impatient=False)  # a second Ctrl-C must not keep the bag from closing
     from rclpy.executors import SingleThreadedExecutor
 
     from magicfuse_ros.bags.reader import BagError
@@ -236,14 +236,14 @@ def _remark(bag: BagReader) -> None:
 
 
 def _say(text: str) -> None:
-    """Print what nobody has to hear: whoever reads it may have gone."""
+    """Print a line that nobody needs: the reader of the output may have gone."""
     with suppress(OSError):
         print(text, flush=True)
 
 
 @contextmanager
 def _node(name: str) -> Iterator[tuple[Context, Node]]:
-    """Run a ROS node, with signals left to us."""
+    """Run a ROS node, without rclpy's signal handlers."""
     import rclpy
     from rclpy.context import Context
     from rclpy.node import Node
@@ -270,5 +270,5 @@ def _degradation(kind: str) -> Any:
 
 
 def _given(**options: object) -> dict[str, Any]:
-    """Keep the options that were given: the others keep the default of what is called."""
+    """Return the options that were given; for the others, what is called has its own default."""
     return {name: value for name, value in options.items() if value is not None}

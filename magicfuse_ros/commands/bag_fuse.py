@@ -1,4 +1,4 @@
-"""`magicfuse bag fuse IN OUT`: every image of a bag, or of many bags, fused."""
+"""`magicfuse bag fuse IN OUT`: fuses every image of a bag, or of many bags."""
 
 from __future__ import annotations
 

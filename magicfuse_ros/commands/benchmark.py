@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be done before anything is measured."""
+    """Check the arguments before anything is measured."""
     if args.threads < 0:
         raise ValueError(f"--threads is {args.threads}; accepted: 1 or more, or 0 for all cores")
     if args.soak is not None:

@@ -131,7 +131,7 @@ class BenchmarkSession(NodeSession):
             samples = self._play_for(player, seconds, f"node: a camera at {rate_hz:g} Hz")
         finally:
             recorder.close()
-        # Some of the warm-up's may have come late.
+        # Some outputs of the warm-up may have come late.
         arrived, sent = self.session.outputs_ns.get(MAGIMG, {}), set(self.session.sent_ns)
         self.session.outputs_ns[MAGIMG] = {k: v for k, v in arrived.items() if k in sent}
         if len(samples) < 2 or not self.session.recorded:
@@ -160,7 +160,7 @@ def figures(session: Session, samples: Sequence[Usage]) -> dict[str, Any]:
     """Work out what became of a run.
 
     Every frame sent was fused, dropped by the node, or lost on the way to it: `accounted` says
-    whether that adds up. `age_ms` is the node's own, from the camera's stamp to publishing;
+    whether that adds up. `age_ms` is what the node measured, from the camera's stamp to publishing;
     `arrival_age_ms` is measured here.
     """
     said, first, last = session.diagnostics, samples[0], samples[-1]
@@ -193,8 +193,8 @@ def figures(session: Session, samples: Sequence[Usage]) -> dict[str, Any]:
 def ros_percent(said: Mapping[str, str]) -> float | None:
     """Work out which part of a frame's time is ROS's: reading the message, encoding, publishing.
 
-    Taken from the medians of the node's own stages, without the wait for the worker. What rclpy and
-    DDS do before the node sees a message is in the node's CPU time only.
+    It is computed from the medians of the node's own stages, without the wait for the worker. What
+    rclpy and DDS do before the node sees a message is only in the node's CPU time.
     """
     medians = {
         key.split(".")[1]: float(value)
@@ -209,7 +209,7 @@ def drift(samples: Sequence[Usage], session: Session) -> dict[str, Any]:
     """Work out what changed over a long run, after its warm-up.
 
     The warm-up is the first minute, or the first fifth of a run shorter than five minutes. `fps`
-    compares the first and the last tenth of what is left.
+    compares the first and the last tenth of the rest.
     """
     seconds = np.array([sample.at_s for sample in samples]) - samples[0].at_s
     end = float(seconds[-1])

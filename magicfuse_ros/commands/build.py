@@ -1,4 +1,4 @@
-"""`magicfuse build`: compile a model ahead of time, so that the node's first start is quick too."""
+"""`magicfuse build`: compiles a model ahead of time, so that the node's first start is quick."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compile and tell; returns 0 when the backend is ready, 2 when it is not."""
+    """Compile, and print what was done; returns 0 if the backend is ready, 2 if it is not."""
     from magicfuse_ros.runtime.contract import EngineError, EngineSettings
 
     names = ("model", "resolution", "backend", "device")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(settings: EngineSettings, camera: tuple[int, int] | None) -> str:
-    """Compile, and return what was done in words."""
+    """Compile, and return a sentence on what was done."""
     from magicfuse_ros.runtime.contract import EngineError
     from magicfuse_ros.runtime.engine import load_engine
 

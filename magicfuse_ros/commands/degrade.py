@@ -1,4 +1,4 @@
-"""Harsh conditions for a whole clip: one scene's light and weather, new noise every frame."""
+"""Harsh conditions for a whole clip: the same light and weather, but new noise in every frame."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DEFAULT_STRENGTH = 0.7
 
 
 class _ClipGenerator(np.random.Generator):
-    """Draws the same scene for every frame of a clip, but other noise.
+    """Draws the same scene for every frame of a clip, but other noise for each.
 
     The effects draw their parameters (exposure, colour cast, thickness ...) as real numbers, and
     pick their noise by an integer or as normal fields. Parameters that changed from frame to frame
-    would make the clip flicker; noise that did not would be a pattern and no noise.
+    would make the clip flicker, and noise that did not change would look like a fixed pattern.
     """
 
     def __init__(self, seed: int, index: int) -> None:
@@ -49,7 +49,7 @@ def degradation(
     Raises
     ------
     ValueError
-        Unknown name or strength; the text says which are accepted.
+        A name or strength is not known; the message says which are accepted.
     """
     steps = [_step(part) for part in description.split(",")]
 

@@ -1,8 +1,8 @@
-"""`magicfuse demo`: a street video through the ROS 2 node in another process, and what came out.
+"""`magicfuse demo`: plays a street video to the node in another process, and shows what comes out.
 
-The input becomes a bag; the bag is played over DDS to `fuse_node`; everything the node publishes is
-recorded into another bag; a side-by-side video and a picture are made of that. Frames are stamped
-with the wall time at which they are sent, so that ages are real latencies.
+The input becomes a bag, which is played over DDS to `fuse_node`. Everything that the node publishes
+is recorded into another bag, from which a side-by-side video and a picture are made. Frames are
+stamped with the wall time at which they are sent, so that ages are real latencies.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ProgressLine:
         self._last = ("", 0.0)
 
     def __call__(self, text: str) -> None:
-        """Show what is going on; up to the first comma or colon it names the activity."""
+        """Show a text; its part before the first comma or colon names the activity."""
         activity = text.replace(":", ",").partition(",")[0]
         if self._terminal:
             columns = shutil.get_terminal_size().columns - 1
@@ -91,7 +91,7 @@ class ProgressLine:
         self._stream.flush()
 
     def end(self, text: str = "") -> None:
-        """Leave the line, with a last word."""
+        """Clear the line, and print `text` in its place if it is not empty."""
         if self._terminal:
             self._stream.write("\r\033[K")
         if text:
@@ -102,7 +102,7 @@ class ProgressLine:
 
 @dataclass(frozen=True)
 class Input:
-    """What is played: a bag, its image topic, and how to call it."""
+    """What is played: a bag, its image topic, and texts that describe it."""
 
     bag: Path
     topic: Topic
@@ -111,14 +111,14 @@ class Input:
 
 
 class Demo:
-    """One run, step by step."""
+    """One run of the demo, step by step."""
 
     def __init__(self, args: argparse.Namespace, stop: threading.Event, show: ProgressLine) -> None:
         self._args, self._stop, self._show = args, stop, show
         self._folder: Path = args.output_dir
 
     def run(self) -> None:
-        """Do everything, print the table last."""
+        """Run all steps, and print the table at the end."""
         from magicfuse_ros.commands.demo_report import table
         from magicfuse_ros.whole_files import check_writable
 
@@ -206,7 +206,7 @@ class Demo:
         from magicfuse_ros.commands.node_session import SessionError
         from magicfuse_ros.ros.dds import isolate, prepare
 
-        # In this process too: it plays and records.
+        # This process needs it too, because it plays and records.
         for warning in prepare(os.environ):
             self._show.end(warning)
         isolate(os.environ, 1 + os.getpid() % 100)
@@ -271,12 +271,12 @@ class Demo:
 
 
 def choose_topic(topics: tuple[Topic, ...], wanted: str | None, bag: Path) -> Topic:
-    """Return the image topic to play: the one wanted, else the first that this node did not make.
+    """Return the image topic to play: `wanted`, or else the first that the node did not make.
 
     Raises
     ------
     BagError
-        There is none; the text lists those there are.
+        There is none; the message lists the bag's topics.
     """
     from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE, IMAGE_TYPE
     from magicfuse_ros.bags.reader import BagError
@@ -298,7 +298,7 @@ def choose_topic(topics: tuple[Topic, ...], wanted: str | None, bag: Path) -> To
 
 
 def _labels(said: Mapping[str, str]) -> LabelSet | None:
-    """Return the node's label set, for the legend; None where it has a name only the node knows."""
+    """Return the node's label set, for the legend; None if it cannot be found by its name."""
     from magicfuse_ros.model.checkpoint import CheckpointError, read_config
     from magicfuse_ros.model.labels import LabelSet, LabelSetError
     from magicfuse_ros.resources import model_path
@@ -314,6 +314,6 @@ def _labels(said: Mapping[str, str]) -> LabelSet | None:
 
 
 def remove_bag(path: Path) -> None:
-    """Remove a bag of an earlier run; anything else of that name the writer will report."""
+    """Remove a bag of an earlier run; if `path` is anything else, the writer will report it."""
     if path.is_dir() and ((path / "metadata.yaml").is_file() or not any(path.iterdir())):
         shutil.rmtree(path)

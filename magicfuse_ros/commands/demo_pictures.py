@@ -31,7 +31,7 @@ UNTRAINED = "UNTRAINED WEIGHTS: this shows that the pipeline runs, not what the 
 
 @dataclass(frozen=True)
 class Matched:
-    """The input and everything the node made of it; (H, W, 3) RGB by topic, all of one stamp."""
+    """The input and all results that have its stamp, as (H, W, 3) RGB pictures by topic."""
 
     stamp_ns: int
     pictures: Mapping[str, Picture]
@@ -47,7 +47,7 @@ def matched(bag: BagReader, input_topic: str) -> Iterator[Matched]:
         parts[message.topic.name] = (message.topic, message.data)
         if len(parts) < len(names):
             continue
-        # Outputs come in order: whatever is older and incomplete was dropped.
+        # Outputs come in order: an older incomplete set belongs to a frame that was dropped.
         for old in [each for each in waiting if each <= stamp_ns]:
             del waiting[old]
         try:
@@ -58,7 +58,7 @@ def matched(bag: BagReader, input_topic: str) -> Iterator[Matched]:
 
 
 def richest_stamp(bag: BagReader) -> int | None:
-    """Return the stamp of the frame whose mask says most (largest entropy of its classes)."""
+    """Return the stamp of the frame whose mask shows most: the largest entropy of its classes."""
     best, best_entropy = None, -1.0
     for mask in frames(bag, MASK):
         counts = np.bincount(mask.frame[..., 0].ravel(), minlength=256)[:UNKNOWN]
@@ -70,22 +70,22 @@ def richest_stamp(bag: BagReader) -> int | None:
 
 
 class Sheet:
-    """The canvas of one clip: captions, facts and legend are drawn once, pictures are put in.
+    """The canvas of one clip: captions, facts and legend are drawn once, then `fill` adds pictures.
 
     Parameters
     ----------
     size
-        (width, height) of the pictures; others are fitted.
+        (width, height) of the pictures; pictures of other sizes are scaled to fit.
     cell_width
-        Pixels a picture is wide on the sheet.
+        Width in pixels of each picture on the sheet.
     input_topic, input_caption
-        Where the first picture comes from.
+        Topic and caption of the first picture.
     facts
-        Lines beside the legend.
+        Lines above the legend.
     labels
-        For the legend; None leaves it out.
+        Classes for the legend; None leaves it out.
     trained
-        False puts a banner on top.
+        If False, a banner on top says that the weights are untrained.
     """
 
     def __init__(
@@ -197,9 +197,9 @@ def write_pictures(
     bag
         Recorded by `DemoSession.play`.
     fps
-        Of the video: that of the fused frames, so that it plays in real time.
+        Rate of the video: that of the fused frames, so that it plays in real time.
     progress
-        Called with the number of frames done; raising ends it.
+        Called with the number of frames done; if it raises, the writing ends.
     """
     chosen = richest_stamp(bag)
     png, rate = stem.with_suffix(".png"), min(max(fps, 1.0), 60.0)

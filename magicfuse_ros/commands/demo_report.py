@@ -14,7 +14,7 @@ def is_trained(session: Session) -> bool:
 
 
 def table(description: str, session: Session) -> list[str]:
-    """Return the closing table, a line each."""
+    """Return the lines of the closing table."""
     said = session.diagnostics
     sent = len(session.sent_ns)
     at_publish, on_arrival = ages_ms(session)
@@ -57,9 +57,10 @@ def model_name(said: Mapping[str, str]) -> str:
 
 
 def ages_ms(session: Session) -> tuple[str, str]:
-    """Return p50 / p95 of a frame's age when the node published it, and when it was recorded.
+    """Return p50 / p95 in ms of a frame's age when the node published it, and when it was recorded.
 
-    The first by the node's clock, from its /diagnostics (last 30 s); the second over all frames.
+    The first is by the node's clock, from its /diagnostics (last 30 s); the second is over all
+    frames.
     """
     said = session.diagnostics
     publish = "unknown"

@@ -29,8 +29,8 @@ class DemoSession(NodeSession):
     def play(self, bag: BagReader, topic: Topic, out: BagWriter) -> None:
         """Play the image topic of `bag` to the node and record its outputs into `out`.
 
-        The frames are sent with the wall time as stamp: their ages are then real. They are written
-        to `out` as well, as they were sent, so that it holds inputs and outputs by the same stamps.
+        The frames are sent with the wall time as their stamp, so that their ages are real. They are
+        also written to `out` as they were sent, so that inputs and outputs have the same stamps.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""`magicfuse evaluate`: what a model does on validation images, as tables or as a picture sheet."""
+"""`magicfuse evaluate`: measures a model on validation images, as tables or as a picture sheet."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _evaluation(args: argparse.Namespace) -> Evaluation:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be done before anything is computed."""
+    """Check the arguments before anything is computed."""
     if args.steps is not None and args.steps < 1:
         raise ValueError(f"--steps is {args.steps}; accepted: 1 or more")
     if args.limit is not None and args.limit < 0:
@@ -167,7 +167,7 @@ def _write_sheet(evaluation: Evaluation, args: argparse.Namespace) -> None:
 
 
 def _header(evaluation: Evaluation, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what a report was made of."""
+    """Return what a report's figures were measured with."""
     import torch
 
     config = evaluation.model.config

@@ -1,6 +1,6 @@
 """How every command ends: one scheme of exit statuses, and what a signal does.
 
-This module is imported first, before anything that takes time, so that a signal finds it in place.
+This module is imported first, before anything that takes time, so that signals are handled early.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ INCOMPLETE = 1
 FAILED = 2
 """Nothing could be done: a wrong argument, nothing to read, an output that cannot be written."""
 SIGNALLED = 128
-"""And the signal's number: 130 after SIGINT (Ctrl-C), 143 after SIGTERM."""
+"""Plus the signal's number: 130 after SIGINT (Ctrl-C), 143 after SIGTERM."""
 
 SCHEME = (
     "Exit status: 0 all is done, 1 some of the input could not be read, 2 nothing could be done, "
@@ -40,41 +40,42 @@ class StopRequest(threading.Event):
     Attributes
     ----------
     status
-        The exit status that says so; `DONE` before.
+        The exit status for that signal; `DONE` before it comes.
     """
 
     status = DONE
 
 
 def status_of(stop: KeyboardInterrupt) -> int:
-    """Return the exit status of a command that was stopped; a plain one is taken for SIGINT."""
+    """Return the exit status of a stopped command; a plain KeyboardInterrupt counts as SIGINT."""
     return SIGNALLED + getattr(stop, "number", signal.SIGINT)
 
 
 def raise_on_signals() -> None:
     """Make SIGINT, SIGTERM and SIGHUP raise `Stopped`, so that what is open is closed.
 
-    While modules are being imported there is nothing to close, and libraries turn an exception into
-    errors of their own: the process then ends at once, with the same status.
+    While modules are being imported there is nothing to close, and libraries would turn an
+    exception into errors of their own. A signal then ends the process at once, with the same
+    status.
     """
     _on_signals(_raise)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # in case the starter held them back
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # in case the parent blocked them
 
 
 def ignore_signals() -> None:
     """Ignore SIGINT, SIGTERM and SIGHUP from now on, as the last thing before the process ends.
 
-    Python takes its handlers away on its way out; a signal then would turn a good end into a bad.
+    Python removes its handlers when it ends; a signal would then turn a success into a failure.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def stop_on_signals(*, impatient: bool = True) -> StopRequest:
-    """Return a request that the first SIGINT, SIGTERM or SIGHUP sets, for what ends step by step.
+    """Return an event that the first SIGINT, SIGTERM or SIGHUP sets, for work that ends in steps.
 
-    A second SIGINT raises `Stopped`, unless `impatient` is False: for what ends soon after the
-    first and must come to its end.
+    A second SIGINT raises `Stopped`, unless `impatient` is False, which is for work that ends soon
+    after the first and has to finish.
     """
     stop = StopRequest()
 
@@ -90,7 +91,7 @@ def stop_on_signals(*, impatient: bool = True) -> StopRequest:
 
 def _on_signals(handler: signal._HANDLER) -> None:
     for number in SIGNALS:
-        # What the caller had ignored (nohup, a script's background) stays ignored.
+        # Signals that the parent ignored (nohup, a script's background) stay ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 

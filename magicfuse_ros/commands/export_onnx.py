@@ -1,4 +1,4 @@
-"""`magicfuse export-onnx`: a model's networks as ONNX files."""
+"""`magicfuse export-onnx`: writes a model's networks as ONNX files."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ Examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments; what is not given is the engine's or the model's own."""
+    """Declare the arguments; for those not given, the engine or the model has defaults."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _DETAILS
     parser.add_argument(

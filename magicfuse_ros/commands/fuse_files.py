@@ -19,7 +19,7 @@ from magicfuse_ros.sources.videos import VIDEO_SUFFIXES
 from magicfuse_ros.whole_files import check_writable, write_whole
 
 EXACT_OUTPUTS = ("mask", "confidence")
-"""Outputs whose numbers mean something: they go into lossless files only."""
+"""Outputs whose numbers have a meaning, so they go into lossless files only."""
 
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -29,18 +29,18 @@ class OutputError(Exception):
 
 
 class Target(AbstractContextManager["Target"]):
-    """Where results go: a folder, or a file for the first output with the others beside it.
+    """Where results go: a folder, or a file for the first output with the others next to it.
 
-    Everything that can be known before the first picture is fused is checked here.
+    Everything that can be checked before the first picture is fused is checked here.
 
     Parameters
     ----------
     path
         OUTPUT as the user gave it.
     source, source_path
-        What is read, which is never written over.
+        What is read; it is never overwritten.
     outputs
-        What will be written, the first one first.
+        The outputs to write; the first one goes to `path` if that is a file.
     overwrite
         Whether results that are there already may be replaced.
 
@@ -102,7 +102,7 @@ class Target(AbstractContextManager["Target"]):
                 failed.append(str(error))
         self._videos.clear()
         for folder in reversed(self._made):
-            with suppress(OSError):  # nothing came of it
+            with suppress(OSError):  # it is not empty
                 folder.rmdir()
         if failed:
             raise OutputError("; ".join(failed))
@@ -110,10 +110,10 @@ class Target(AbstractContextManager["Target"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        """Finish the videos, so that what is there can be played; an error before goes first.
+        """Finish the videos, so that they can be played; an earlier error takes precedence.
 
-        One that the user stopped is as long as was wanted; one that an error ended keeps `.partial`
-        in its name.
+        A video that the user stopped counts as whole; one that an error ended keeps `.partial` in
+        its name.
         """
         try:
             self.close(whole=kind is None or issubclass(kind, KeyboardInterrupt))
@@ -122,7 +122,7 @@ class Target(AbstractContextManager["Target"]):
                 raise
 
     def _place(self, output: str, name: str) -> Path:
-        """Where an output of one picture goes; all frames of a video may have one place."""
+        """Return the file for an output of one picture; all frames of a video may share one."""
         path = self._path
         if not self._is_file:
             return path / output / f"{name}.png"
@@ -136,7 +136,7 @@ class Target(AbstractContextManager["Target"]):
         return path.with_name(f"{beside}.png")
 
     def _there(self, places: list[Path]) -> Iterator[Path]:
-        """Yield what is there already; how many frames a video will have is not known."""
+        """Yield the files that exist already; a video's number of frames is not known."""
         for place in places:
             if self._source.kind == "video" and place.suffix == ".png":
                 yield from place.parent.glob("*.png")

@@ -1,4 +1,4 @@
-"""What `magicfuse fuse` does: every picture through the engine, and a summary."""
+"""Runs `magicfuse fuse`: fuses every picture, and prints a summary."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def fuse_all(
     Returns
     -------
     int
-        How many pictures could not be read and were left out; at least one could.
+        How many pictures could not be read and were left out; at least one was fused.
 
     Raises
     ------
     SourceError
-        Nothing can be read.
+        No picture can be read.
     OutputError
-        The results cannot be written; found before the model is loaded wherever it can be.
+        The results cannot be written; where possible, this is found before the model is loaded.
     EngineError
-        The engine cannot be had, or no backend can fuse a picture.
+        The engine cannot be loaded, or no backend can fuse a picture.
     """
     source = open_source(path)
     extras = frozenset(outputs) & frozenset(EXTRAS)
@@ -51,7 +51,7 @@ def fuse_all(
         if engine.steps_warning:
             _say(f"WARNING: {engine.steps_warning}")
         left_out, fused, fuse_ms = 0, 0, 0.0
-        started = told = time.monotonic()
+        started = reported_at = time.monotonic()
         for frame in source.frames():
             if frame.rgb is None:
                 _say(f"left out: {frame.fault}")
@@ -62,8 +62,8 @@ def fuse_all(
                 files.write(output, frame, _select(result, output, engine))
             fused += 1
             fuse_ms += sum(result.stage_ms.values())
-            if time.monotonic() - told >= _REPORT_EVERY_S:
-                told = time.monotonic()
+            if time.monotonic() - reported_at >= _REPORT_EVERY_S:
+                reported_at = time.monotonic()
                 _say(f"{fused} of {source.count or '?'}, {fuse_ms / fused:.0f} ms each")
         if fused == 0:
             raise SourceError(f"none of the {left_out} pictures in {path} can be read")

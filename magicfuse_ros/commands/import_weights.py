@@ -1,4 +1,4 @@
-"""`magicfuse import-weights`: the authors' released weights into a weights folder."""
+"""`magicfuse import-weights`: converts the authors' released weights into a weights folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`magicfuse node`: `fuse_node` in this process, without a ROS installation."""
+"""`magicfuse node`: runs `fuse_node` in this process, without a ROS installation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HELP = "run fuse_node here, as ros2 run does: magicfuse node --ros-args -r image
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what is passed on to ROS."""
+    """Declare the arguments that are passed on to ROS."""
     parser.add_argument(
         "--ros-args",
         nargs=argparse.REMAINDER,
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the node until Ctrl-C or SIGTERM; 0 then, and 2 when ROS cannot read the arguments."""
+    """Run the node until Ctrl-C or SIGTERM, and return 0; or 2 if ROS cannot read the arguments."""
     from magicfuse_ros.ros.dds import use_shipped_profile
     from magicfuse_ros.ros.node.fuse_node import main
 

@@ -1,4 +1,4 @@
-"""`fuse_node` in a process of its own: started, watched, and stopped without leaving anything."""
+"""Starts `fuse_node` in a process of its own, watches it, and stops it without leaving anything."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def fuse_node_command(
     Parameters
     ----------
     remappings
-        The node's name of a topic → the name to use: ``{"image": "/camera/image"}``.
+        Topic names in the node → names to use, such as ``{"image": "/camera/image"}``.
     parameters
-        Parameter → value.
+        Parameter names → values.
     """
     command = [sys.executable, "-m", "magicfuse_ros.ros.node.fuse_node", "--ros-args"]
     for name, value in remappings.items():
@@ -42,7 +42,7 @@ def fuse_node_command(
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Hold signals back from a child until its program takes them: Python's start dies of them."""
+    """Block signals in a child until its program handles them: they would kill Python's start."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -54,16 +54,15 @@ def _signals_held_back() -> Iterator[None]:
 class NodeProcess:
     """A child process with its output in a file; a context manager that ends it.
 
-    The child leads a session of its own, so that Ctrl-C at a terminal reaches it once, from here.
+    The child leads a session of its own, so that Ctrl-C at a terminal reaches it only from here.
+    SIGINT and SIGTERM are blocked in the child until its program handles them (`StopRequest`).
 
     Parameters
     ----------
     command, environment
         What to run, and its whole environment.
     log
-        File that takes stdout and stderr; replaced.
-
-    SIGINT and SIGTERM are held back from the child until its program takes them (`StopRequest`).
+        File for stdout and stderr; an existing one is replaced.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -80,12 +79,12 @@ class NodeProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id, as in /proc."""
+        """The process id, as in /proc."""
         return self._process.pid
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs; negative for the signal that ended it."""
+        """The exit status; None while it runs, and negative for the signal that ended it."""
         return self._process.poll()
 
     def last_lines(self, count: int = 12) -> list[str]:
@@ -96,10 +95,10 @@ class NodeProcess:
         ]
 
     def stop(self) -> None:
-        """End it: asked with SIGINT, then told with SIGTERM, then killed with its children."""
+        """End it: with SIGINT, then with SIGTERM, then kill it; each goes to its children too."""
         for number, patience_s in _SIGNALS:
             if self.exit_status is None or number == signal.SIGKILL:
-                # An empty group, as it should be by now, does not exist.
+                # The process group does not exist if it is empty, as it should be by now.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._process.pid, number)
             try:

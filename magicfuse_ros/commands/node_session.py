@@ -1,4 +1,4 @@
-"""`fuse_node` in another process, watched from this one: its state, its words, its outputs."""
+"""Watches `fuse_node` in another process: its state, its diagnostics, its outputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Progress = Callable[[str], None]
 
 
 class SessionError(RuntimeError):
-    """The session cannot go on; the text says why."""
+    """The session cannot go on; the message says why."""
 
 
 class Stopped(Exception):  # noqa: N818 - the user asked for it, nothing failed
@@ -53,18 +53,18 @@ class Stopped(Exception):  # noqa: N818 - the user asked for it, nothing failed
 
 @dataclass
 class Session:
-    """What happened.
+    """What happened in a session.
 
     Attributes
     ----------
     sent_ns
-        Header stamp of every frame sent, in order.
+        Header stamp of every frame sent, in order, in ns.
     outputs_ns
         By output topic: header stamp → time of arrival at the recorder, both in ns.
     diagnostics
-        The node's last words on /diagnostics, by key (see `magicfuse_ros.ros.diagnostics`).
+        The node's last diagnostics, by key (see `magicfuse_ros.ros.diagnostics`).
     before
-        What they were when this began; empty for a node that had done nothing yet.
+        The diagnostics when the session began; empty for a node that had done nothing yet.
     """
 
     sent_ns: list[int] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Session:
     before: Mapping[str, str] = field(default_factory=dict)
 
     def count(self, key: str) -> int:
-        """Return by how much one of the node's counts has grown; 0 while it says nothing."""
+        """Return by how much one of the node's counts has grown; 0 if it is not known yet."""
         now = self.diagnostics.get(key)
         return 0 if now is None else int(now) - int(self.before.get(key, 0))
 
@@ -89,7 +89,7 @@ class Session:
 
     @property
     def fps(self) -> float:
-        """MagImgs a second between the first and the last that arrived."""
+        """MagImgs per second, from the first that arrived to the last."""
         arrived = sorted(self.outputs_ns.get(MAGIMG, {}).values())
         span_ns = arrived[-1] - arrived[0] if arrived else 0
         return (len(arrived) - 1) * 1e9 / span_ns if span_ns else 0.0
@@ -105,16 +105,16 @@ class Session:
 
 
 class NodeSession:
-    """The ROS side of the command's own process: one node, spun by a thread.
+    """The ROS side of this process: one node, which a thread spins.
 
     Parameters
     ----------
     node_process
         The running `fuse_node`.
     stop
-        Set by signals; every wait ends with `Stopped` then.
+        Set by signals; every wait then ends with `Stopped`.
     progress
-        Shows a line of what is going on.
+        Called with a line of text on what is going on.
 
     Attributes
     ----------
@@ -148,7 +148,7 @@ class NodeSession:
         Raises
         ------
         SessionError
-            It died, could not be configured, or took too long.
+            The node died, could not be configured, or took too long.
         """
         start = time.monotonic()
         while True:
@@ -165,7 +165,7 @@ class NodeSession:
             self._pause(0.25)
 
     def close(self) -> None:
-        """Leave ROS."""
+        """Stop spinning, and shut this process's ROS node down."""
         self._closing.set()
         self._thread.join()
         self._executor.shutdown()
@@ -177,13 +177,13 @@ class NodeSession:
     def _connect(
         self, recorder: Recorder, outputs: Collection[str], subscribed: Callable[[], bool]
     ) -> None:
-        """Wait until `recorder` hears all of `outputs`, and the node the camera."""
+        """Wait until `recorder` is subscribed to all `outputs`, and the node to the camera."""
         end = time.monotonic() + CONNECT_TIMEOUT_S
         while True:
             ready = subscribed()
             missing = [name for name in outputs if name not in recorder.recorded]
             if ready and not missing:
-                # The other side matches in its own time; what it sends before is resent late.
+                # The other side may match later, and what it sends before that arrives late.
                 self._pause(SETTLE_S)
                 return
             if time.monotonic() > end:
@@ -222,7 +222,7 @@ class NodeSession:
             raise errors[0]
 
     def _drain(self) -> None:
-        """Wait for the last outputs: until all that the node published came, or no more comes."""
+        """Wait until everything that the node published has arrived, or nothing more comes."""
         seen, quiet_since = -1, 0.0
         while True:
             now = time.monotonic()
@@ -236,7 +236,7 @@ class NodeSession:
             self._pause(0.1)
 
     def _complete(self) -> bool:
-        """Whether the node saw every frame, is done with it, and all it published arrived."""
+        """Whether the node is done with every frame, and everything it published has arrived."""
         session = self.session
         return (
             session.diagnostics.get("frames_pending") == "0"
@@ -245,7 +245,7 @@ class NodeSession:
         )
 
     def _pause(self, seconds: float) -> None:
-        """Sleep; notice a signal, a dead node, a failure in the executor's thread."""
+        """Sleep; raise if a signal came, the node died, or the executor's thread failed."""
         if self._stop.wait(seconds):
             raise Stopped
         if self._failure is not None:
@@ -293,7 +293,7 @@ class NodeSession:
                 self._on_words(values)
 
     def _on_words(self, values: dict[str, str]) -> None:
-        # The last account that has ages: the window empties after the last frame.
+        # Keep the last diagnostics that have ages: their window empties after the last frame.
         if "age_ms.p50" in values or "age_ms.p50" not in self.session.diagnostics:
             self.session.diagnostics = values
 

@@ -1,4 +1,4 @@
-"""Standard output and errors that no reader and no locale can bring down."""
+"""Standard output and errors that no closed pipe and no locale can make fail."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 def make_patient() -> None:
     """Let this process print any text at any time.
 
-    What the locale cannot show is written as an escape. When the reader of a pipe has gone
-    (`| head -1`), the text goes nowhere and the work goes on. A stream that was closed before the
-    start is one of those too.
+    Characters that the locale cannot show are escaped. When the reader of a pipe has gone
+    (`| head -1`), the text is dropped and the work goes on; likewise if a stream was closed before
+    the start.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
         old = getattr(sys, name)
@@ -32,7 +32,7 @@ def make_patient() -> None:
 
 
 def flushed() -> bool:
-    """Write out what was printed; False, with the reason on stderr, where that is impossible."""
+    """Write out what was printed; if that is impossible, say why on stderr and return False."""
     try:
         sys.stdout.flush()
     except OSError as error:  # a file on a full disk

@@ -1,4 +1,4 @@
-"""`magicfuse train`: one stage, or all of them in order."""
+"""`magicfuse train`: trains one stage, or all of them in order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns 0 when complete, 3 when a signal ended it early, 1 with a message on error."""
+    """Train; returns 0 when complete, 2 with a message on error, 128 + number after a signal."""
     try:
         from magicfuse_ros.model.config import ConfigError
         from magicfuse_ros.training.loop import StopRequest, TrainingError
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     paths = recipe_files(args.config) if args.stage == "all" else [args.config]
     cache = args.cache or args.output / "cache"
     try:
-        # All of them first: a mistake in the last should not show after hours.
+        # All recipes are checked first, so that a mistake in the last does not show after hours.
         recipes = []
         for path in paths:
             stage = path.stem.partition("_")[0] if args.stage == "all" else args.stage

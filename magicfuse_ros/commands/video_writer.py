@@ -1,4 +1,4 @@
-"""Videos that are written whole, of any size and with each frame's own time."""
+"""Writes videos of any size, with each frame's own time, which get their names when whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".avi": "avi"}
-"""Endings of videos to write, each with libav's name of the container."""
+"""Suffixes of videos to write → libav's name of the container."""
 
 # Near lossless for the eye; a frame of VGA takes some milliseconds.
 _H264 = {"crf": "18", "preset": "veryfast"}
@@ -26,23 +26,23 @@ _BT601 = 6  # ITU-T H.273: the matrix that libav converts RGB with unless told o
 
 
 class VideoError(OSError):
-    """A video cannot be written; the text names the file and says why."""
+    """A video cannot be written; the message names the file and says why."""
 
 
 class VideoWriter:
     """A video: H.264 with the times of its frames, or in .avi Motion JPEG at a constant rate.
 
-    It is written as `NAME.partial.SUFFIX` and renamed when `close` has found it whole. What an
-    error or a crash leaves of it keeps that name.
+    It is written as `NAME.partial.SUFFIX`, and `close` renames it if it is whole. If an error or a
+    crash ends it early, it keeps that name.
 
     Parameters
     ----------
     path
-        Its ending is one of `FORMATS`.
+        The file; its suffix is one of `FORMATS`.
     rate
-        Frames a second, on average.
+        Average number of frames per second.
     size
-        (width, height) of every frame, in pixels; odd ones too.
+        (width, height) of every frame in pixels, which may be odd.
 
     Raises
     ------
@@ -73,7 +73,15 @@ class VideoWriter:
             raise self._failed(error) from error
 
     def write(self, picture: NDArray[np.uint8], time_ns: int) -> None:
-        """Append (H, W, 3) RGB or (H, W) grey, shown from `time_ns` after the start on."""
+        """Append an (H, W, 3) RGB or (H, W) grey picture, shown from `time_ns` on.
+
+        Raises
+        ------
+        VideoError
+            The picture has another size, the times do not fit a constant rate, or the disk fails.
+        ValueError
+            The video is closed.
+        """
         from av import VideoFrame
 
         if self._file is None:
@@ -101,12 +109,12 @@ class VideoWriter:
             raise self._failed(error) from error
 
     def close(self, *, whole: bool = True) -> None:
-        """Finish the file, so that it plays, and give it its name if it is `whole`.
+        """Finish the file, so that it can be played, and rename it to its name if it is `whole`.
 
         Raises
         ------
         VideoError
-            The end of it cannot be written.
+            The end of the file cannot be written.
         """
         if self._file is None:
             return
@@ -122,12 +130,12 @@ class VideoWriter:
 
     def _add_stream(self, container: OutputContainer) -> VideoStream:
         codec = "mjpeg" if self._constant else "libx264"
-        # A crash costs what came after the last key frame: 2 s.
+        # A crash loses what came after the last key frame, about 2 s.
         h264 = _H264 | {"g": str(math.ceil(2 * self._rate))}
         options = {} if self._constant else h264
         stream = cast("VideoStream", container.add_stream(codec, self._rate, options))
         stream.width, stream.height = self._size
-        # Half the colour resolution needs even sides, and many players need half.
+        # Halved colour resolution needs even sides; many players can show nothing else.
         even = not any(side % 2 for side in self._size)
         halved, full = ("yuvj420p", "yuvj444p") if self._constant else ("yuv420p", "yuv444p")
         stream.pix_fmt = halved if even else full

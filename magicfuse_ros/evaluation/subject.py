@@ -64,10 +64,10 @@ class Evaluation:
         At most this many images a row, evenly from all datasets; 0 takes all. A row of one
         degradation alone takes a quarter of it.
     unaided
-        A model whose F & S were trained on the condition latent instead of Ψ and Φ, to be put
-        beside; None for none.
+        A model to compare with, whose F & S were trained on the condition latent instead of Ψ and
+        Φ; None for none.
     progress
-        Told what is being measured.
+        Called with a line of text on what is being measured.
     """
 
     engine: Engine

@@ -24,7 +24,7 @@ def _conv_block(
 
 
 class ResidualBlock(nn.Module):
-    """x + two (convolution, norm, activation)."""
+    """Adds to x the result of two blocks of convolution, norm and activation."""
 
     def __init__(self, channels: int, norm: Norm, activation: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def _residual_blocks(count: int, channels: int, norm: Norm, activation: nn.Modul
 
 
 class Encoder(nn.Module):
-    """E: image to latent."""
+    """E encodes an image as a latent."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -77,13 +77,18 @@ class Encoder(nn.Module):
             (B, 3, H, W) in [0, 1]; H and W multiples of `config.stride`.
         noise
             (B, noise_channels, H / stride, W / stride), standard Gaussian; None where
-            `noise_channels` is 0. It is an argument because exporters freeze noise drawn inside a
-            network.
+            `noise_channels` is 0. It is an argument because an exporter would freeze noise that
+            the network draws itself.
 
         Returns
         -------
         Tensor
             (B, latent_channels, H / stride, W / stride) in [-1, 1].
+
+        Raises
+        ------
+        ValueError
+            This encoder needs noise and got none.
         """
         patches = functional.pixel_unshuffle(image, self.config.patch)
         x = self.inputs(patches)
@@ -104,7 +109,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """D: latent to image."""
+    """D decodes a latent to an image."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -132,7 +137,7 @@ class Decoder(nn.Module):
         Parameters
         ----------
         latent
-            (B, latent_channels, h, w); clipped to [-1, 1].
+            (B, latent_channels, h, w); values outside [-1, 1] are clipped.
 
         Returns
         -------
@@ -154,13 +159,18 @@ class Decoder(nn.Module):
 def fit_linear_path(encoder: Encoder, decoder: Decoder, images: list[Tensor]) -> None:
     """Set the linear paths of E and D to the PCA of the images' patches.
 
-    The networks beside them are set to zero output.
+    The last layers of the networks are set to zero, so that at first they add nothing to the linear
+    paths. Every component is scaled so that 99.9 % of its values lie in [-1, 1].
 
     Parameters
     ----------
     images
-        (B, 3, H, W) in [0, 1] each. Every component is scaled so that 99.9 % of its values lie
-        within [-1, 1].
+        (B, 3, H, W) in [0, 1] each.
+
+    Raises
+    ------
+    ValueError
+        The autoencoder has no linear path.
     """
     to_latent, to_patch = encoder.linear, decoder.linear
     if to_latent is None or to_patch is None:

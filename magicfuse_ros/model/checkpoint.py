@@ -1,4 +1,4 @@
-"""Weights folders: `config.json` and one safetensors file a part.
+"""Weights folders: `config.json` and one safetensors file for each part.
 
 Both are written atomically and read strictly: every tensor is used and none is missing.
 """
@@ -55,7 +55,7 @@ def read_config(folder: Path) -> MagicFuseConfig:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}; check its permissions"
         ) from error
-    except (ValueError, RecursionError) as error:  # the latter: brackets without end
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise CheckpointError(
             f"{path} is not JSON ({error}); copy the model folder again"
         ) from error
@@ -71,7 +71,7 @@ def read_labels(folder: Path, config: MagicFuseConfig) -> LabelSet:
     Raises
     ------
     LabelSetError
-        It is unknown, or its file cannot be used.
+        The label set is unknown, or its file cannot be used.
     """
     own = config.labels.endswith((".yaml", ".yml"))
     return LabelSet.load(folder / config.labels if own else config.labels)
@@ -99,18 +99,18 @@ def save_tensors(folder: Path, part: str, tensors: Mapping[str, Tensor]) -> None
 
 
 def part_path(folder: Path, part: str) -> Path:
-    """Return where a weights folder keeps a part."""
+    """Return the path of a part's file in a weights folder."""
     return folder / f"{part}.safetensors"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU; `CheckpointError` when it is missing or corrupt."""
-    with _told(path):
+    with _as_checkpoint_error(path):
         return load_file(path)
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _as_checkpoint_error(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise CheckpointError(f"weights file {path} is missing; copy the model folder again")
     try:
@@ -127,17 +127,16 @@ def load_part(folder: Path, part: str, module: nn.Module) -> None:
     Raises
     ------
     CheckpointError
-        The file is missing or corrupt, or a tensor is missing, unexpected or of another shape; the
-        message names the first.
+        The file is missing or corrupt, or `check_tensors` refuses a tensor.
     """
     path = part_path(folder, part)
     load_tensors(read_tensors(path), module, str(path))
 
 
 def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
-    """Put `tensors` into `module` as float32; raises as `check_tensors` does."""
+    """Put `tensors` into `module` as float32; raises what `check_tensors` raises."""
     check_tensors(tensors, module, source)
-    # Copied: safetensors maps the file, and a running model would follow what happens to it.
+    # Copied, because safetensors maps the file: a change to it would change a running model.
     copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     module.load_state_dict(copies, assign=True)
 
@@ -148,8 +147,8 @@ def check_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str)
     Raises
     ------
     CheckpointError
-        A tensor is missing, unexpected, of another shape or not of real numbers; the message names
-        the first, and `source`, where they came from.
+        A tensor is missing, unexpected, of another shape or not of real numbers. The message names
+        the first such tensor, and `source` as where it came from.
     """
     expected = module.state_dict()
     for name, parameter in expected.items():

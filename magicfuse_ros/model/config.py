@@ -19,7 +19,7 @@ Norm = Literal["instance", "none"]
 
 
 MAX_DOWNSAMPLES = 16
-"""Most halvings of the image: 2 to this power is computed."""
+"""How often E may halve the image at most; without a limit, 2 to that power could be huge."""
 
 
 class ConfigError(ValueError):
@@ -52,14 +52,15 @@ class AutoencoderConfig:
     patch
         Space-to-depth factor at the image side; 1 works on pixels.
     downsamples
-        Strided convolutions (E) and bilinear doublings (D) after the patch.
+        Number of strided convolutions in E, and of bilinear doublings in D.
     norm
-        `instance` (no affine), or `none`.
+        `instance` (without a learned scale and shift) or `none`.
     noise_channels
         Channels of Gaussian noise concatenated in E at latent resolution; 0 for a deterministic E.
     linear_path
-        A linear map beside each network, and clipping in place of the sigmoids: PCA of the patches
-        starts the map, and the networks learn only what it misses. Needs `downsamples` 0.
+        Whether E and D each add a linear map of their input to what the network gives, and clip the
+        sum instead of ending in a sigmoid. The map starts as the PCA of the patches, so that the
+        networks learn only what it misses. It needs `downsamples` 0.
     """
 
     latent_channels: int = 8
@@ -107,7 +108,7 @@ class DenoiserConfig:
     Attributes
     ----------
     width, multipliers, blocks
-        Base channels, their multiple at each level, residual blocks a level.
+        Base number of channels, its multiple at each level, and residual blocks of each level.
     attention_levels
         Levels (0 = finest) with a spatial transformer; the middle block always has one.
     heads, norm_groups
@@ -117,9 +118,10 @@ class DenoiserConfig:
     prediction
         What the network predicts: `eps`, `v` or `z0`.
     condition_skip
-        The network gives a gain G and an offset R in place of z0 itself: z0 = exp(G)·c + R (`z0`
-        prediction only). On latents that are nearly a linear transform of the image, a gain below 1
-        takes noise away and one above 1 gives contrast back, which is most of restoration.
+        Whether the network gives a gain G and an offset R, from which z0 = exp(G)·c + R, instead of
+        z0 itself (only with the prediction `z0`). On latents that are nearly a linear transform of
+        the image, a factor below 1 removes noise and one above 1 restores contrast, which is most
+        of restoration.
     """
 
     width: int
@@ -164,23 +166,25 @@ class DenoiserConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """F and S: layer l has `widths[l]` channels, `scales[l]` times coarser than the patched latent.
+    """F and S: layer l has `widths[l]` channels.
 
-    With every scale 1 this is the paper's chain of layers; coarser scales in the middle give S a
-    wide receptive field for little computation, and a layer that returns to an earlier scale also
-    receives that earlier layer's features.
+    It works at a resolution `scales[l]` times coarser than the patched latent. With every scale 1
+    this is the paper's chain of layers; coarser scales in the middle give S a wide receptive field
+    for little computation, and a layer that returns to an earlier scale also receives that earlier
+    layer's features.
 
     Attributes
     ----------
     attention
-        Per layer: single-head self-attention over every position, or not.
+        Whether each layer has single-head self-attention over every position.
     taps
         Feature maps a layer hands to S: 2 (after the residual blocks and after the attention) or 1
         (after the attention).
     mlp_width, head_width
         Hidden channels of each layer's 1×1 MLP, and of the convolutions that give w.
     head_activation
-        A SiLU between the two convolutions that give w; the published model has none.
+        Whether there is a SiLU between the two convolutions that give w; the published model has
+        none.
     """
 
     widths: tuple[int, ...] = (96, 96, 96, 96, 96)
@@ -245,16 +249,16 @@ class DiffusionConfig:
         The numbers of DDIM steps that F and S were trained for; with others their masks and
         pictures may be worthless. Left empty, it becomes `steps` alone.
     clip_z0
-        Clip every z0 estimate to [-1, 1]; latents are bounded, so this is legitimate and steadies
-        few-step sampling.
+        Whether every z0 estimate is clipped to [-1, 1]. All latents lie in that range, and clipping
+        steadies few-step sampling.
     scale_inputs
-        Networks see a·z_t, a·ε and a·z^s, with a = sqrt(ᾱ_t), instead of z_t, ε and z^s. At pure
-        noise, where few-step sampling starts, the noise then does not drown the condition latent;
-        at t = 0 nothing changes.
+        Whether the networks see a·z_t, a·ε and a·z^s, with a = sqrt(ᾱ_t), instead of z_t, ε and
+        z^s. Few-step sampling starts at pure noise, which then does not drown the condition latent;
+        at t = 0, where a is nearly 1, this changes next to nothing.
     tau
-        τ of Eq. 11: the most that Ψ's noise may weigh inside thermal classes.
+        τ of Eq. 11: the largest weight that Ψ's noise may have inside thermal classes.
     seed
-        Seed of the starting noise; the same frame in gives the same frame out.
+        Seed of the starting noise; with the same seed, the same frame gives the same result.
     """
 
     train_steps: int = 1000
@@ -343,14 +347,14 @@ class MagicFuseConfig:
 
     @property
     def multiple_of(self) -> int:
-        """Image sides must be multiples of this; inside, the networks take odd sizes."""
+        """Image sides must be multiples of this; at lower resolutions networks take odd sizes."""
         patch = math.lcm(self.psi.patch, self.phi.patch, self.fusion.patch)
         return self.autoencoder.stride * patch
 
     def steps_warning(self, steps: int) -> str:
         """Say that the model was not trained for this number of DDIM steps; empty where it was.
 
-        A model with random weights was trained for none, and is told of by `trained` instead.
+        It is empty for a model with random weights too: `trained` already says what that is.
         """
         known = self.diffusion.trained_steps
         if not self.trained or steps in known:
@@ -362,12 +366,12 @@ class MagicFuseConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` is its inverse."""
+        """Return plain JSON values; `from_dict` is the inverse."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MagicFuseConfig:
-        """Build from `to_dict`'s form; `ConfigError` for a missing, unknown or mistyped key."""
+        """Build from what `to_dict` returns; raises `ConfigError` as `dataclass_from` does."""
         return dataclass_from(cls, values, "config")
 
 
@@ -380,8 +384,8 @@ def dataclass_from(cls: type[T], values: object, where: str) -> T:
     Raises
     ------
     ConfigError
-        A key is unknown or missing, or a value has the wrong type or is refused by the dataclass;
-        `where` is what the message calls the place.
+        A key is unknown or missing, or a value has the wrong type or is refused by the dataclass.
+        The message calls the place `where`.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is {values!r}; accepted: a mapping of {cls.__name__}'s fields")
@@ -430,7 +434,7 @@ def _value(value: object, hint: Any, where: str) -> Any:
         fits = type(value) is hint or (hint is float and type(value) is int)
         accepted = _KINDS[hint]
         if type(value) is int and not -_WHOLE <= value < _WHOLE:
-            # Longer ones may not even be printed, which every message about them would do.
+            # Python refuses to print very long integers, and every message would print this one.
             raise ConfigError(f"{where} is a number of more than 64 bits; accepted: {accepted}")
     _require(fits, where, value, accepted)
     return value

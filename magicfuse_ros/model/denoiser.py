@@ -14,7 +14,7 @@ _GAIN_LIMIT = 4.0  # of |G|: gains from 0.018 to 55
 class Denoiser(nn.Module):
     """One diffusion branch.
 
-    What it predicts (ε, v or z0) is `config.prediction`; `diffusion.estimates` converts it.
+    `config.prediction` says what it predicts (ε, v or z0); `diffusion.estimates` converts it.
     """
 
     def __init__(self, config: DenoiserConfig, latent_channels: int) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 from magicfuse_ros.model.config import DiffusionConfig, Prediction, Spacing, check_steps
 
 FEW_STEPS = 25
-"""Below this number of steps the spacing is trailing, whatever the model's own.
+"""With fewer steps than this the spacing is trailing, whatever the model's configuration says.
 
-Leading spacing starts too late then: one step would start at t = 0, where the networks take the
-noise that they are given for the picture.
+Leading spacing would then start too late: a single step would be at t = 0, where the networks take
+the noise that they are given for the picture.
 """
 
 
@@ -41,9 +41,9 @@ def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
 def timesteps(steps: int, train_steps: int, spacing: Spacing) -> list[int]:
     """Return the `steps` timesteps of the reverse process, from noisy to clean.
 
-    `leading` starts below T and ends at 0 (25 of 1000: 960, 920 … 0); `trailing` starts at T − 1 (4
-    of 1000: 999, 749, 499, 249), which few-step sampling needs: only there is z_t the pure noise
-    that sampling starts from.
+    `leading` starts below T and ends at 0 (25 of 1000: 960, 920 … 0). `trailing` starts at T − 1 (4
+    of 1000: 999, 749, 499, 249). Few-step sampling needs `trailing`, because only at T − 1 is z_t
+    the pure noise that sampling starts from.
     """
     check_steps(steps, train_steps)
     if spacing == "leading":
@@ -54,7 +54,7 @@ def timesteps(steps: int, train_steps: int, spacing: Spacing) -> list[int]:
 
 
 def timesteps_of(config: DiffusionConfig, steps: int) -> list[int]:
-    """Return a model's timesteps for this many steps: its own spacing, trailing for `FEW_STEPS`."""
+    """Return a model's timesteps in its own spacing, or trailing for less than `FEW_STEPS`."""
     spacing = config.spacing if steps >= FEW_STEPS else "trailing"
     return timesteps(steps, config.train_steps, spacing)
 
@@ -65,7 +65,7 @@ def coefficients(alpha_bar: float) -> tuple[float, float]:
 
 
 def input_gain(a: float, config: DiffusionConfig) -> float:
-    """Return what the networks' noisy inputs are multiplied by where a = sqrt(ᾱ_t)."""
+    """Return the factor that the networks' noisy inputs are multiplied by; a = sqrt(ᾱ_t)."""
     return a if config.scale_inputs else 1.0
 
 
@@ -77,7 +77,7 @@ def add_noise(z0: Tensor, eps: Tensor, a: Tensor | float, s: Tensor | float) -> 
 def clean_estimate(
     prediction: Tensor, z_t: Tensor, a: Tensor | float, s: Tensor | float, kind: Prediction
 ) -> Tensor:
-    """Return the one-step estimate of z0 (z̃ in the paper) that a network's prediction means."""
+    """Return the one-step estimate of z0 (z̃ in the paper) that follows from a prediction."""
     if kind == "eps":
         return (z_t - s * prediction) / a
     return a * z_t - s * prediction if kind == "v" else prediction
@@ -88,7 +88,7 @@ def estimates(
 ) -> Estimate:
     """Turn a network's prediction into z0 and ε.
 
-    With `clip`, z0 is limited to [-1, 1] and ε is what then explains z_t, so that the two stay
+    With `clip`, z0 is limited to [-1, 1], and ε is computed from it and z_t, so that the two stay
     consistent.
     """
     z0 = clean_estimate(prediction, z_t, a, s, kind)

@@ -61,8 +61,8 @@ class SelfAttention(nn.Module):
             project(normed).flatten(2).transpose(1, 2)[:, None].contiguous()
             for project in (self.q, self.k, self.v)
         )
-        # Never a materialised h·w × h·w map: at 640×480 that is 19,200 squared. It takes contiguous
-        # q, k and v; for others PyTorch falls back to the map.
+        # This never materialises the h·w × h·w attention map, which at 640×480 has 19,200 squared
+        # entries. q, k and v must be contiguous: for others PyTorch falls back to the map.
         attended = functional.scaled_dot_product_attention(q, k, v)
         projected: Tensor = self.out(attended[:, 0].transpose(1, 2).reshape(x.shape))
         return x + projected
@@ -115,7 +115,7 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
         return functional.interpolate(x, size=size, mode="bilinear")
     ratio = x.shape[-2] // size[0]
     if (x.shape[-2], x.shape[-1]) == (ratio * size[0], ratio * size[1]):
-        return functional.avg_pool2d(x, ratio)  # the same, and compilers have it fast
+        return functional.avg_pool2d(x, ratio)  # the same result, which compilers make fast
     return functional.interpolate(x, size=size, mode="area")
 
 
@@ -155,7 +155,8 @@ class Fusion(nn.Module):
     def _skip_source(self, index: int) -> int | None:
         """Find the earlier layer whose features layer `index` also receives.
 
-        It is the last one at the same scale, where `index` returns from a coarser scale.
+        If `index` returns from a coarser scale, that is the last layer before it at its own scale;
+        otherwise, or if there is none, None.
         """
         scales = self.config.scales
         if index == 0 or scales[index] >= scales[index - 1]:
@@ -195,8 +196,8 @@ class Fusion(nn.Module):
         Returns
         -------
         w, state
-            The weight of Ψ's noise (B, 8, h, w), not squashed, and the new z^s (B, classes, h, w):
-            the logits at latent size.
+            The weight of Ψ's noise (B, 8, h, w), which no activation bounds, and the new z^s
+            (B, classes, h, w), the logits at latent size.
         """
         patch = self.config.patch
         time = self.time_embed(time_embedding(t, self.config.time_width).to(z_f.dtype))
@@ -228,15 +229,15 @@ def radiation_category_map(state: Tensor, thermal_ids: tuple[int, ...]) -> Tenso
 
     `state` is (B, classes, h, w); the result is (B, 1, h, w) in the same dtype.
     """
-    # What `argmax` gives, which takes a CPU 15 times as long.
+    # These are the indices that `argmax` gives, but that takes 15 times as long on a CPU.
     largest = state.max(dim=1, keepdim=True).indices
     return is_one_of(largest, thermal_ids).to(state.dtype)
 
 
 def is_one_of(classes: Tensor, ids: tuple[int, ...]) -> Tensor:
-    """Return where class ids are among `ids`, boolean of the same shape."""
-    # Compared with numbers, not looked up: a table would have to be copied to a GPU, which no CUDA
-    # graph can hold.
+    """Return a boolean tensor of the same shape: True where a class id is among `ids`."""
+    # Compared one by one and not looked up: a table would have to be copied to the GPU, and a CUDA
+    # graph cannot hold such a copy.
     found = torch.zeros_like(classes, dtype=torch.bool)
     for index in ids:
         found = found | (classes == index)

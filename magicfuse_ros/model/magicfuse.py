@@ -41,7 +41,7 @@ class Pictures(NamedTuple):
 
 
 class MagicFuse(nn.Module):
-    """The model in plain PyTorch, of which a runtime makes the same parts fast.
+    """The model in plain PyTorch; a runtime compiles the same parts to make them fast.
 
     It can be given to `sample` as its `Networks`.
     """
@@ -64,7 +64,7 @@ class MagicFuse(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> MagicFuse:
-        """Load a weights folder (`config.json`, one safetensors file a part), in evaluation mode.
+        """Load a weights folder, as `save_pretrained` writes it, in evaluation mode.
 
         Raises
         ------
@@ -90,7 +90,7 @@ class MagicFuse(nn.Module):
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and one safetensors file a part; `from_pretrained` is its inverse."""
+        """Write `config.json` and a safetensors file for each part; see `from_pretrained`."""
         checkpoint.write_config(Path(folder), self.config)
         for part in PARTS:
             checkpoint.save_part(Path(folder), part, getattr(self, part))

@@ -1,4 +1,4 @@
-"""The Gaussian noise that a sample starts from: everything random in it."""
+"""The Gaussian noise that a sample starts from; nothing else in it is random."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a model put in the sampler's place of the whole: one branch alone, or F & S alone."""
+"""Parts of a model that the sampler can run instead of the whole: one branch, or F & S, alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Branch = Literal["psi", "phi"]
 
 
 class OneBranch:
-    """The sampler's `Networks` with only Ψ or Φ at work; the other streams hold nothing of use.
+    """`Networks` for the sampler that run only Ψ or Φ; the other streams' results mean nothing.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class OneBranch:
     def denoise(
         self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the branch's prediction at timestep t, twice; both streams start alike."""
+        """Return the branch's prediction at timestep t twice, as both streams start alike."""
         del z_phi
         prediction = self._network(condition, z_psi, torch.tensor([t], device=condition.device))
         return prediction, prediction
@@ -45,15 +45,15 @@ class OneBranch:
     def fuse(
         self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        """Return Ψ's weight as 1 everywhere, and z^s as it was."""
+        """Return a weight of 1 everywhere, and z^s unchanged."""
         del phi, z_f, t
         return torch.ones_like(psi.z0), state
 
 
 class Unaided:
-    """The sampler's `Networks` without Ψ and Φ: the condition latent is both branches' estimate.
+    """`Networks` for the sampler without Ψ and Φ: both estimates are the condition latent.
 
-    What the branches are worth is what F & S lose without them.
+    What F & S lose without the branches is what the branches are worth.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Unaided:
     def denoise(
         self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the predictions from which both estimates come out as the condition latent."""
+        """Return the predictions from which both estimates become the condition latent."""
         config = self._model.config
         return (
             self._prediction(condition, z_psi, t, config.psi.prediction),
@@ -82,7 +82,7 @@ class Unaided:
         return self._model.fuse(psi, phi, z_f, state, t)
 
     def _prediction(self, z0: Tensor, seen: Tensor, t: int, kind: Prediction) -> Tensor:
-        """Return what a network has to say at timestep t for its estimate to be z0."""
+        """Return what a network must predict at timestep t for its estimate to be z0."""
         a, s = coefficients(self._alpha_bars[t])
         if kind == "z0":
             return z0

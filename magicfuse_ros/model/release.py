@@ -3,8 +3,8 @@
 Every tensor of the release is used and none is missing; names and shapes are checked against the
 configuration. Files are loaded with `weights_only=True`, so that they cannot run code.
 
-The names are those of the files' tensors. That the imported model computes what the authors' own
-code does is not tested here.
+The names are those of the files' tensors. No test shows yet that the imported model computes what
+the authors' own code computes.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def import_release(
     Parameters
     ----------
     progress
-        Called with a line of text a part, and with one for each wrapping that was taken off.
+        Called with a line of text for each part, and for each wrapper or prefix that was removed.
     config
-        The size that the files are of; it is written with `trained` set.
+        The configuration that the files were trained with; it is written with `trained` set.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def read_release(file: Path) -> dict[str, Any]:
         content = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
-    except Exception as error:  # torch passes on what damaged bytes lead to
+    except Exception as error:  # torch may raise anything on damaged bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"release file {file} cannot be loaded as weights ({reason}); download it again"
@@ -190,7 +190,7 @@ def converted(
     module
         The part; it may be on the meta device and is not changed.
     source
-        What messages call the file.
+        The file's name in messages.
 
     Returns
     -------
@@ -338,6 +338,6 @@ def denoiser_names(config: DenoiserConfig) -> Names:
             if level in attention_levels:
                 add(f"{theirs}.1", f"{up}.attentions.{index}", _SPATIAL_TRANSFORMER)
         if level != 0:
-            place = 2 if level in attention_levels else 1
-            layers[f"output_blocks.{first + blocks}.{place}.conv"] = f"{up}.upsamplers.0.conv"
+            position = 2 if level in attention_levels else 1
+            layers[f"output_blocks.{first + blocks}.{position}.conv"] = f"{up}.upsamplers.0.conv"
     return _tensors({theirs: f"unet.{ours}" for theirs, ours in layers.items()})

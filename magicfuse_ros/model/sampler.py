@@ -13,34 +13,35 @@ from magicfuse_ros.model.config import MagicFuseConfig, check_tau
 from magicfuse_ros.model.fusion import fused_noise, modulated_weight, radiation_category_map
 
 STATE_LIMIT = 1000.0
-"""Most that a value of z^s may be, either way.
+"""The values of z^s are clamped to plus and minus this number.
 
 S has no bound of its own: each step may make its state larger, and over hundreds of steps, for
-which no model was trained, it would run to infinity. Logits of trained use are far below this.
+which no model was trained, it would grow to infinity. With the steps that a model was trained for,
+its logits stay far below this.
 """
 
 
 class Networks(Protocol):
     """The networks as the sampler needs them.
 
-    Ψ and Φ are asked together, so that a runtime may run them side by side.
+    One call runs both Ψ and Φ, so that a runtime may run them side by side.
     """
 
     def denoise(
         self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        """Predictions of Ψ and Φ at timestep t, each (B, 8, h, w)."""
+        """Return the predictions of Ψ and Φ at timestep t, each (B, 8, h, w)."""
         ...
 
     def fuse(
         self, psi: diffusion.Estimate, phi: diffusion.Estimate, z_f: Tensor, state: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        """Weight w and the next z^s, as `fusion.Fusion.forward`."""
+        """Return the weight w and the next z^s, as `fusion.Fusion.forward` does."""
         ...
 
 
 class Noise(NamedTuple):
-    """Where sampling starts, standard Gaussian.
+    """The standard Gaussian noise that sampling starts from.
 
     Attributes
     ----------
@@ -112,12 +113,12 @@ class SamplerSettings:
         steps: int | None = None,
         tau: float | None = None,
     ) -> SamplerSettings:
-        """Take the model's own settings, with what is given put in place of them.
+        """Return the model's own settings, except for `steps` or `tau` where they are given.
 
         Raises
         ------
         ConfigError
-            `steps` or `tau` is out of range; the message says the range.
+            `steps` or `tau` is out of range; the message names the range.
         """
         own = config.diffusion
         timesteps = diffusion.timesteps_of(own, own.steps if steps is None else steps)
@@ -138,7 +139,7 @@ def sample(
 ) -> Step:
     """Run the reverse process of all three streams from the same noise (Algorithm 1).
 
-    A pure function: the same networks, noise and settings give the same sample.
+    This is a pure function: the same inputs give the same sample.
 
     Parameters
     ----------
@@ -181,9 +182,9 @@ def sample(
     for t, t_next in zip(settings.timesteps, (*settings.timesteps[1:], None), strict=False):
         a, s = diffusion.coefficients(alpha_bars[t])
         gain = diffusion.input_gain(a, config.diffusion)
-        said = networks.denoise(condition, gain * z_psi, gain * z_phi, t)
-        psi = diffusion.estimates(said[0], z_psi, a, s, config.psi.prediction, clip=clip)
-        phi = diffusion.estimates(said[1], z_phi, a, s, config.phi.prediction, clip=clip)
+        from_psi, from_phi = networks.denoise(condition, gain * z_psi, gain * z_phi, t)
+        psi = diffusion.estimates(from_psi, z_psi, a, s, config.psi.prediction, clip=clip)
+        phi = diffusion.estimates(from_phi, z_phi, a, s, config.phi.prediction, clip=clip)
         seen_psi, seen_phi = (diffusion.Estimate(z0, gain * eps) for z0, eps in (psi, phi))
         w, state = networks.fuse(seen_psi, seen_phi, gain * z_f, gain * state, t)  # Eq. 9, 10
         state = state.clamp(-STATE_LIMIT, STATE_LIMIT)

@@ -1,6 +1,7 @@
-"""Temporal consistency: the fused latent of the frame before, kept where nothing moved.
+"""Temporal consistency: where nothing moved, keep part of the last frame's fused latent.
 
-A start from that latent, re-noised, was measured too and is worse (docs/video.md).
+Starting the sampler from that latent, with noise added again, was measured too and is worse
+(docs/video.md).
 """
 
 from __future__ import annotations
@@ -9,34 +10,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Root mean square over the channels, of [-1, 1]: what differs by this is kept to 1/e.
+# Where two latents differ by this (root mean square over the channels), the weight falls to 1/e.
 _NOISE = 0.05
-# Neighbouring frames of M3SVD at 6 Hz stay below 0.06, different scenes lie above 0.5.
+# Mean square difference over the variances' sum: neighbouring frames of M3SVD at 6 Hz stay below
+# 0.06, different scenes lie above 0.5.
 _CUT = 0.25
 
 
 class Memory:
-    """The fused latent of the frame before, of one stream of frames."""
+    """Remembers the fused latent of the last frame of one stream."""
 
     def __init__(self) -> None:
         self._before: Tensor | None = None
 
     def forget(self) -> None:
-        """Begin anew: the next frame has none before it."""
+        """Forget the last frame, so that the next one begins a new stream."""
         self._before = None
 
     def carry(self, fused: Tensor, weight: float) -> Tensor:
-        """Return the latent to show: as `carried_over` from the frame before, if it fits.
+        """Return the latent to show: `carried_over` mixes the last frame's into this one's.
 
-        A frame of another size or another scene, and one with values that are not finite, are shown
-        as they are. Frames shown at weight 0 are not remembered.
+        A frame of another size or another scene, and one with values that are not finite, is shown
+        as it is. Frames shown at weight 0 are not remembered.
 
         Parameters
         ----------
         fused
             z0_f of this frame, (1, 8, h, w) in [-1, 1].
         weight
-            0 to 1.
+            Of the last frame's latent where nothing moved, 0 to 1.
         """
         before = self._before if weight else None
         if before is not None and before.shape == fused.shape and not is_cut(before, fused):
@@ -46,10 +48,11 @@ class Memory:
 
 
 def carried_over(before: Tensor, fused: Tensor, weight: float) -> Tensor:
-    """z0_f + k·(z0_f of before - z0_f), with k = weight where nothing moved.
+    """Return z0_f + k·(z0_f of before - z0_f), with k = weight where nothing moved.
 
-    Where the two differ by more than noise does, k falls towards 0 as a Gaussian of the difference.
-    It is averaged over 3 x 3 latents before its size is taken: noise averages out, motion does not.
+    Where the two differ by more than noise explains, k falls towards 0 as a Gaussian of the
+    difference. The difference is first averaged over 3 x 3 latents, which removes noise but not
+    motion.
     """
     change = functional.avg_pool2d(before - fused, 3, 1, 1, count_include_pad=False)
     size = change.square().mean(dim=1, keepdim=True) / _NOISE**2
@@ -57,9 +60,10 @@ def carried_over(before: Tensor, fused: Tensor, weight: float) -> Tensor:
 
 
 def is_cut(before: Tensor, fused: Tensor) -> bool:
-    """Whether two latents (1, 8, h, w) show different scenes: they differ as much as each varies.
+    """Whether two latents (1, 8, h, w) show different scenes.
 
-    Seen on 6 x 8 averages, which noise hardly changes. True also for values that are not finite.
+    They do if they differ too much for how much each varies; see `_CUT`. Both are compared as 6 x 8
+    averages, which noise hardly changes. The answer is True for values that are not finite.
     """
     a, b = (functional.adaptive_avg_pool2d(latent, (6, 8)) for latent in (before, fused))
     spread = (a.var(dim=(2, 3)) + b.var(dim=(2, 3))).mean()

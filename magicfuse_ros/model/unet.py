@@ -83,7 +83,7 @@ class SelfAttention(nn.Module):
             project(x).view(by_head).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        # Never a materialised map of positions by positions.
+        # This never materialises a map of positions by positions.
         attended = functional.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.to_out[0](attended.transpose(1, 2).reshape(x.shape))
         return out
@@ -160,7 +160,7 @@ class SpatialTransformer(nn.Module):
 
 
 class Resample(nn.Module):
-    """The convolution that halves a feature map, or the one after it was enlarged."""
+    """The convolution that halves a feature map, or that follows its enlargement."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class DownLevel(Level):
         self.downsamplers = nn.ModuleList(Resample(width, stride=2) for _ in range(halves))
 
     def forward(self, x: Tensor, time: Tensor) -> list[Tensor]:
-        """Map (B, inputs, h, w) to what each layer gives; the last one goes on down."""
+        """Map (B, inputs, h, w) to the result of each layer; the last goes to the next level."""
         features = []
         for index in range(len(self.resnets)):
             x = self.layer(index, x, time)
@@ -241,7 +241,8 @@ class UpLevel(Level):
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
         """Map (B, C, h, w), joined with the last of `skips` in each layer, to (B, width, …).
 
-        What is joined is taken off `skips`. The outcome has the size of the next one.
+        Each layer takes its entry off `skips`. Where a finer level follows, the result is enlarged
+        to the size of the next entry.
         """
         for index in range(len(self.resnets)):
             x = self.layer(index, torch.cat([x, skips.pop()], dim=1), time)
@@ -273,7 +274,7 @@ class UNet(nn.Module):
     Parameters
     ----------
     inputs, outputs
-        Channels of what it gets and of what it gives.
+        Channels of the input and of the output.
     widths
         Channels of each level, the finest first; each level has half the resolution of the one
         before it.
@@ -301,7 +302,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(widths[0])
         self.down_blocks = nn.ModuleList()
-        skips, x = [widths[0]], widths[0]  # channels of what goes down, and of what is kept of it
+        skips, x = [widths[0]], widths[0]  # channels of each skip connection, and of x
         for level, width in enumerate(widths):
             shape = width, time_channels, heads if level in attention_levels else 0, groups
             inner = [x, *[width] * (blocks - 1)]
@@ -325,8 +326,8 @@ class UNet(nn.Module):
         Parameters
         ----------
         x
-            (B, inputs, h, w), of any size: odd sides are halved upwards, and what comes up again
-            is enlarged to the size of the skip connection that it meets.
+            (B, inputs, h, w), of any size: halving an odd side rounds up, and on the way up the
+            features are enlarged to the size of the skip connection that they join.
         t
             Timesteps, (B,) or (1,), integer or floating point.
 

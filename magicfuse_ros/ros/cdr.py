@@ -1,4 +1,4 @@
-"""Serialised messages: read whatever their bytes are, and pictures written with one copy."""
+"""Serialised messages: reads them safely whatever their bytes are, writes pictures in one copy."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _LITTLE_ENDIAN = b"\x00\x01\x00\x00"  # encapsulation of CDR, no options
 
 
 def deserialize(data: bytes, message_class: type) -> Any:
-    """Return the message that the bytes are.
+    """Return the message that the bytes hold.
 
     Raises
     ------
     ValueError
-        They are none of this class.
+        They are no message of this class.
     """
-    # The two lowest bits of byte 3 tell how many bytes of padding end the message. Fast CDR takes
-    # them off without asking whether that many are there, and reads on through the memory behind.
+    # The two lowest bits of byte 3 say how many bytes of padding end the message. Fast CDR takes
+    # these off without checking that there are so many, and then reads past the end of the data.
     if len(data) >= _ENCAPSULATION and len(data) - _ENCAPSULATION < data[3] & 3:
         raise ValueError(f"{len(data)} bytes with {data[3] & 3} of padding are no message")
     try:
@@ -36,9 +36,10 @@ def deserialize(data: bytes, message_class: type) -> Any:
 def serialize_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> bytes:
     """Return the bytes of the sensor_msgs/Image that `encode_image` makes of a picture.
 
-    rclpy copies the pixels four times on the way from a message to its bytes, and takes as long to
-    make a message and to serialise it when it is empty: most of what publishing a picture costs.
-    The bytes are plain CDR, each number aligned to its size from the end of the encapsulation.
+    rclpy copies the pixels four times between a message and its bytes, and to make and serialise
+    even an empty message takes as long again: that is most of the cost of publishing a picture. The
+    bytes are plain CDR, in which each number is aligned to its size, counted from the end of the
+    encapsulation.
 
     Parameters and errors are those of `codec.encode_image`.
     """
@@ -55,11 +56,11 @@ def serialize_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> b
 
 
 def _string(text: str) -> bytes:
-    """Return a CDR string: its length with the closing zero, and both."""
+    """Return a CDR string: its length, which counts the closing zero, then the text and a zero."""
     data = text.encode() + b"\0"
     return struct.pack("<I", len(data)) + data
 
 
 def _padding(field: bytes) -> bytes:
-    """Return what aligns a number of four bytes behind a field that begins aligned."""
+    """Return the zeros that align a four-byte number after a field that begins aligned."""
     return bytes(-len(field) % 4)

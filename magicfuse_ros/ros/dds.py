@@ -19,7 +19,7 @@ PROFILE_VARIABLES = (PROFILE_VARIABLE, "FASTRTPS_DEFAULT_PROFILES_FILE")
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Fast DDS keeps its segments
 SEGMENT_BYTES = 36 * 2**20
-"""What a process takes of it with the shipped profile: 32 MiB of messages, and the accounting."""
+"""Shared memory of one process with the shipped profile: 32 MiB of messages and the accounting."""
 _FULL_BYTES = 2**20
 
 _SEGMENT_LOCK = re.compile(r"fast(?:rtps|dds)_[0-9a-z]{16}_el")
@@ -28,10 +28,10 @@ _YOUNGEST_S = 2.0
 
 
 def prepare(environment: MutableMapping[str, str]) -> list[str]:
-    """Make a command's process ready for its first node; returns warnings for its user.
+    """Make a command's process ready for its first node; return warnings for its user.
 
-    Sets the shipped Fast DDS profile unless the user chose one, gives ROS a folder for its logs
-    that can be written, and clears shared memory of what killed processes left in it.
+    This sets the shipped Fast DDS profile unless the user chose one, makes sure that ROS can write
+    its logs, and clears shared memory of what killed processes left in it.
     """
     use_shipped_profile(environment)
     return [
@@ -44,18 +44,18 @@ def prepare(environment: MutableMapping[str, str]) -> list[str]:
 def use_shipped_profile(environment: MutableMapping[str, str]) -> None:
     """Point Fast DDS at ``config/fastdds.xml`` unless the user chose a profile.
 
-    Its default shared memory holds 512 KiB: images above that are mostly lost when sent best
-    effort. Must be called before a process makes its first node.
+    Without a profile, Fast DDS has 512 KiB of shared memory, and most larger images that are sent
+    best effort get lost. Call this before the process makes its first node.
     """
     if not has_profile(environment):
         environment[PROFILE_VARIABLE] = str(share_dir() / "config" / "fastdds.xml")
 
 
 def writable_log_folder(environment: MutableMapping[str, str]) -> str:
-    """Let ROS log to a temporary folder where it cannot write to its own; returns a warning.
+    """Let ROS log to a temporary folder if it cannot write to its own; return a warning then.
 
-    Without a folder for logs, rclpy refuses to start: a home that is read only must not stop a
-    node, whose log goes to the terminal as well.
+    rclpy refuses to start without a folder for logs. But a read-only home must not stop a node,
+    whose log goes to the terminal as well.
     """
     home = environment.get("ROS_HOME") or Path(environment.get("HOME", "/"), ".ros")
     folder = Path(environment.get("ROS_LOG_DIR") or Path(home, "log")).expanduser()
@@ -82,12 +82,12 @@ def clear_shared_memory(environment: Mapping[str, str], folder: Path = SHARED_ME
 
 
 def has_profile(environment: Mapping[str, str]) -> bool:
-    """Whether Fast DDS has a profile, as the shipped one, with room for large images."""
+    """Whether a Fast DDS profile is set, such as the shipped one with room for large images."""
     return any(environment.get(name) for name in PROFILE_VARIABLES)
 
 
 def shared_memory_warning(folder: Path = SHARED_MEMORY, needed_bytes: int = _FULL_BYTES) -> str:
-    """Say that shared memory is full; empty while `needed_bytes` are free, or it is not there."""
+    """Say that shared memory is full; empty if `needed_bytes` are free, or if there is none."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError:

@@ -38,7 +38,7 @@ _ENGINE = {ledger.ENGINE_ERROR, ledger.ENGINE_HUNG, ledger.PUBLISH_ERROR}
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """What decides the level.
+    """What the level of the diagnostics depends on.
 
     Attributes
     ----------
@@ -68,10 +68,11 @@ class Health:
 
 
 def judge(health: Health) -> tuple[bytes, str]:
-    """Return the level and the message.
+    """Return the level of the diagnostics and their message.
 
-    ERROR: it could not be configured, or the engine fails or hangs. WARN: bad input, or a standing
-    warning. STALE: active, but no frames come. OK otherwise, also while it waits to be activated.
+    The level is ERROR if the node could not be configured, or if the engine fails or hangs; STALE
+    if the node is active but no frames come; WARN for bad input or a standing warning; and OK
+    otherwise, also while the node waits to be activated.
     """
     errors, warnings = [], list(health.warnings)
     if health.error:
@@ -105,7 +106,7 @@ def key_values(
     rates: tuple[float, float],
     summaries: Mapping[str, Summary],
 ) -> dict[str, str]:
-    """Spell the node's facts, counts and statistics as the keys above."""
+    """Write the node's facts, counts and statistics as text under the keys above."""
     values = {name: _spell(value) for name, value in facts.items()}
     values["frames_in"] = str(account.frames_in)
     values["frames_out"] = str(account.frames_out)

@@ -1,4 +1,4 @@
-"""What other nodes do with the topics that a node listens to."""
+"""Checks how other nodes publish the topics that a node reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRANSPORTS = {"sensor_msgs/msg/CompressedImage": "compressed", "sensor_msgs/msg
 def wrong_types(node: Node, will_read: Mapping[str, type[Any]]) -> list[str]:
     """Name the topics that are published with another message type than `node` reads.
 
-    Nothing else tells: DDS does not connect the two, and neither side hears of it.
+    Nothing else reports this: DDS does not connect the two, and tells neither side.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""What the launch files share: one managed node, its parameters as arguments.
+"""What the launch files share: how to start a managed node with its parameters as arguments.
 
-Needs ROS 2's launch and launch_ros, which are not on PyPI; nothing but launch files imports this.
+It needs ROS 2's launch and launch_ros, which are not on PyPI, so only launch files import it.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class ManagedNodeLaunch:
     Attributes
     ----------
     executable
-        In lib/magicfuse_ros; the node's name too.
+        Name of the executable in lib/magicfuse_ros, and of the node.
     parameters
-        The node's table.
+        The node's table of parameters.
     topics
-        (name in the node, description) of every topic that has an argument of its name.
+        (name in the node, description) of every topic that an argument of the same name remaps.
     params_file
         Name of the shipped parameter file, in config/.
     more
         Further arguments.
     beside
-        Returns what is started beside the node.
+        Returns the actions that are to start together with the node.
     """
 
     executable: str
@@ -145,12 +145,14 @@ def launch_text(spec: ParameterSpec) -> str:
 
 
 def process_prefix(users: str = "") -> str:
-    """Let the kernel stop the process when launch dies: on SIGTERM, launch leaves orphans.
+    """Return a launch prefix that lets the kernel stop the process when launch dies.
+
+    Without it, a launch that is ended by SIGTERM leaves its processes running.
 
     Parameters
     ----------
     users
-        The user's own launch prefix, which stays.
+        The user's own launch prefix, which is kept.
     """
     setpriv = shutil.which("setpriv")
     ours = f"{shlex.quote(setpriv)} --pdeathsig TERM" if setpriv else ""
@@ -163,7 +165,7 @@ def truth(context: LaunchContext, name: str) -> bool:
     Raises
     ------
     ValueError
-        It is neither.
+        The argument is neither.
     """
     text = context.launch_configurations[name]
     accepted = {"true": True, "1": True, "false": False, "0": False}
@@ -173,7 +175,7 @@ def truth(context: LaunchContext, name: str) -> bool:
 
 
 def _profile() -> list[LaunchDescriptionEntity]:
-    """Large images need the shipped Fast DDS profile; one that the user chose stays."""
+    """Set the shipped Fast DDS profile, which large images need, unless the user chose one."""
     environment = dict(os.environ)
     use_shipped_profile(environment)
     if environment.get(PROFILE_VARIABLE) == os.environ.get(PROFILE_VARIABLE):

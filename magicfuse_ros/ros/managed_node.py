@@ -1,4 +1,4 @@
-"""What the package's nodes share: lifecycle, autostart, ~/enable, diagnostics, stopping."""
+"""What the package's nodes have in common: lifecycle, autostart, ~/enable, diagnostics, stop."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ SUCCESS = TransitionCallbackReturn.SUCCESS
 _NUMBER = re.compile(r"\d+")
 
 TICK_S = 1.0
-"""How often a node looks after itself and publishes diagnostics."""
+"""Seconds between two rounds of a node's checks and diagnostics."""
 
 
 class ManagedNode(LifecycleNode, ABC):
-    """A lifecycle node that says how it is; subclasses configure and activate it.
+    """A lifecycle node that publishes diagnostics; subclasses configure and activate it.
 
     Parameters
     ----------
     name
         The node's name.
     stop_requested
-        Tells that the process was asked to stop, for work that takes long.
+        Returns whether the process was asked to stop; work that takes long has to check it.
     node_arguments
-        For `rclpy.lifecycle.LifecycleNode`, such as `namespace` or `parameter_overrides`.
+        Passed to `rclpy.lifecycle.LifecycleNode`, such as `namespace` or `parameter_overrides`.
 
     Attributes
     ----------
     abandoned
-        True once a thread did not come back from native code in time: it still runs.
+        True once a thread did not come back from native code in time and was left running.
     memory_warning
-        That shared memory had no room when this process began; it has no segment then.
+        A warning if shared memory was full when this process began, which then has no segment of
+        it; else empty.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class ManagedNode(LifecycleNode, ABC):
         self._warned_of: set[str] = set()
         self._account, self._timings, self._recent = Ledger(), Timings(), Recent()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        # Steady: diagnostics go on while simulated time stands still.
+        # A steady clock, so that diagnostics go on while simulated time stands still.
         self.create_timer(TICK_S, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_service(SetBool, "~/enable", self._on_enable)
 
@@ -69,7 +70,7 @@ class ManagedNode(LifecycleNode, ABC):
             self.trigger_activate()
 
     def stop(self) -> None:
-        """Shut down, from whatever state it is in."""
+        """Shut the node down, whatever state it is in."""
         self.get_logger().info("Stopping")
         if rclpy.ok() and self._state != "finalized":
             self.trigger_shutdown()
@@ -90,7 +91,7 @@ class ManagedNode(LifecycleNode, ABC):
         return SUCCESS
 
     def on_shutdown(self, _state: LifecycleState) -> TransitionCallbackReturn:
-        """Deactivate and clean up, as far as there is anything."""
+        """Deactivate and clean up, as far as the node's state requires it."""
         self._release()
         self._state, self._error = "finalized", ""
         self._tick()
@@ -122,12 +123,12 @@ class ManagedNode(LifecycleNode, ABC):
         """Pause, and release what configuring made, if anything."""
 
     def _will_read(self) -> Mapping[str, type[Any]]:
-        """Return what it subscribes to once activated: resolved topic → message class."""
+        """Return what the node subscribes to once activated: resolved topic → message class."""
         return {}
 
     @abstractmethod
     def _every_second(self) -> None:
-        """Look after what needs it, before diagnostics are told."""
+        """Do the node's own checks, once a second before the diagnostics are published."""
 
     @abstractmethod
     def _health(self) -> diagnostics.Health:
@@ -146,7 +147,7 @@ class ManagedNode(LifecycleNode, ABC):
         return TransitionCallbackReturn.FAILURE
 
     def _why_not_now(self, fixed: set[str]) -> str:
-        """Refuse a change of parameters that are not live, while active."""
+        """Say why parameters that are not live cannot change now; empty if they can."""
         if not fixed or self._state != "active":
             return ""
         return (
@@ -155,12 +156,15 @@ class ManagedNode(LifecycleNode, ABC):
         )
 
     def _forget_destroyed(self) -> None:
-        """Drop what rclpy keeps of every subscription and publisher that ever was: a leak."""
+        """Drop the dead references that rclpy keeps of destroyed entities, which are a leak."""
         entities = self.default_callback_group.entities
         entities -= {reference for reference in entities if reference() is None}
 
     def warn_once(self, text: str) -> None:
-        """Log what holds for long, and may be repeated in the diagnostics; not if it is empty."""
+        """Log a standing warning the first time; texts that differ only in numbers are the same.
+
+        An empty text is ignored. The diagnostics may repeat the warning.
+        """
         kind = _NUMBER.sub("", text)
         if text and kind not in self._warned_of:
             self._warned_of.add(kind)
@@ -174,7 +178,7 @@ class ManagedNode(LifecycleNode, ABC):
         return response
 
     def _tick(self) -> None:
-        """Once a second."""
+        """Do the node's checks and publish its diagnostics, once a second."""
         self._every_second()
         account = self._account.account()
         self._recent.add(account)

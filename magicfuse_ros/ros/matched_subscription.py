@@ -21,18 +21,18 @@ class MatchedSubscription:
     node
         Owner of the subscription.
     message_type, name
-        Of the topic.
+        The topic's message class and name.
     reliability
         The parameter `input_reliability`.
     on_message
-        Gets every message.
+        Called with every message.
 
     Attributes
     ----------
     topic
         The resolved name.
     reliability
-        What it is subscribed with now.
+        The reliability that it is subscribed with now.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MatchedSubscription:
         self.refresh()
 
     def refresh(self) -> None:
-        """Match the publishers that are there now; subscribe anew only if that changes anything."""
+        """Match the present publishers; subscribe anew only if that changes the reliability."""
         wanted = choose_reliability(self._setting, self._offered())
         if wanted != self.reliability and not self._closed:
             self.reliability = wanted
@@ -103,6 +103,6 @@ class MatchedSubscription:
         )
 
     def _on_qos_event(self, _event: object) -> None:
-        # The event belongs to the subscription that may have to go: replace it a moment later.
+        # The event belongs to the subscription, which may have to go: replace it a moment later.
         if self._node.executor is not None:
             self._node.executor.create_task(self.refresh)

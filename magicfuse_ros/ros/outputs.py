@@ -25,7 +25,7 @@ NO_LABEL_INFO = (
     else "vision_msgs is not installed: ids and names are published on ~/semantic/labels only, and "
     "not as LabelInfo, which Nav2 wants (in ROS it is ros-$ROS_DISTRO-vision-msgs)"
 )
-"""Said once where there is no LabelInfo; empty where there is."""
+"""What the node logs once if there is no LabelInfo; empty if there is."""
 
 PALETTE_OPACITY = 0.5
 """How much of a class's colour covers MagImg in ~/semantic/color, 0 to 1."""
@@ -34,11 +34,11 @@ PALETTE_OPACITY = 0.5
 def scale_camera_info(info: CameraInfo, size: tuple[int, int]) -> CameraInfo:
     """Describe a picture that shows the camera's whole picture in another size.
 
-    `info` speaks of the sensor; the camera's picture is its region of interest, binned. Where
-    `size` is the size of that picture, `info` comes back unchanged. Otherwise region and binning
-    are folded into K and P together with the scale, and the result describes a plain picture of
-    `size`. (0, 0) is the centre of the first pixel, as in ROS and OpenCV, so that a principal point
-    c becomes (c + 0.5) s - 0.5.
+    `info` describes the sensor; the camera's picture is its region of interest, binned. If `size`
+    is the size of that picture, the result equals `info`. Otherwise region and binning are folded
+    into K and P together with the scale, and the result describes a plain picture of `size`. (0, 0)
+    is the centre of the first pixel, as in ROS and OpenCV, so that a principal point c becomes
+    (c + 0.5) s - 0.5.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def scale_camera_info(info: CameraInfo, size: tuple[int, int]) -> CameraInfo:
     Returns
     -------
     sensor_msgs/CameraInfo with the input's header, distortion and rectification. An uncalibrated
-    matrix (its focal length is 0) stays as it is, as do both where the input has no size.
+    matrix (with a focal length of 0) is not changed; neither K nor P is if the input has no size.
     """
     roi = info.roi
     binning = (max(info.binning_x, 1), max(info.binning_y, 1))
@@ -98,8 +98,8 @@ def colorize(
     magimg
         (H, W, 3) uint8 RGB; left as it is.
     palette
-        (R, G, B) of each id, 0 to 255. Black shows MagImg alone (unlabeled), as do ids that the
-        palette does not reach.
+        (R, G, B) of each id, 0 to 255. Classes in black (unlabeled) and ids beyond the palette show
+        MagImg alone.
 
     Returns
     -------
@@ -137,8 +137,8 @@ def class_map(names: Sequence[str], table: NDArray[np.uint8]) -> list[tuple[int,
 
     Returns
     -------
-    (published id, name) pairs in the order of ids; a class that is published as unknown (255) is
-    left out: LabelInfo reserves the largest id for "unlabeled".
+    (published id, name) pairs in the order of ids. A class that is published as unknown (255) is
+    left out, because LabelInfo reserves the largest id for "unlabeled".
     """
     published = ((int(table[index]), name) for index, name in enumerate(names))
     return sorted(pair for pair in published if pair[0] != UNKNOWN)

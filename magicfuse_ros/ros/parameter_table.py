@@ -46,7 +46,7 @@ class ParameterSpec:
     choices
         The accepted strings; empty where any string may be given.
     live
-        May change while the node is active, between two frames; the others may not.
+        Whether it may change while the node is active, between two frames.
     """
 
     name: str
@@ -92,7 +92,7 @@ class ParameterSpec:
             raise ParameterError(f"{self.name} is {value!r}; accepted: {self.accepted}")
 
     def descriptor(self) -> ParameterDescriptor:
-        """Build what rclpy declares the parameter with."""
+        """Build the descriptor with which rclpy declares the parameter."""
         descriptor = ParameterDescriptor(
             name=self.name, type=_ROS_TYPES[self.type], description=self.description
         )
@@ -126,14 +126,14 @@ class ParameterTable(Generic[T]):
     Parameters
     ----------
     node
-        Where they are declared.
+        The node that declares them.
     table
         The parameters.
     read
-        Makes the settings of a value for each parameter; raises `ParameterError`.
+        Makes the settings from the values of all parameters; raises `ParameterError`.
     refuse
-        Gets (names that would change, all values as they would be); returns why not, or an empty
-        string. A `ValueError` that it raises is a reason too.
+        Called with the names that would change, and all values as they would be. It returns, or
+        raises as a `ValueError`, the reason to refuse the change; an empty string accepts it.
     changed
         Called after parameters were set.
     """

@@ -1,6 +1,6 @@
-"""A node as a program: it can be stopped from its first moment on, and explains itself.
+"""Runs a node as a program that can be stopped from its first moment on and has a `--help`.
 
-Imports nothing of ROS before signals are taken, because that takes most of a second.
+It imports nothing of ROS before it handles signals, because that import takes most of a second.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 CANNOT_START = 2
-"""Exit status for arguments that ROS cannot read, as of every command line."""
+"""Exit status for arguments that ROS cannot read; command lines usually have this one."""
 
 
 class StopRequest:
     """Set by SIGINT or SIGTERM, however often they come.
 
-    rclpy's own handlers shut the context down under a node that is still publishing; with these,
-    the node goes through its lifecycle first, and a second Ctrl-C is no KeyboardInterrupt.
+    rclpy's own handlers shut the context down while the node is still publishing. With these, the
+    node goes through its lifecycle first, and a second Ctrl-C raises no KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
         self._asked = False
         for number in STOP_SIGNALS:
             signal.signal(number, self._ask)
-        # Whoever started the process may have held them back until now.
+        # The process that started this one may have blocked these signals until now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def __call__(self) -> bool:
@@ -43,8 +43,8 @@ class StopRequest:
     def ignore_more(self) -> None:
         """Ignore signals from now on, as the last thing before the process ends.
 
-        Python takes its handlers away on its way out; one more signal then would kill the process
-        and make a clean stop look like a crash.
+        Python removes its handlers when it ends. One more signal would then kill the process and
+        make a clean stop look like a crash.
         """
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -61,8 +61,8 @@ def run(
 ) -> int:
     """Run a node until SIGINT or SIGTERM, and return its exit status.
 
-    That is 0 when it was asked to stop, at whatever moment, and after `--help`; it is 2 when ROS
-    cannot read the arguments. What the node cannot do later it says in its log and in diagnostics.
+    The status is 0 if the node was asked to stop, at whatever moment, and after `--help`. It is 2
+    if ROS cannot read the arguments. Later problems appear in the node's log and its diagnostics.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def run(
     make
         Imports and makes the node.
     parameters
-        Imports and returns the node's table.
+        Imports and returns the node's table of parameters.
     argv
         Command line with its program name; None for `sys.argv`.
     """
@@ -120,7 +120,7 @@ def _run(
     words: Sequence[str],
     stop: StopRequest,
 ) -> bool:
-    """Do everything; return whether a thread of the node still runs."""
+    """Run the node; return whether one of its threads still runs."""
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
@@ -128,7 +128,7 @@ def _run(
     from magicfuse_ros.messages import one_line
     from magicfuse_ros.ros import dds
 
-    try:  # which costs least for one busy subscription
+    try:  # this executor costs least for one busy subscription
         from rclpy.experimental.events_executor import EventsExecutor as Executor
     except ImportError:  # before Kilted
         Executor = SingleThreadedExecutor

@@ -22,7 +22,7 @@ LATCHED_QOS = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-"""For what is published once and read by whoever comes later."""
+"""For messages that are published once and have to reach subscribers that come later."""
 
 INPUT_DEPTH = 5
 """Frames the middleware may hold while the executor is busy; the node itself keeps one."""
@@ -32,7 +32,7 @@ FAST_DDS_SEGMENT_BYTES = 512 * 1024
 
 
 def input_qos(reliability: ReliabilityPolicy) -> QoSProfile:
-    """Profile of the image subscription."""
+    """Return the profile of the image subscription."""
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
         depth=INPUT_DEPTH,
@@ -80,7 +80,7 @@ def large_message_warning(
     environment
         The process's environment variables.
     what
-        What the messages are called.
+        How the warning names the messages.
     """
     safe = (
         size_bytes <= FAST_DDS_SEGMENT_BYTES

@@ -1,8 +1,8 @@
 """The header stamp inside a serialised message, read and replaced without deserialising it.
 
 A message whose first field is a ``std_msgs/Header`` starts, after the four bytes of CDR
-encapsulation, with ``stamp.sec`` (int32) and ``stamp.nanosec`` (uint32). Images are large; patching
-eight bytes costs a copy, deserialising them costs much more.
+encapsulation, with ``stamp.sec`` (int32) and ``stamp.nanosec`` (uint32). Images are large: patching
+eight bytes costs one copy, and deserialising the message costs much more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rolling statistics of the running node: milliseconds a stage, age at publish, frame rates."""
+"""Rolling statistics of the running node: time of each stage, age at publish, frame rates."""
 
 from __future__ import annotations
 
@@ -81,8 +81,9 @@ def age_ms(stamp_ns: int, received_ns: int, published_ns: int) -> float | None:
 
     Returns
     -------
-    None where the clocks give no age: no stamp, a stamp in the future, a clock that jumped back
-    while the frame was fused, or an hour and more (a recording replayed without simulated time).
+    The age, or None if the clocks do not give it: there is no stamp, it lies in the future, the
+    clock jumped back while the frame was fused, or the age is an hour or more (a recording is
+    replayed without simulated time).
     """
     age = (published_ns - stamp_ns) / 1e6
     if stamp_ns == 0 or published_ns < received_ns or not 0.0 <= age < _OLDEST_MS:
@@ -91,13 +92,13 @@ def age_ms(stamp_ns: int, received_ns: int, published_ns: int) -> float | None:
 
 
 class Recent:
-    """What happened in the last 5 s: a short history of accounts, one a diagnostics tick."""
+    """What happened in the last 5 s: a short history of accounts, one for each diagnostics tick."""
 
     def __init__(self) -> None:
         self._history: deque[tuple[float, Account]] = deque([(time.monotonic(), Account(0, 0))])
 
     def add(self, account: Account) -> None:
-        """Add the account of now; forget those older than the window, save the newest of them."""
+        """Add the present account; forget those older than the window, save the newest of them."""
         now = time.monotonic()
         self._history.append((now, account))
         while len(self._history) > 2 and self._history[1][0] <= now - _RATE_WINDOW_S:

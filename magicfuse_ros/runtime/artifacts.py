@@ -1,12 +1,12 @@
 """Compiled networks kept on disk: content-keyed, checked on every load, written atomically.
 
 An entry is a folder named after its key, with the files of one artifact and a manifest of their
-sizes and hashes. What does not agree with its manifest, was made from something else or by another
-user is made anew. The cache is never needed: a folder that cannot be read or written costs time,
-nothing else.
+sizes and hashes. An entry that does not agree with its manifest, was made from something else, or
+belongs to another user is made again. Nothing depends on the cache: where its folder cannot be read
+or written, a start takes longer, and that is all.
 
-It forgets: beyond `LIMIT_VARIABLE` megabytes the entries unused for longest go, except those that a
-living process has loaded or stored.
+When the cache holds more than `LIMIT_VARIABLE` megabytes, the entries that have not been used for
+longest are removed, except those that a living process has loaded or stored.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ArtifactCache:
     folder
         Made when the first artifact is stored.
     progress
-        Told what was wrong with an entry, and why one could not be kept.
+        Called with a line of text when an entry is damaged or cannot be kept.
     """
 
     def __init__(self, folder: Path, progress: Progress) -> None:
@@ -73,10 +73,10 @@ class ArtifactCache:
 
     @contextlib.contextmanager
     def locked(self, key: Key) -> Iterator[None]:
-        """Hold an entry, so that of several who want to make it one does and the others wait.
+        """Lock an entry, so that only one process or thread makes it while the others wait.
 
-        Where no lock can be had (a folder that cannot be written, a file system without locks), it
-        goes on without.
+        Where there can be no lock (the folder cannot be written, the file system has no locks),
+        this goes on without one.
         """
         descriptor = self._lock(self.path(key).with_suffix(".lock"))
         try:
@@ -88,7 +88,7 @@ class ArtifactCache:
     def load(self, key: Key) -> Path | None:
         """Return the folder of an artifact that is whole and made from `key`, or None.
 
-        One that is damaged or foreign is removed.
+        An entry that is damaged, or belongs to another user, is removed.
         """
         path = self.path(key)
         if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where nothing may be read
@@ -104,7 +104,8 @@ class ArtifactCache:
     def store(self, key: Key, write: Callable[[Path], None]) -> None:
         """Keep an artifact: `write` puts its files into the folder that it is given.
 
-        The entry appears whole or not at all. What the disk refuses is told and not raised.
+        The entry appears whole or not at all. If the disk refuses it, this is reported to
+        `progress`, and nothing is raised.
         """
         path = self.path(key)
         folder: Path | None = None
@@ -157,7 +158,7 @@ class ArtifactCache:
                     total -= files
 
     def _lock(self, path: Path) -> int | None:
-        """Wait for a lock and return what holds it; None where there is none to be had."""
+        """Wait for a lock and return the descriptor that holds it; None if there can be no lock."""
         descriptor = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,13 +174,13 @@ class ArtifactCache:
         return descriptor
 
     def _wait(self, descriptor: int) -> None:
-        told = time.monotonic() - _TELL_S
+        reported_at = time.monotonic() - _TELL_S
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() - told >= _TELL_S:
-                    told = time.monotonic()
+                if time.monotonic() - reported_at >= _TELL_S:
+                    reported_at = time.monotonic()
                     self._progress("waiting for another process that makes the same artifact")
                 time.sleep(_POLL_S)
             else:
@@ -189,7 +190,7 @@ class ArtifactCache:
 def _mark_used(path: Path) -> None:
     """Note that an entry is used now, and keep others from forgetting it while this process lives.
 
-    Where the file system has no locks or cannot be written, it is left at what can be had.
+    Where the file system has no locks or cannot be written, this does as much of it as is possible.
     """
     with contextlib.suppress(OSError):
         descriptor = os.open(path / _MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
@@ -202,7 +203,7 @@ def _mark_used(path: Path) -> None:
 
 
 def _is_used(path: Path) -> bool:
-    """Whether a living process, this one too, has loaded or stored an entry."""
+    """Whether a living process, possibly this one, has loaded or stored an entry."""
     if path in _in_use:
         return True
     try:
@@ -216,7 +217,7 @@ def _is_used(path: Path) -> bool:
 
 
 def _limit_bytes(progress: Progress) -> int:
-    """Return the cache's limit; a value that is no number is told, and the default taken."""
+    """Return the cache's limit in bytes; report a value that is no number, and use the default."""
     text = os.environ.get(LIMIT_VARIABLE, "")
     if text and not text.isdecimal():
         progress(
@@ -232,10 +233,10 @@ def _canonical(key: Key) -> bytes:
 
 
 def _problem(path: Path, key: Key) -> str:
-    """Say what is wrong with an entry; nothing if it may be used."""
+    """Say what is wrong with an entry; empty if it may be used."""
     try:
-        # The hashes lie beside the files: they tell damage, not malice. Root's are taken: an image
-        # or a package may bring them.
+        # The hashes lie beside the files, so they reveal damage but not malice. Root's entries are
+        # accepted, because a container image or a package may bring them.
         owner = path.stat().st_uid
         if owner not in (0, os.geteuid()):
             return f"it belongs to the user {owner}; accepted: one's own, or root's"

@@ -1,7 +1,7 @@
-"""Ψ and Φ side by side: both start after what they need is there, and are awaited together.
+"""Ψ and Φ side by side: both are started when their inputs are ready, and then both are awaited.
 
-On a CPU the backend's own threads do it; on a GPU each network has a CUDA stream, and events put
-them in order: encoder, then both, then F.
+On a CPU the backend's own threads run them. On a GPU each network has its own CUDA stream, and
+events keep the order: the encoder, then both, then F.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run_both(
 ) -> tuple[Any, Any]:
     """Run two networks side by side and return the results of both.
 
-    When one fails the other is still awaited: it reads its inputs until it has finished.
+    When one fails, the other is still awaited, because it reads its inputs until it has finished.
     """
     pair[0].start(*first)
     try:
@@ -51,8 +51,8 @@ def run_both(
 class StreamNetwork:
     """A network on a CUDA stream of its own. One thread uses it.
 
-    Nothing waits on the CPU's side: the stream waits for what its caller's stream had been given
-    before `start`, and the caller's stream goes on after `finish` when this one is done.
+    The CPU waits for nothing. This stream first waits for the work that the caller's stream was
+    given before `start`, and after `finish` the caller's stream waits for this one.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class StreamNetwork:
     device
         The GPU.
     cuda
-        `torch.cuda`, or a double that notes what it is asked.
+        `torch.cuda`, or a test's double that records its calls.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class StreamNetwork:
         """Begin; see `StartedNetwork`."""
         self._ready.record(self._cuda.current_stream(self._device))
         self._stream.wait_event(self._ready)
-        # Kept until `finish`: freed earlier, the caller's stream could write over them.
+        # Kept until `finish`: if they were freed earlier, the caller's stream could overwrite them.
         self._inputs = inputs
         with self._cuda.stream(self._stream):
             self._result = self._network(*inputs)

@@ -1,6 +1,6 @@
 """What the engine promises to those who use it: its settings, its result, its error.
 
-No PyTorch here, so that a node can name these types before it loads a model.
+It does not import PyTorch, so that a node can name these types before it loads a model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How to run a model. What is None (or 0) is taken from the model.
+    """How to run a model. For a setting that is None, and for 0 steps, the model's own is taken.
 
     Attributes
     ----------
@@ -54,8 +54,8 @@ class EngineSettings:
     seed
         Seed of the starting noise, 0 or more.
     temporal
-        Weight of the MagImg before in the new one where nothing moves, 0 to `MOST_TEMPORAL`; above
-        0, frames are those of one stream in order.
+        Weight of the last MagImg in the new one where nothing moves, 0 to `MOST_TEMPORAL`. Above 0,
+        the frames have to be those of one stream, in their order.
     resolution
         (width, height) in pixels that frames are fitted into.
     labels
@@ -63,9 +63,9 @@ class EngineSettings:
     threads
         CPU threads for the networks; 0 takes every core this process may use.
     parallel
-        `auto`: Ψ and Φ side by side where the backend can, on a CPU each on half of the cores;
-        `on`: the same, and it is told where the backend cannot; `off`: in turn, which may give
-        other last bits.
+        `auto` runs Ψ and Φ side by side where the backend can; on a CPU each gets half of the
+        cores. `on` does the same, and reports where the backend cannot. `off` runs them in turn,
+        which may change the last bits of the results.
 
     Raises
     ------
@@ -104,7 +104,7 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class FuseResult:
-    """What becomes of a frame; every array has the camera's size and belongs to the caller.
+    """The result for one frame; every array has the camera's size and belongs to the caller.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ class Engine(Protocol):
 
     @property
     def under_way(self) -> str:
-        """The input size whose networks are made while frames go through others, or empty."""
+        """The input size whose networks are being made while frames use others; empty if none."""
         ...
 
     def warm_up(self, progress: Progress) -> None:
@@ -171,24 +171,24 @@ class Engine(Protocol):
     def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:
         """Change how to sample from the next frame on; may be called while a frame is fused.
 
-        A frame that is being sampled in more steps than are asked for now begins anew.
+        A frame that is being sampled in more steps than are now asked for is started again.
         """
         ...
 
     def forget(self) -> None:
-        """Begin a new stream: what `temporal` carries over from the frame before is dropped."""
+        """Begin a new stream: drop what `temporal` carries over from the last frame."""
         ...
 
     def fall_back(self, progress: Progress) -> str | None:
-        """Give up a backend that fails; the next one's name, or None where there is no other."""
+        """Replace a backend that fails; return the next one's name, or None if there is none."""
         ...
 
     def successor(self) -> EngineSettings | None:
-        """Say how to load an engine without the backend in use; None where there is no other."""
+        """Return settings for an engine without the backend in use; None if there is no other."""
         ...
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release the networks and the backend."""
         ...
 
 

@@ -74,15 +74,15 @@ class FuseEngine:
     Attributes
     ----------
     settings
-        What is in force.
+        The settings in force.
     labels
-        Classes of the mask.
+        The classes of the mask.
     trained
         False where the weights are random and the pictures mean nothing.
     preparing
-        True while whoever called waits for networks, which takes longer than any frame.
+        True while a call waits for networks to be made, which takes longer than any frame.
     first_frame_s
-        Seconds that the frame took which the last warm-up ended with; 0 before that.
+        Seconds that the frame at the end of the last warm-up took; 0 before that.
 
     Raises
     ------
@@ -119,9 +119,9 @@ class FuseEngine:
 
     @property
     def steps_warning(self) -> str:
-        """One sentence where the model was not trained for the steps in force, else empty.
+        """A sentence saying that the model was not trained for the steps in force, else empty.
 
-        It follows `update`, and belongs wherever people look: log, diagnostics, command line.
+        It changes with `update`. Show it wherever people look: log, diagnostics, command line.
         """
         return self._config.steps_warning(self.settings.steps or self._config.diffusion.steps)
 
@@ -137,25 +137,25 @@ class FuseEngine:
 
     @property
     def under_way(self) -> str:
-        """The input size whose networks are made behind the frames, as `320x136`, or empty."""
+        """The input size whose networks are made in the background, as `320x136`, or empty."""
         return self._networks.under_way
 
     @property
     def side_by_side(self) -> bool:
-        """Whether Ψ and Φ run at the same time, for frames of the last one's size."""
+        """Whether Ψ and Φ run at the same time in the networks that were used last."""
         last = self._networks.last
         return last is not None and last.side_by_side
 
     def warm_up(self, progress: Progress, camera: tuple[int, int] | None = None) -> None:
         """Make everything ready for a camera, and run one frame through it.
 
-        A backend that fails is left for the next one, and `progress` says so. A camera of another
-        aspect needs networks of another size: those are made from its first frame on.
+        A backend that fails is replaced by the next one, and `progress` is told. A camera of
+        another aspect needs networks of another size, which are made when its first frame comes.
 
         Parameters
         ----------
         camera
-            (width, height) of its frames; None stands for the model's resolution.
+            (width, height) of its frames in pixels; None stands for the model's resolution.
 
         Raises
         ------
@@ -184,13 +184,13 @@ class FuseEngine:
     ) -> FuseResult:
         """Fuse one frame; the same frame and settings give the same result.
 
-        A frame may need networks of a size that is not ready. With `wait` they are made first.
-        Without, the frame is fused at once in networks that are ready, with more padding and where
-        it must be in less detail, while the right ones are made on another thread; the first frame
-        after that is fused in them.
+        A frame may need networks of a size that is not ready. With `wait`, they are made first.
+        Without it, the frame is fused at once in networks that are ready, with more padding and, if
+        need be, less detail. Another thread makes the right networks meanwhile, and frames use them
+        as soon as they are ready.
 
-        With `temporal`, MagImg depends on the frames since the last `forget` too: the same ones
-        give the same results. A frame of another size, or of another scene, begins anew.
+        With `temporal`, MagImg also depends on the frames since the last `forget`: the same frames
+        give the same results. A frame of another size or of another scene begins a new stream.
 
         Parameters
         ----------
@@ -225,7 +225,7 @@ class FuseEngine:
                 try:
                     return self._fuse(frame, extras, networks, letterbox, self._sampling.in_force)
                 except FewerSteps:
-                    continue  # with those that are in force now
+                    continue  # again, with the steps that are in force now
 
     def _fuse(
         self,
@@ -260,7 +260,7 @@ class FuseEngine:
                 return to_camera(to_picture(image), letterbox)
 
         latents = {"magimg": fused, "infrared": step.z0_phi, "enhanced": step.z0_psi}
-        # While a latent is decoded, what is there already is made into what is shown.
+        # While D decodes one latent, the result before it is brought to the camera's size.
         made: dict[str, Any] = {}
         last, work = "classes", cast("Callable[[], Any]", classes)
         for name in ("magimg", *(each for each in EXTRAS if each in extras)):
@@ -274,29 +274,29 @@ class FuseEngine:
     def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:
         """Change how to sample from the next frame on; values as in `EngineSettings`.
 
-        A frame that is being sampled in more steps than are asked for now begins anew: a thousand
-        steps on a CPU take minutes.
+        A frame that is being sampled in more steps than are now asked for is started again, because
+        a thousand steps take minutes on a CPU.
 
         Raises
         ------
         EngineError
-            A value is out of range; what was in force stays.
+            A value is out of range; the settings stay as they were.
         """
         settings = replace(self.settings, steps=steps, tau=tau, seed=seed, temporal=temporal)
         self._sampling.update(settings)
         self.settings = settings
 
     def forget(self) -> None:
-        """Begin a new stream: the next frame has none before it; only between two frames."""
+        """Begin a new stream, as if the next frame were the first; call it between two frames."""
         self._memory.forget()
 
     def fall_back(self, progress: Progress) -> str | None:
-        """Give up the backend in use for the next one, warmed up; for when it raises on frames.
+        """Replace a backend that raises on frames by the next one, and warm that one up.
 
         Returns
         -------
         str or None
-            The new `backend_name`; None where there is no other, and then nothing has changed.
+            The new `backend_name`; None if there is no other backend, and then nothing changes.
 
         Raises
         ------
@@ -309,10 +309,10 @@ class FuseEngine:
         return self.backend_name
 
     def successor(self) -> EngineSettings | None:
-        """Say how to load an engine without the backend in use; None where there is no other.
+        """Return settings for an engine without the backend in use; None if there is no other.
 
-        For when it hangs: then this engine can do nothing any more, and another takes over. May be
-        called from any thread.
+        This is for a backend that hangs: this engine can then do nothing more, and another one has
+        to take over. Any thread may call it.
         """
         if not self._candidates:
             return None
@@ -320,7 +320,7 @@ class FuseEngine:
         return replace(self.settings, backend=following.name, device=str(following.device))
 
     def close(self) -> None:
-        """Give back the networks and the backend; the engine cannot be used any more."""
+        """Release the networks and the backend; the engine cannot be used any more."""
         self._release()
         self._networks.close()
         self._model = None
@@ -341,12 +341,12 @@ class FuseEngine:
     def _networks_for(
         self, letterbox: Letterbox, progress: Progress, *, wait: bool
     ) -> tuple[CompiledNetworks, Letterbox]:
-        """Return networks for a frame, and where it lies in their input."""
+        """Return networks for a frame, and where the frame lies in their input."""
         if self._model is None:
             raise EngineError("the engine is closed; load another one")
         if self._backend is None:
             self._backend = self._candidate.make(self._threads)
-        # What is made behind the frames goes on with these, whatever becomes of the engine.
+        # Networks made in the background keep using these, whatever becomes of the engine.
         model, backend, device = self._model, self._backend, self._candidate.device
 
         def make(size: tuple[int, int], progress: Progress) -> CompiledNetworks:
@@ -376,7 +376,7 @@ class FuseEngine:
             self._backend = None
 
     def _finite(self, values: Tensor) -> Tensor:
-        # One that is not makes their sum so; looking at each takes 20 times as long.
+        # A value that is not finite makes the sum so too; testing each takes 20 times as long.
         if not bool(torch.isfinite(values.sum(dtype=torch.float32))):
             raise EngineError(
                 f"{self.backend_name} gave values that are not finite; choose another backend, or "
@@ -392,7 +392,7 @@ def load_engine(settings: EngineSettings, progress: Progress) -> FuseEngine:
     ------
     EngineError
         The model folder is missing or corrupt, or the settings ask for what the model or the
-        machine does not have; one sentence that says what to do.
+        machine does not have. The message is one sentence that says what to do.
 
     Examples
     --------
@@ -404,7 +404,7 @@ def load_engine(settings: EngineSettings, progress: Progress) -> FuseEngine:
     >>> engine.close()
     """
     progress(f"loading model {settings.model!r}")
-    for text in missing(settings.backend, settings.device):  # and a wrong device, before a load
+    for text in missing(settings.backend, settings.device):  # it also refuses a wrong device
         progress(text)
     return FuseEngine(load_model(settings.model), settings, progress)
 

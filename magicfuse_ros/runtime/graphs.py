@@ -1,4 +1,4 @@
-"""The sampler's whole loop as one CUDA graph: a GPU is given one thing to do in place of hundreds.
+"""The sampler's whole loop as one CUDA graph: the GPU is given one task instead of hundreds.
 
 Written from PyTorch's documentation; README.md says what of it has run on a GPU.
 """
@@ -18,19 +18,19 @@ from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.contract import Progress
 
 Loop = Callable[[Tensor], Step]
-"""From the condition latent to the last step, with nothing else that differs between frames."""
+"""Maps the condition latent to the last step; nothing else may differ between frames."""
 
 Replay = Callable[[], None]
 
 Capture = Callable[[Callable[[], Step], torch.device], tuple[Step, Replay]]
-"""Returns where each replay of a function leaves its result, and what replays it."""
+"""Captures a function; returns the tensors that each replay overwrites, and what replays it."""
 
 _WARM_UPS = 3
 """Runs before a capture, as PyTorch advises: libraries allocate and choose algorithms in them."""
 
 
 def capture_on_cuda(run: Callable[[], Step], device: torch.device) -> tuple[Step, Replay]:
-    """Capture a function on a GPU; see `Capture`. Streams that it forks and joins are captured."""
+    """Capture a function on a GPU, with the streams that it forks and joins; see `Capture`."""
     with torch.cuda.device(device):
         caller, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(caller)
@@ -39,26 +39,26 @@ def capture_on_cuda(run: Callable[[], Step], device: torch.device) -> tuple[Step
                 run()
         caller.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads make networks for other sizes meanwhile, and may.
+        # Other threads may make networks for other sizes during the capture.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outcome = run()
     return outcome, graph.replay
 
 
 class LoopGraph:
-    """Runs a loop as a graph, captured at its first frame and when the way of sampling changes.
+    """Runs a loop as a graph, captured at its first frame and whenever the settings change.
 
-    A loop that cannot be captured, or whose graph gives something else than the loop, is run as it
-    is until the way of sampling changes again, and `progress` says so.
+    If the loop cannot be captured, or the graph gives another result than the loop, the loop runs
+    without a graph until the settings change again, and `progress` is told.
 
     Parameters
     ----------
     device
         A CUDA GPU.
     progress
-        Told of what fails.
+        Called with a line of text when a capture fails.
     capture
-        Captures; a test puts a double in its place.
+        Does the capture; tests replace it.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class LoopGraph:
         Parameters
         ----------
         loop
-            The same for the same `settings`, but for the values in tensors that it holds.
+            With the same `settings` it has to be the same, except for the values of its tensors.
         condition
             (1, 8, h, w), of one shape.
         """
@@ -91,7 +91,7 @@ class LoopGraph:
         kept, outcome, replay = self._captured
         kept.copy_(condition)
         replay()
-        # The next replay writes over them, and whoever asked may keep them until after that.
+        # Cloned: the next replay overwrites them, and the caller may keep them for longer.
         return replace(outcome, **{name: each.clone() for name, each in _tensors(outcome).items()})
 
     def _make(self, loop: Loop, condition: Tensor) -> tuple[Tensor, Step, Replay]:

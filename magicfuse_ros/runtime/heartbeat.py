@@ -1,4 +1,4 @@
-"""Progress on its way to whoever is told: repeated while a step is long, and noted if it raises."""
+"""Passes progress on: repeats it during a long step, and remembers if the receiver raised."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ EVERY_S = 5.0
 
 @contextlib.contextmanager
 def heartbeat(progress: Progress, every_s: float = EVERY_S) -> Iterator[Progress]:
-    """Pass progress on, and say the last text again when nothing was said for `every_s` seconds.
+    """Pass progress on, and repeat the last text after every `every_s` seconds of silence.
 
-    What `progress` raises reaches whoever told it; from a repetition it is dropped, so that the
-    next text raises it in the thread that works.
+    What `progress` raises reaches the caller that passes the text. What it raises on a repetition
+    is dropped; the next text will raise it in the working thread.
     """
     beat = _Heartbeat(progress, every_s)
     thread = threading.Thread(target=beat.run, name="heartbeat", daemon=True)
@@ -33,27 +33,27 @@ class _Heartbeat:
     def __init__(self, progress: Progress, every_s: float) -> None:
         self._progress, self._every_s = progress, every_s
         self._text, self._since = "working", time.monotonic()
-        self._told = self._since
+        self._reported_at = self._since
         self.over = threading.Event()
 
     def tell(self, text: str) -> None:
         self._text, self._since = text, time.monotonic()
-        self._told = self._since
+        self._reported_at = self._since
         self._progress(text)
 
     def run(self) -> None:
-        while not self.over.wait(max(0.0, self._told + self._every_s - time.monotonic())):
+        while not self.over.wait(max(0.0, self._reported_at + self._every_s - time.monotonic())):
             now = time.monotonic()
-            if now - self._told >= self._every_s:
-                self._told = now
+            if now - self._reported_at >= self._every_s:
+                self._reported_at = now
                 with contextlib.suppress(Exception):
                     self._progress(f"{self._text} ({now - self._since:.0f} s so far)")
 
 
 class NotesStop:
-    """Passes progress on and notes in `stopped` that it raised, which is a wish to stop.
+    """Passes progress on, and sets `stopped` if the receiver raises, which is how it asks to stop.
 
-    An engine can so tell that wish from a fault of its backend.
+    This lets an engine tell a request to stop from a fault of its backend.
     """
 
     def __init__(self, progress: Progress) -> None:

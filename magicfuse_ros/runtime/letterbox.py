@@ -69,7 +69,7 @@ class Letterbox:
         Parameters
         ----------
         padded
-            (height, width) of that input; what the frame leaves of it is padding.
+            (height, width) of that input; what the frame does not fill is padding.
         """
         scale = min(1.0, padded[0] / self.content[0], padded[1] / self.content[1])
         height, width = (max(1, round(side * scale)) for side in self.content)
@@ -106,7 +106,7 @@ def to_input(frame: UInt8, letterbox: Letterbox) -> UInt8:
 
 
 def to_camera(image: UInt8, letterbox: Letterbox) -> UInt8:
-    """Crop and scale a picture of `letterbox.padded` size to the camera's: `to_input` undone."""
+    """Crop a picture of `letterbox.padded` size and scale it to the camera's size."""
     height, width = letterbox.content
     return np.ascontiguousarray(resize(image[:height, :width], letterbox.camera))
 

@@ -1,8 +1,8 @@
-"""What a frame frees is kept for the next frame, as the ROS 2 real-time guide advises.
+"""Keeps the memory that a frame frees for the next frame, as the ROS 2 real-time guide advises.
 
 glibc returns freed blocks of 128 KiB and more to the kernel, and a frame has dozens of them: its
-latents and pictures. Each comes back page by page, every page zeroed anew: four fifths of the time
-that the arithmetic between the networks took.
+latents and pictures. The kernel then hands them out again page by page and zeroes each page, which
+took four fifths of the time of the arithmetic between the networks.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _KEPT = 64 << 20
 
 
 def keep_freed_memory() -> None:
-    """Let the whole process keep what it frees, after giving back what it holds unused by now.
+    """Give back the process's unused memory, and keep what it frees from now on.
 
-    To be called when what takes much memory once, such as compiling, is done. Without glibc it does
+    Call it after work that needs much memory once, such as compiling. Without glibc it does
     nothing.
     """
     give_back_freed_memory()
@@ -31,9 +31,9 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Return to the kernel what the process holds unused by now; without glibc it does nothing.
+    """Return the process's unused memory to the kernel; without glibc it does nothing.
 
-    To be called when something large was let go of, such as the networks for one input size.
+    Call it after releasing something large, such as the networks for one input size.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):

@@ -34,7 +34,7 @@ class CompiledNetworks:
     size
         (height, width) of the images in pixels, multiples of the model's `multiple_of`.
     progress
-        Told which part is being prepared.
+        Called with a line of text for each part that is being prepared.
     parallel
         As in `EngineSettings`.
 
@@ -43,10 +43,9 @@ class CompiledNetworks:
     backend
         What compiled them.
     watch
-        Charged with the stages encode, denoise, fuse and decode; the caller puts a fresh one in
-        place for each frame.
+        The stopwatch that times the stages of a frame; the caller sets a new one for each frame.
     before_step
-        Called before each step of a sampling that is no CUDA graph; it may raise to end it.
+        Called before each sampling step, except in a CUDA graph; it may raise to end the sampling.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class CompiledNetworks:
             self._psi = backend.compile(part("psi"), progress)
             self._phi = backend.compile(part("phi"), progress)
         self._fusion = backend.compile(part("fusion"), progress)
-        # D on half of the cores leaves the other half to what makes the masks meanwhile.
+        # D gets half of the cores and leaves the other half for making the masks meanwhile.
         self._started_decoder: StartedNetwork | None = None
         if self._pair is not None:
             self._started_decoder = backend.share(part("decoder"), progress)
@@ -97,7 +96,7 @@ class CompiledNetworks:
         """Return the sampler's starting noise, drawn anew when the seed changes."""
         if seed != self._seed:
             noise, encoder_noise = self._draw(seed)
-            # In place: a CUDA graph reads where they were when it was captured.
+            # In place: a CUDA graph keeps reading the memory that it was captured with.
             for kept, drawn in zip(
                 (*self._noise, *self._encoder_noise), (*noise, *encoder_noise), strict=True
             ):
@@ -108,7 +107,7 @@ class CompiledNetworks:
     def sample(self, condition: Tensor, seed: int, settings: SamplerSettings) -> Step:
         """Run the sampler from a condition latent and return its last step.
 
-        On a GPU it is one CUDA graph, where that works; then its stages are not told apart.
+        On a GPU this is one CUDA graph, where that works; its stages are then not timed separately.
         """
         noise, config = self.noise(seed), self._model.config
 
@@ -118,7 +117,7 @@ class CompiledNetworks:
         if self._graph is None:
             return loop(condition)
         self.before_step = _nothing
-        # What ends a stage waits for the GPU, which a capture does not allow.
+        # The end of a stage waits for the GPU, which is not allowed during a capture.
         watch, self.watch = self.watch, Stopwatch(torch.device("cpu"))
         try:
             return self._graph.run(loop, condition, settings)
@@ -138,7 +137,7 @@ class CompiledNetworks:
     def denoise(
         self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
-        """Predictions of Ψ and Φ at timestep t."""
+        """Return the predictions of Ψ and Φ at timestep t."""
         self.before_step()
         step = self._timestep(t)
         with self.watch.stage("denoise"):
@@ -157,8 +156,8 @@ class CompiledNetworks:
     def decode(self, latent: Tensor, meanwhile: Callable[[], _Outcome]) -> tuple[Tensor, _Outcome]:
         """Return D of a latent, (1, 3, H, W) in [0, 1], and what `meanwhile` returns.
 
-        That is called while D runs, where networks run side by side, else after it. Time that it
-        charges to a stage of its own is not charged to the stage decode, which keeps the rest.
+        If networks run side by side, `meanwhile` is called while D runs, else after D. Time that it
+        spends in stages of its own does not count for the stage decode.
         """
         image: Tensor
         with self.watch.stage("decode"):

@@ -1,4 +1,4 @@
-"""Compiled networks by input size: made when a frame needs them, or behind the frames."""
+"""Compiled networks by input size: made when a frame needs them, or in the background."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from magicfuse_ros.runtime.networks import CompiledNetworks
 MAX_SIZES = 4
 """Most input sizes that are kept compiled."""
 MAKES_BEFORE_KEEPING = 3
-"""A size that had to be made so many times comes and goes: one more is kept from then on.
+"""When the networks of one size had to be made this many times, one more size is kept from then on.
 
-Networks for one size take some 200 MB, so that those of a size before are let go as long as nothing
-says that it will be wanted again; making them again from the artifact cache takes a second or so.
+Networks for one size take some 200 MB, so those of an earlier size are released until it turns out
+to come back again and again. Making them again from the artifact cache takes a second or so.
 """
 
 Size = tuple[int, int]
@@ -32,16 +32,16 @@ Make = Callable[[Size, Progress], CompiledNetworks]
 
 
 class NetworksBySize:
-    """The networks that are ready, and those under way. One thread uses it.
+    """Holds the networks that are ready, and those that are being made. One thread uses it.
 
-    Networks under way are made one size at a time, on a thread that is not given a lower priority:
-    OpenVINO's threads for them would inherit that, and keep it when they run frames.
+    A background thread makes networks for one size at a time. It keeps its normal priority, because
+    OpenVINO's threads would inherit a lower one and keep it when they run frames.
 
     Parameters
     ----------
     progress
-        Told how it goes with what is made behind the frames, by the thread that makes it; what it
-        raises ends the making.
+        Called with a line of text by the background thread as its work proceeds; if it raises, the
+        work ends.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -55,19 +55,20 @@ class NetworksBySize:
 
     @property
     def last(self) -> CompiledNetworks | None:
-        """The networks that were used last; None before any were."""
+        """The networks that were used last; None if there are none yet."""
         return next(reversed(self._ready.values()), None)
 
     @property
     def under_way(self) -> str:
-        """The size that is made behind the frames, as `320x136`; any thread may ask."""
+        """The size being made in the background, as `320x136`, or empty; any thread may ask."""
         under_way = self._under_way
         return "" if under_way is None else f"{under_way.size[1]}x{under_way.size[0]}"
 
     def get(self, size: Size, make: Make, progress: Progress) -> CompiledNetworks:
-        """Return the networks for a size, made now where there are none; raises what `make` raises.
+        """Return the networks for a size, and make them if necessary; raises what `make` raises.
 
-        It waits for those under way: nothing is made twice, nor two sizes at once.
+        It first waits for the background thread, so that no size is made twice and no two sizes are
+        made at once.
         """
         self._collect(wait=True)
         if size not in self._ready:
@@ -80,8 +81,9 @@ class NetworksBySize:
     def get_meanwhile(self, letterbox: Letterbox, make: Make) -> tuple[CompiledNetworks, Letterbox]:
         """Return networks that are ready, and where a frame lies in their input.
 
-        There have to be some. Where there are none of the frame's own size they are begun, unless
-        that has failed before, and those are returned in which the frame stays largest.
+        At least one size has to be ready. If the frame's own size is not, the background thread
+        begins to make it, unless it is busy or has failed at this size before, and the networks
+        in which the frame stays largest are returned.
         """
         size = letterbox.padded
         if self._collect(wait=False):
@@ -98,7 +100,7 @@ class NetworksBySize:
         return self._ready[best], letterbox.inside(best)
 
     def clear(self) -> None:
-        """Let go of all networks, and of those under way as soon as their next part is ready."""
+        """Release all networks; those that are being made are given up at their next part."""
         if self._under_way is not None:
             self._under_way.abandon()
             self._under_way = None
@@ -111,7 +113,7 @@ class NetworksBySize:
         self._background.shutdown(wait=True)
 
     def _collect(self, *, wait: bool) -> bool:
-        """Take over what was made behind the frames; True if there was something."""
+        """Take over what the background thread has made; True if there was something."""
         under_way = self._under_way
         if under_way is None or not (wait or under_way.result.done()):
             return False
@@ -124,13 +126,13 @@ class NetworksBySize:
         return True
 
     def _count(self, size: Size) -> None:
-        """Note that networks are made; sizes that come again and again are kept together."""
+        """Count that a size is made; keep one more size if it is made again and again."""
         self._made[size] += 1
         if self._made[size] % MAKES_BEFORE_KEEPING == 0:
             self._kept = min(self._kept + 1, MAX_SIZES)
 
     def _drop_all_but(self, count: int) -> None:
-        """Let go of the networks unused for longest, until there are no more than `count`."""
+        """Release the networks unused for longest, until there are no more than `count`."""
         dropped = False
         while len(self._ready) > count:
             self._ready.popitem(last=False)
@@ -141,7 +143,7 @@ class NetworksBySize:
 
 @dataclass
 class _UnderWay:
-    """Networks for one size that are being made on another thread; None comes of a failure."""
+    """Networks for one size that another thread is making; the result is None if that fails."""
 
     size: Size
     make: Make
@@ -176,5 +178,5 @@ class _UnderWay:
 
 
 def _quality(letterbox: Letterbox) -> tuple[int, int]:
-    """Rank how a frame lies: the more pixels are the frame's the better, then the less padding."""
+    """Rank how a frame lies in an input: more pixels of the frame first, then less padding."""
     return math.prod(letterbox.content), -math.prod(letterbox.padded)

@@ -21,7 +21,7 @@ NEEDED = ("onnx", "onnxscript", "openvino")
 """Packages that the export and its check need: the extra `onnx`."""
 
 MOST_BYTES = 2**30
-"""Weights in the file itself; more go into a file beside it, since ONNX ends at 2 GiB."""
+"""Weights above this size go into a file beside the ONNX file, which may not exceed 2 GiB."""
 
 
 def export_onnx(
@@ -54,7 +54,7 @@ def export_onnx(
         raise EngineError(
             f"{', '.join(missing)} is not installed; run: pip install {' '.join(NEEDED)}"
         )
-    # It warns of torchvision's operators, which no part has.
+    # The exporter warns about torchvision's operators, which no part uses.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
     files = []

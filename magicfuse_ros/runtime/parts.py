@@ -1,4 +1,4 @@
-"""A model's networks, each with what it gets for a picture: what is compiled, checked, exported."""
+"""A model's networks with example inputs: this is what is compiled, checked and exported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INPUTS = {
     "fusion": ("z0_psi", "z0_phi", "z_f", "eps_psi", "eps_phi", "z_s", "t"),
     "decoder": ("latent",),
 }
-"""Part → names of its inputs, in the paper's symbols; an encoder without noise takes the first."""
+"""Part → names of its inputs, in the paper's symbols; an encoder without noise has only `image`."""
 
 OUTPUTS = {
     "encoder": ("condition",),
@@ -32,7 +32,7 @@ OUTPUTS = {
 def parts_of(
     model: MagicFuse, size: tuple[int, int], to_device: Callable[[Tensor], Tensor]
 ) -> dict[str, Part]:
-    """List a model's parts by name, in the order of `INPUTS`, each with what it gets for a picture.
+    """Return a model's parts by name, in the order of `INPUTS`, with inputs for a drawn picture.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How an engine samples: what may change at any time, also while a frame is being sampled."""
+"""How an engine samples, which may change at any time, even while a frame is being sampled."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from magicfuse_ros.model.sampler import SamplerSettings
 from magicfuse_ros.runtime.contract import EngineError, EngineSettings
 
 _MOST_WARM_UP_STEPS = 25
-"""A warm-up with more steps than this is done with the model's own number of them."""
+"""If more steps than this are asked for, the warm-up takes the model's own number of steps."""
 
 
 class FewerSteps(Exception):  # noqa: N818 - nothing failed
-    """Ends the sampling of a frame for which fewer steps are asked for meanwhile."""
+    """Ends the sampling of a frame, because fewer steps have been asked for meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class LiveSampling:
         self._wanted, self._own = self._of(settings), own
 
     def guard(self, sampling: Sampling) -> Callable[[], None]:
-        """Return what raises `FewerSteps` once fewer are asked for than `sampling` takes."""
+        """Return a function that raises `FewerSteps` once fewer are in force than in `sampling`."""
 
         def check() -> None:
             if self.in_force.steps < sampling.steps:
@@ -71,7 +71,7 @@ class LiveSampling:
 
     @contextmanager
     def warm_up(self) -> Iterator[int]:
-        """Sample for a warm-up, in few steps: it is for the networks. Gives their number."""
+        """Sample in few steps inside the `with`, to warm the networks up; gives their number."""
         self._warming = True
         try:
             yield self.in_force.steps

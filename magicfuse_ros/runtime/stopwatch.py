@@ -15,8 +15,8 @@ STAGES = ("preprocess", "encode", "denoise", "fuse", "decode", "postprocess")
 class Stopwatch:
     """Adds up the time spent in each stage of one frame.
 
-    CUDA works behind the caller's back, so there a stage's end waits for the device; without that
-    the milliseconds would all be charged to whoever waits first.
+    CUDA works asynchronously, so there the end of a stage waits for the device; otherwise all the
+    time would be charged to the stage that waits first.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""How many threads PyTorch uses, for as long as it matters."""
+"""Sets how many threads PyTorch uses, for as long as it matters."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class SourceError(ValueError):
 
 
 class Frame(NamedTuple):
-    """One frame of a source, or the word that it cannot be read.
+    """One frame of a source, or the reason why it cannot be read.
 
     Attributes
     ----------

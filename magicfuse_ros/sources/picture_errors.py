@@ -17,7 +17,7 @@ PictureReason = Literal[
 ]
 
 MAX_PIXELS = 1 << 25
-"""Largest picture taken, in pixels: 8K UHD (7680 x 4320) fits. Checked before any allocation."""
+"""Largest picture accepted, in pixels: 8K UHD (7680 x 4320) fits. Checked before any allocation."""
 
 
 class PictureError(ValueError):

@@ -25,18 +25,18 @@ from magicfuse_ros.sources.compressed_header import CompressedHeader, is_compres
 from magicfuse_ros.sources.picture_errors import PictureError, check_size
 
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Names in a folder that count as pictures; a capital letter makes no difference."""
+"""Suffixes of the files in a folder that count as pictures, in capital letters too."""
 
 _OTHERS = re.compile(rb"BM|P[2356]\s|II\x2a\0|MM\0\x2a|RIFF....WEBP", re.DOTALL)
 """How BMP, PGM and PPM, TIFF and WebP begin."""
 
 _RARE = re.compile(r"Unsupported (JPEG|color)|subsampling")
-"""What the decoder says of JPEGs of 12 bits, without loss, or with 3:1 chroma."""
+"""What the decoder says about JPEGs of 12 bits, lossless ones, and ones with 3:1 chroma."""
 
 _PADDED = re.compile(r"(\d+) extraneous bytes before marker 0xd[0-79]")
 _MOST_PADDING = 4
-"""Bytes that a camera may leave over before a restart or end marker. Webcams are known to pad
-there, which harms nothing; damage seldom leaves so few behind."""
+"""Most extra bytes that are accepted before a restart or end marker. Webcams are known to pad
+there, which does no harm; damage seldom leaves so few bytes."""
 
 
 def decode_picture(data: bytes) -> NDArray[Any]:
@@ -86,7 +86,7 @@ def read_picture(path: Path) -> NDArray[Any]:
     Raises
     ------
     PictureError
-        As `decode_picture`, or `unreadable`; the message names the file.
+        For the reasons of `decode_picture`, or `unreadable`; the message names the file.
 
     Examples
     --------

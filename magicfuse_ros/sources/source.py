@@ -1,4 +1,4 @@
-"""One way in for pictures, folders of pictures and videos."""
+"""Opens a picture, a folder of pictures or a video as one kind of source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from magicfuse_ros.sources.pictures import PICTURE_SUFFIXES, picture_files, read
 from magicfuse_ros.sources.videos import VIDEO_SUFFIXES, Video
 
 FOLDER_RATE = 10.0
-"""Frames a second that a folder of pictures is taken for."""
+"""Frames a second that a folder of pictures is assumed to have."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Source:
     frames
         Reads them one by one, from the first one on.
     count
-        How many there are: for a video by the file's own word, 0 where it says nothing.
+        Number of frames; for a video, the number that its file announces, or 0 if it has none.
     rate
-        Frames a second, on average.
+        Average number of frames per second.
     names
-        Of the frames, where they are known beforehand: not of a video.
+        Names of the frames, if they are known beforehand; empty for a video.
     """
 
     kind: str
@@ -127,8 +127,8 @@ def _folder(path: Path) -> Source:
 def result_names(files: list[Path]) -> list[str]:
     """Name the pictures of one folder so that no two share a name.
 
-    Each is called by its file's name without the ending; with the ending where another picture
-    would be called the same, on disks that do not tell capital letters apart too.
+    A picture gets its file's name without the suffix; or with it, if another picture would get the
+    same name. Names that differ only in capital letters count as the same, as on some disks.
 
     Examples
     --------
@@ -155,7 +155,7 @@ def _read(file: Path, name: str, time_ns: int = 0) -> Frame:
 
 
 def _upright(file: Path, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn a photo as its orientation tag says, for its results have no such tag."""
+    """Turn a photo as its orientation tag says, because its results have no such tag."""
     with file.open("rb") as stream:
         if b"Exif\0\0" not in stream.read(65536):
             return rgb

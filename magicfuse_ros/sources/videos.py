@@ -1,4 +1,4 @@
-"""Videos, frame by frame, each frame with the time at which the video shows it."""
+"""Reads videos frame by frame, each frame with the time at which the video shows it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_RATE = 30.0
 """Frames a second of a video that does not say its own rate."""
 NEEDS_AV = "reading and writing videos needs PyAV, which is not installed; run: pip install av"
 
-# Playlists, which name other files and addresses, and text, which libav draws as a video, stay out.
+# These leave out playlists, which name other files, and text, which libav draws as a video.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,yuv4mpegpipe,"
     "h264,hevc,m4v"
@@ -33,9 +33,9 @@ _FORMATS = (
 class Video:
     """A video file.
 
-    Its frames keep their own times, so that a variable frame rate stays one, and they are turned as
-    the file's orientation says, as players do. What cannot be decoded is a frame without a picture,
-    and so is an end that comes before the one which the file announces.
+    Its frames keep their own times, so that a variable frame rate stays variable, and are turned as
+    the file's orientation says, as players do. A part that cannot be decoded gives a frame without
+    a picture, and so does a file that ends before the end which it announces.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ class Video:
     Attributes
     ----------
     rate
-        Frames a second on average.
+        Average number of frames per second.
     count
-        Frames there should be, by the file's own word; 0 where it says nothing.
+        Number of frames that the file announces; 0 if it announces none.
 
     Raises
     ------
     SourceError
-        It holds no video, not even one frame of it can be decoded, or PyAV is not installed.
+        The file holds no video, none of its frames can be decoded, or PyAV is not installed.
 
     Examples
     --------
@@ -118,13 +118,13 @@ class Video:
             yield Frame(f"{index:06d}", clock.next_ns, None, fault)
 
     def _missing(self, stream: VideoStream, parts: int, clock: _Clock) -> str:
-        """Say what the file announced and did not hold; empty when all of it was there."""
-        # MP4 counts what an edit list leaves out as well; libav's index of it does not.
+        """Say what the file announced but did not hold; empty if nothing is missing."""
+        # MP4 also counts the frames that an edit list leaves out; libav's index does not.
         indexed = stream.frames and "mp4" in stream.container.format.name
         announced = len(stream.index_entries) if indexed else stream.frames
         if announced:
             return f"it announces {announced}" if parts < announced else ""
-        # The last frame's own length is often not said: it may be as long as the longest before.
+        # The last frame's length is often not given; it may be as long as the longest before it.
         if self._declared_s and self._declared_s * 1e9 > clock.last_ns + 1.5 * clock.longest_ns:
             return f"it announces {self._declared_s:.2f} s"
         return ""
@@ -161,7 +161,7 @@ class _Clock:
 
     @property
     def next_ns(self) -> int:
-        """Where a frame belongs that has no time of its own."""
+        """The time for a frame that has none of its own, in ns."""
         return self.last_ns + self._usual_ns
 
     def read(self, picture: VideoFrame) -> int:
@@ -170,8 +170,8 @@ class _Clock:
             shown = picture.pts * picture.time_base
             if self._first is None:
                 self._first = shown - Fraction(max(time_ns, 0), 10**9)
-            told = round((shown - self._first) * 10**9)
-            time_ns = told if told > self.last_ns else time_ns
+            own_ns = round((shown - self._first) * 10**9)
+            time_ns = own_ns if own_ns > self.last_ns else time_ns
         self.longest_ns = max(self.longest_ns, time_ns - max(self.last_ns, 0))
         self.last_ns = time_ns
         return time_ns

@@ -1,9 +1,9 @@
-"""From points in the camera's optical frame to pixels, as a CameraInfo describes it.
+"""Projects points from the camera's optical frame to pixels, as a CameraInfo describes it.
 
-Plain NumPy on whole clouds. The distortion polynomials of `plumb_bob` and `rational_polynomial` and
-of `equidistant` are only meant for angles the lens sees: further out they turn back and would
-put points from beside the camera into the picture. `CameraModel` knows where that begins, and
-takes no point beyond.
+This is plain NumPy on whole clouds. The distortion polynomials of `plumb_bob`,
+`rational_polynomial` and `equidistant` are only valid for angles that the lens sees. Further out
+they turn back, and would put points from beside the camera into the picture. `CameraModel` finds
+where that begins, and projects no point beyond it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Floats = NDArray[np.floating[Any]]
 _POLYNOMIAL = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12)}
 _EQUIDISTANT = "equidistant"
 MODELS: tuple[str, ...] = (*_POLYNOMIAL, _EQUIDISTANT)
-"""Values of `CameraInfo.distortion_model` that are taken; any, where D is empty or all zeros."""
+"""Accepted values of `CameraInfo.distortion_model`; any is accepted if D is empty or all zeros."""
 
 _WIDEST_TANGENT = 50.0
-"""How far a polynomial is followed at most: 88.9 degrees from the axis."""
+"""Largest tangent up to which a polynomial is followed: 88.9 degrees from the axis."""
 _NEAREST_Z = 1e-6
-"""Metres; nearer to the image plane a pinhole has no picture."""
+"""Smallest z in metres; nearer to the plane z = 0 a pinhole camera has no picture."""
 
 
 class CameraError(ValueError):
-    """A CameraInfo that points cannot be projected with; says what is accepted.
+    """A CameraInfo that points cannot be projected with; the message says what is accepted.
 
     Attributes
     ----------
@@ -54,14 +54,14 @@ class CameraModel:
     projection
         (3, 4) float64, from distorted (or rectified) coordinates to pixels.
     rotation
-        (3, 3) float64, applied first: the rectification of a rectified picture.
+        (3, 3) float64, applied first: R of a rectified picture, else the identity.
     model
         "" (no distortion), "polynomial" or "equidistant".
     coefficients
         (12,) float64 k1 k2 p1 p2 k3 k4 k5 k6 s1 s2 s3 s4, or (4,) k1 to k4 of equidistant.
     reach
-        How far from the axis points are taken: a tangent for "polynomial", an angle in radians for
-        "equidistant".
+        How far from the axis points are projected: a tangent for "polynomial", an angle in radians
+        for "equidistant".
     """
 
     size: tuple[int, int]
@@ -85,13 +85,13 @@ class CameraModel:
             (width, height) of the picture that points are projected into: the camera's whole
             picture (its region, binned) in this size.
         rectified
-            The picture is rectified: R and P describe it, and there is no distortion left.
-            Otherwise K and D do.
+            Whether the picture is rectified: R and P then describe it, and no distortion is left.
+            Otherwise K and D describe it.
 
         Raises
         ------
         CameraError
-            Without a focal length, or with a distortion that is not in `MODELS`.
+            The camera has no focal length, or a distortion that is not in `MODELS`.
         """
         plain = plain_camera_info(info, size)
         projection, rotation = np.zeros((3, 4)), np.eye(3)
@@ -118,13 +118,13 @@ class CameraModel:
         Parameters
         ----------
         points
-            (3, N) x right, y down, z forward, in metres in the camera's optical frame; points that
-            are not finite fall nowhere.
+            (3, N) x right, y down, z forward, in metres in the camera's optical frame. Points that
+            are not finite fall on no pixel.
 
         Returns
         -------
-        (M,) indices of the points inside the picture, rising, and (M,) of their pixels: row x
-        width + column.
+        (M,) rising indices of the points inside the picture, and (M,) indices of their pixels,
+        which are row x width + column.
         """
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             return self._project(points)
@@ -177,7 +177,7 @@ def _distortion(name: str, given: Any) -> tuple[str, NDArray[np.float64]]:
 
 
 def _polynomial(x: Floats, y: Floats, d: NDArray[np.float64]) -> tuple[Floats, Floats]:
-    """`plumb_bob` and `rational_polynomial`, with thin prism, as OpenCV's calib3d defines them."""
+    """Distort by `plumb_bob` or `rational_polynomial`, with thin prism, as in OpenCV's calib3d."""
     k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4 = (float(value) for value in d)
     squared = x * x + y * y
     radial = 1.0 + squared * (k1 + squared * (k2 + squared * k3))
@@ -193,7 +193,7 @@ def _polynomial(x: Floats, y: Floats, d: NDArray[np.float64]) -> tuple[Floats, F
 
 
 def _equidistant(angle: Floats, d: NDArray[np.float64]) -> Floats:
-    """Distance from the principal point, in focal lengths: Kannala and Brandt, four terms."""
+    """Return the distance from the principal point in focal lengths (Kannala and Brandt)."""
     k1, k2, k3, k4 = (float(value) for value in d)
     squared = angle * angle
     series = 1.0 + squared * (k1 + squared * (k2 + squared * (k3 + squared * k4)))
@@ -202,12 +202,12 @@ def _equidistant(angle: Floats, d: NDArray[np.float64]) -> Floats:
 
 
 def _reach(model: str, coefficients: NDArray[np.float64]) -> float:
-    """Return how far the radial part rises: beyond, two directions would share a pixel."""
+    """Return up to where the radial part rises; beyond it two directions would share a pixel."""
     if model == _EQUIDISTANT:
         steps = np.linspace(0.0, np.pi, 20_001)
         bent = _equidistant(steps, coefficients)
     elif model:
-        # Dense near the axis, where lenses bend; the tangents grow as angles do.
+        # Equal steps in angle, so that the tangents are dense near the axis, where lenses bend.
         steps = np.tan(np.linspace(0.0, np.arctan(_WIDEST_TANGENT), 20_001))
         radial_only = coefficients.copy()
         radial_only[[2, 3, 8, 9, 10, 11]] = 0.0

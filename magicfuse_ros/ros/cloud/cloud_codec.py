@@ -1,7 +1,7 @@
-"""PointCloud2 in and out: the points of any layout, and the same cloud with paint added.
+"""Reads the points of a PointCloud2 of any layout, and makes the same cloud with paint added.
 
-Strided NumPy views: fields at any offset, padded points and rows, both byte orders, FLOAT32 and
-FLOAT64 coordinates; what sensor_msgs_py does too, which is not installed everywhere. Nothing is
+Strided NumPy views read fields at any offset, padded points and rows, both byte orders, and FLOAT32
+and FLOAT64 coordinates. sensor_msgs_py can do this too, but is not installed everywhere. Nothing is
 allocated before the message's own size is checked.
 """
 
@@ -31,16 +31,16 @@ _SIZES = {
 }
 _PAINT = (
     ("confidence", PointField.FLOAT32, "f4"),
-    # As PCL and RViz have it: the bytes of 0x00RRGGBB under the name of a float.
+    # As PCL and RViz expect it: the bytes of 0x00RRGGBB, declared as a float.
     ("rgb", PointField.FLOAT32, "u4"),
     ("class_id", PointField.UINT8, "u1"),
 )
 _PAINT_BYTES = 12  # with padding, so that the points stay aligned
 _REPLACED = {"class_id", "confidence", "rgb", "rgba"}
 MAX_POINTS = 1 << 24
-"""Largest cloud taken."""
+"""Most points of a cloud that is accepted."""
 MAX_STEP = 1 << 12
-"""Largest point taken, in bytes."""
+"""Largest point that is accepted, in bytes."""
 MAX_FIELDS = 256
 """Most fields of a point."""
 
@@ -75,7 +75,7 @@ def read_points(cloud: Any) -> Floats:
     Raises
     ------
     CloudError
-        The message is not what it says, or has no coordinates.
+        The message's data do not fit its layout, it is too large, or it has no coordinates.
     """
     bytes_ = _points_as_bytes(cloud)
     height, width, _ = bytes_.shape
@@ -93,14 +93,14 @@ def painted_cloud(cloud: Any, painted: Painted, *, keep_unseen: bool) -> PointCl
     Parameters
     ----------
     cloud
-        sensor_msgs/PointCloud2 that `read_points` took; left as it is. Fields of the same names are
-        replaced, and so is rgba.
+        sensor_msgs/PointCloud2 that `read_points` accepted; it is not changed. In the result, its
+        fields of the same names, and rgba, are replaced.
     painted
         One entry for each of its points.
     keep_unseen
-        Whether points that the camera does not see stay, with class 255. Otherwise they are left
-        out; in an organised cloud (height over 1), whose shape must stay, their x, y and z become
-        NaN.
+        Whether points that the camera does not see are kept, with class 255. Otherwise they are
+        left out. An organised cloud (height over 1) has to keep its shape, so there their x, y and
+        z become NaN instead.
 
     Returns
     -------

@@ -22,19 +22,19 @@ from magicfuse_ros.ros.managed_node import SUCCESS, ManagedNode
 from magicfuse_ros.ros.parameter_table import ParameterError, ParameterTable
 
 _ORDINARY = {NO_MASK, TIME_JUMP}
-"""What happens to clouds of any faster sensor, and when a recording starts anew."""
+"""Ordinary reasons to drop clouds: the sensor is faster than the masks, or a recording restarts."""
 
 
 class SemanticCloudNode(ManagedNode):
-    """The node. Painting takes milliseconds, so its one thread does everything.
+    """The node. Painting takes only milliseconds, so its one thread does everything.
 
-    Beside the keys of every node (see `diagnostics`, where a frame is a cloud here) it tells
-    `masks_in`, `masks_out`, `masks_pending` and `masks_dropped.<reason>` of fuse_node's frames.
+    Its diagnostics have the keys of every node (see `diagnostics`; a frame there is a cloud here),
+    and `masks_in`, `masks_out`, `masks_pending` and `masks_dropped.<reason>` of fuse_node's frames.
 
     Parameters
     ----------
     node_arguments
-        For `ManagedNode`.
+        Passed to `ManagedNode`.
     """
 
     def __init__(self, **node_arguments: Any) -> None:
@@ -63,7 +63,7 @@ class SemanticCloudNode(ManagedNode):
         return SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe."""
+        """Subscribe to the clouds and to fuse_node's outputs."""
         if self._painter is None:
             return self._fail("activate", "it is not configured", state)
         try:
@@ -120,7 +120,7 @@ class SemanticCloudNode(ManagedNode):
         return self._why_not_now({name for name in names if not CLOUD_SPECS[name].live})
 
     def _adopt(self) -> None:
-        """Take live parameters over, between two clouds."""
+        """Adopt the live parameters, between two clouds."""
         if self._painter is None or self._inputs is None:
             return
         settings = self._parameters_table.settings()
@@ -161,7 +161,7 @@ class SemanticCloudNode(ManagedNode):
         )
 
     def _silence(self, inputs: CloudInputs) -> str:
-        """Name the first part of a frame that does not come; empty if all do."""
+        """Name the first part of a frame that no longer comes; empty if all come."""
         for part, silent_s in inputs.parts_silent_s.items():
             if silent_s > diagnostics.NO_INPUT_S:
                 topic = self.resolve_topic_name(PICTURE_TOPICS[part])

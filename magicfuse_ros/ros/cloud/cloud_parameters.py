@@ -118,7 +118,7 @@ class CloudSettings:
         Raises
         ------
         ParameterError
-            On the first value of wrong type or range, or an unreadable extrinsic.
+            A value has the wrong type or range, or the extrinsic cannot be read.
         """
         for spec in CLOUD_PARAMETERS:
             spec.check(values[spec.name])

@@ -1,4 +1,4 @@
-"""Where the cloud's sensor sits as the camera sees it: from a parameter, or from tf2."""
+"""The pose of the cloud's sensor in the camera's frame, from a parameter or from tf2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ except ImportError:  # not on PyPI; ROS installations have it in ros-<distro>-tf
 Floats = NDArray[np.floating[Any]]
 
 _JUMP_NS = 1_000_000_000
-"""Clouds this much older than the newest begin a recording anew."""
+"""A cloud this much older than the newest one means that a recording has started again."""
 
 
 class TransformError(LookupError):
@@ -51,13 +51,13 @@ class RigidTransform:
     def parse(cls, text: str) -> RigidTransform:
         """Read `'x y z roll pitch yaw'`: the pose of the cloud's frame in the camera's.
 
-        As `static_transform_publisher` takes them with the camera's optical frame as the parent:
-        metres, and radians about the fixed axes x, then y, then z.
+        The numbers are those that `static_transform_publisher` takes with the camera's optical
+        frame as the parent: metres, and radians about the fixed axes x, then y, then z.
 
         Raises
         ------
         ValueError
-            Unless they are six finite numbers, separated by spaces or commas.
+            The text is not six finite numbers, separated by spaces or commas.
         """
         words = [word for word in re.split(r"[\s,]+", text.strip().strip("[]").strip()) if word]
         try:
@@ -79,7 +79,7 @@ class RigidTransform:
         Raises
         ------
         TransformError
-            Its rotation is no rotation: a quaternion of length 0, or not finite.
+            Its quaternion is no rotation: its length is 0 or not finite.
         """
         q, t = transform.rotation, transform.translation
         x, y, z, w = (float(value) for value in (q.x, q.y, q.z, q.w))
@@ -97,7 +97,7 @@ class RigidTransform:
         return cls(rotation, np.array([t.x, t.y, t.z], np.float64))
 
     def apply(self, points: Floats) -> Floats:
-        """Move (3, N) points; the result has their type."""
+        """Move (3, N) points in metres; the result has the same shape and type."""
         rotation = self.rotation.astype(points.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
             moved: Floats = rotation @ points + self.translation.astype(points.dtype)[:, None]
@@ -105,7 +105,7 @@ class RigidTransform:
 
 
 class Extrinsics:
-    """Finds the transform for a cloud. Open while the node is active.
+    """Finds the transform for a cloud; it is made when the node is activated, and closed after.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class Extrinsics:
         self._listener: Any = None
         self._newest_ns = 0
         if tf2_ros is not None:
-            # Not with the node: that would add a service which nothing takes away again.
+            # Made without the node: with it, it would add a service that nothing ever removes.
             self._buffer = tf2_ros.Buffer()
             self._listener = tf2_ros.TransformListener(self._buffer, node, spin_thread=False)
 
@@ -145,7 +145,7 @@ class Extrinsics:
         Raises
         ------
         TransformError
-            tf does not know it, or is not installed.
+            tf does not know the transform, or is not installed.
         """
         if fixed is not None:
             return fixed
@@ -158,7 +158,7 @@ class Extrinsics:
             )
         at = Time.from_msg(stamp)
         if at.nanoseconds < self._newest_ns - _JUMP_NS:
-            # What it remembers would be newer than all that comes, and keep that out.
+            # Its transforms would be newer than all that come now, and it would ignore these.
             self._buffer.clear()
             self._newest_ns = 0
         self._newest_ns = max(self._newest_ns, at.nanoseconds)

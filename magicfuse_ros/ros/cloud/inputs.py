@@ -1,4 +1,4 @@
-"""What `semantic_cloud` listens to: the cloud, fuse_node's pictures, CameraInfo, LabelInfo."""
+"""What `semantic_cloud` subscribes to: the cloud, fuse_node's pictures, CameraInfo, LabelInfo."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class CloudInputs:
     clouds, frames
         Where clouds and fuse_node's frames are counted.
     on_pair
-        Gets every cloud with the frame to paint it with.
+        Called with every cloud and the frame to paint it with.
 
     Attributes
     ----------
     enabled
         While False, clouds are counted and dropped.
     camera_info, label_info
-        The newest, or None.
+        The newest message, or None.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class CloudInputs:
         )
         reliable = input_qos(ReliabilityPolicy.RELIABLE)
         self._subscriptions = [
-            node.create_subscription(Image, PICTURE_TOPICS[part], self._taker(part), reliable)
+            node.create_subscription(Image, PICTURE_TOPICS[part], self._receiver(part), reliable)
             for part in parts
         ]
         # Best effort receives from any publisher, and CameraInfo is small.
@@ -140,12 +140,12 @@ class CloudInputs:
         return "; ".join(filter(None, [self._warning, self.points.mismatch]))
 
     def adopt(self, settings: CloudSettings) -> None:
-        """Take live parameters over."""
+        """Adopt the live parameters."""
         self._matcher.slop_ns, self._matcher.queue = settings.slop_ns, settings.queue
         self.points.set_reliability(settings.input_reliability)
 
     def clear(self, reason: str) -> None:
-        """Give up what waits."""
+        """Drop everything that waits, for the given reason."""
         self._matcher.clear(reason)
 
     def close(self) -> None:
@@ -168,14 +168,14 @@ class CloudInputs:
         self._matcher.add_cloud(_nanoseconds(message.header.stamp), cloud)
         self._match()
 
-    def _taker(self, part: str) -> Any:
-        def take(message: Image) -> None:
+    def _receiver(self, part: str) -> Any:
+        def receive(message: Image) -> None:
             self._last_part[part] = time.monotonic()
             if self._subscriptions and self.enabled:
                 self._matcher.add_part(_nanoseconds(message.header.stamp), part, message)
                 self._match()
 
-        return take
+        return receive
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self.camera_info = message
@@ -185,7 +185,7 @@ class CloudInputs:
         self.label_info = message
 
     def _match(self) -> None:
-        if self.camera_info is None:  # fuse_node's comes after its first mask
+        if self.camera_info is None:  # fuse_node publishes it after its first mask
             return
         for pair in self._matcher.pairs():
             self._take(pair)

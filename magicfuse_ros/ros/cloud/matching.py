@@ -1,10 +1,11 @@
-"""Which cloud goes with which frame, by their stamps; whatever goes with none is counted.
+"""Matches clouds with frames by their stamps, and counts those that match nothing.
 
-Pure bookkeeping: stamps in, pairs out. A frame is complete when all its parts (mask, confidence,
-maybe color) have come with one stamp. It takes the cloud nearest to it, at most `slop` away; a
-cloud of exactly its stamp at once, another one as soon as a cloud at or past its stamp has come,
-for only then is the nearest one known. Each frame and each cloud is used once at most, and pairs
-come out in order of time, whatever the order in which the topics delivered.
+This is pure bookkeeping: stamps in, pairs out. A frame is complete when all its parts (mask,
+confidence, maybe color) have come with one stamp. It is paired with the cloud nearest to it, at
+most `slop` away: with a cloud of exactly its stamp at once, with another one as soon as a cloud at
+or past its stamp has come, because only then is the nearest one known. Each frame and each cloud is
+used once at most, and pairs come out in order of time, whatever the order in which the topics
+delivered.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from typing import Any
 from magicfuse_ros.ros import ledger
 
 NO_MASK = "no_mask"
-"""A cloud: no frame within `slop` of it was left, and later ones are further away."""
+"""A cloud was dropped: no unused frame is at most `slop` away, and later frames are further off."""
 EXPIRED = "expired"
-"""A cloud: `queue` newer clouds came before any frame did."""
+"""A cloud was dropped: `queue` newer clouds came before a frame for it."""
 NO_CLOUD = "no_cloud"
-"""A frame: no cloud within `slop` of it."""
+"""A frame was dropped: no cloud is at most `slop` away."""
 INCOMPLETE = "incomplete"
-"""A frame: a part of it never came."""
+"""A frame was dropped: a part of it never came."""
 OUT_OF_ORDER = "out_of_order"
-"""Either: a newer one was used already."""
+"""A cloud or a frame was dropped: a newer one had been used already."""
 TIME_JUMP = "time_jump"
-"""Either: the stamps went back (a recording that starts anew)."""
+"""A cloud or a frame was dropped: the stamps went back, as when a recording starts again."""
 
 _JUMP_NS = 1_000_000_000
-"""Stamps this much older than the newest are a new beginning, not a late message."""
+"""A stamp this much older than the newest one is that of a new recording, not of a late message."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Pair:
     Attributes
     ----------
     cloud_ns, frame_ns
-        Their stamps.
+        Their stamps, in nanoseconds.
     cloud
-        The message.
+        What `add_cloud` was given.
     parts
         The frame's messages by name.
     """
@@ -79,7 +80,7 @@ class _Topic:
 
 
 class Matcher:
-    """Holds what waits for its counterpart.
+    """Holds the clouds and frames that wait for their counterpart.
 
     Parameters
     ----------
@@ -93,9 +94,9 @@ class Matcher:
     Attributes
     ----------
     slop_ns
-        Most that the stamps of cloud and frame may differ.
+        Largest difference between the stamps of a cloud and its frame, in nanoseconds.
     queue
-        Most clouds, and most frames, that wait.
+        Most clouds that wait, and most frames.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Matcher:
         return len(self._clouds.stamps), len(self._frames.stamps)
 
     def add_cloud(self, stamp_ns: int, cloud: Any) -> None:
-        """Take a cloud in."""
+        """Add a cloud."""
         if stamp_ns < self._newest_cloud - _JUMP_NS:
             self._restart_clouds()
         self._newest_cloud = max(self._newest_cloud, stamp_ns)
@@ -137,10 +138,10 @@ class Matcher:
             self._drop_cloud(EXPIRED)
 
     def add_part(self, stamp_ns: int, name: str, message: Any) -> None:
-        """Take a part of a frame in."""
+        """Add a part of a frame."""
         if stamp_ns < self._newest_frame - _JUMP_NS:
             clouds = self._newest_cloud
-            if abs(clouds - self._newest_frame) < abs(clouds - stamp_ns):  # not back there yet
+            if abs(clouds - self._newest_frame) < abs(clouds - stamp_ns):  # clouds are not back yet
                 self._restart_clouds()
             self._give_up(self._frames, self._drop_frame, TIME_JUMP)
             self._newest_frame = self._last_frame = -1
@@ -160,7 +161,7 @@ class Matcher:
             self._drop_frame(NO_CLOUD if complete else INCOMPLETE)
 
     def pairs(self) -> Iterator[Pair]:
-        """Yield every pair that is certain by now; give up what can find no counterpart."""
+        """Yield every pair that is certain by now; drop what can no longer find a counterpart."""
         while (frame_ns := self._first_complete()) is not None:
             cloud_ns = self._nearest_cloud(frame_ns)
             if cloud_ns != frame_ns and self._newest_cloud < frame_ns:
@@ -178,7 +179,7 @@ class Matcher:
             yield Pair(cloud_ns, frame_ns, self._clouds.pop_first(), parts)
 
     def clear(self, reason: str) -> None:
-        """Give up everything that waits."""
+        """Drop everything that waits, for the given reason."""
         self._give_up(self._clouds, self._drop_cloud, reason)
         self._give_up(self._frames, self._drop_frame, reason)
         self._newest_cloud = self._last_cloud = -1
@@ -193,7 +194,7 @@ class Matcher:
 
     def _nearest_cloud(self, frame_ns: int) -> int | None:
         if self._last_cloud >= frame_ns:
-            return None  # the nearest one past it is used; how late it came must not matter
+            return None  # a later cloud is used already; the order of arrival must not matter
         stamps = self._clouds.stamps
         after = bisect.bisect_left(stamps, frame_ns)
         near = stamps[max(after - 1, 0) : after + 1]

@@ -1,4 +1,4 @@
-"""One cloud and one frame in, one painted cloud out; whatever goes wrong is counted by reason."""
+"""Paints a cloud with a frame and publishes it; counts whatever goes wrong by its reason."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from magicfuse_ros.ros.qos import LATCHED_QOS, OUTPUT_QOS
 from magicfuse_ros.ros.statistics import Timings, age_ms
 
 NO_TRANSFORM = "no_transform"
-"""Where the cloud's sensor sits is not known."""
+"""The pose of the cloud's sensor is not known."""
 PICTURE_SIZE = "picture_size"
-"""Mask, confidence and color are not of one size."""
+"""Mask, confidence and color differ in size."""
 BAD_MASK = "bad_mask"
 """Mask or confidence is not mono8."""
 
 
 class CloudPainter:
-    """Owns the publishers, from configure to cleanup.
+    """Paints clouds and publishes them. It owns the publishers, from configure to cleanup.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class CloudPainter:
     def process(
         self, pair: Pair, camera_info: CameraInfo, label_info: Any, extrinsics: Extrinsics
     ) -> None:
-        """Paint and publish; never raises.
+        """Paint and publish one cloud; this never raises.
 
         Parameters
         ----------
@@ -145,7 +145,7 @@ class CloudPainter:
     def _publish(self, cloud: PointCloud2, painted: Painted, label_info: Any) -> None:
         keep = self.settings.keep_unseen
         message = painted_cloud(cloud, painted, keep_unseen=keep)
-        # For Nav2: a picture with one pixel a point, under the cloud's stamp.
+        # Nav2 wants a picture with one pixel for each point, with the cloud's stamp.
         shape = message.height, message.width
         kept = slice(None) if keep or message.height > 1 else painted.seen
         for publisher, values in (
@@ -158,7 +158,7 @@ class CloudPainter:
         self._points.publish(message)
 
     def _publish_labels(self, label_info: Any, header: Any) -> None:
-        """Pass fuse_node's LabelInfo on, once, under the stamp of the first cloud it is about."""
+        """Publish fuse_node's LabelInfo once, with the stamp of the first cloud that it is for."""
         if label_info is None or label_info is self._labels:
             return
         if self._label_info is None:
@@ -193,7 +193,7 @@ def _pictures(parts: dict[str, Any]) -> Pictures:
                 f"fuse_node's ~/semantic/{name}",
             )
     color = decode_image(parts["color"]) if "color" in parts else None
-    # Grey comes out three times over.
+    # Grey is decoded to three equal channels.
     mask, confidence = (decode_image(parts[name])[:, :, 0] for name in ("mask", "confidence"))
     try:
         return Pictures(mask, confidence, color)

@@ -1,4 +1,4 @@
-"""Painting a cloud: each point gets what the picture shows at its pixel. Arrays only, no loops."""
+"""Paints a cloud: each point gets what the picture shows at its pixel. Arrays only, no loops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """What is painted with; all of one size.
+    """The pictures to paint with; all have the same size.
 
     Attributes
     ----------
@@ -52,8 +52,8 @@ class Pictures:
 class Occlusion:
     """When a point counts as hidden behind another one.
 
-    The scanner may see past what hides a point from the camera; such a point must not get the class
-    of what stands in front of it.
+    The scanner may see points that an object hides from the camera. Such a point must not get the
+    class of the object in front of it.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Occlusion:
 
 @dataclass(frozen=True, eq=False)
 class Painted:
-    """One entry a point; a point that the camera does not see has 255, 0.0 and black.
+    """One entry for each point; a point that the camera does not see has 255, 0.0 and black.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class Painted:
     rgb
         (N,) uint32: 0x00RRGGBB.
     seen
-        (N,) bool: inside the picture and not hidden. Its class may be unknown all the same.
+        (N,) bool: whether it is inside the picture and not hidden. Its class may still be unknown.
     """
 
     class_id: NDArray[np.uint8]
@@ -106,13 +106,13 @@ def paint(
     Parameters
     ----------
     points
-        (3, N) metres in the camera's optical frame; not finite where there is no point.
+        (3, N) in metres, in the camera's optical frame; not finite where there is no point.
     camera
         Projection into the pictures.
     pictures
-        What to paint with; of the camera's size.
+        What to paint with, in the camera's size.
     occlusion
-        Hide points behind others; None takes every point inside the picture.
+        Which points are hidden; with None, every point inside the picture is painted.
 
     Raises
     ------
@@ -145,11 +145,11 @@ def paint(
 def in_front(
     pixels: NDArray[np.intp], distances: Floats, size: tuple[int, int], occlusion: Occlusion
 ) -> NDArray[np.bool_]:
-    """Tell which points no surface hides.
+    """Return which points no surface hides.
 
     The points' nearness (1 / distance) makes a sparse picture. A morphological closing of it fills
-    the gaps between points of near surfaces and leaves their outlines where they are, so that what
-    is seen just beside an object stays; neither does it touch a road that recedes.
+    the gaps between points of near surfaces and leaves their outlines where they are, so that
+    points seen just beside an object are kept. It does not change a road that recedes either.
 
     Parameters
     ----------

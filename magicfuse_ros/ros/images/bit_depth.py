@@ -1,8 +1,8 @@
 """How many bits of its 16-bit pixels a camera really fills.
 
 Cameras of 10, 12 or 14 bits send their numbers in 16-bit encodings. Most drivers shift them up to
-the full scale; some do not, and then the picture comes out nearly black. The encoding cannot tell
-the two apart, so the user says it with a parameter, and is told when that seems to be missing.
+the full scale; some do not, and then the picture comes out nearly black. The encoding does not say
+which, so the user sets a parameter, and gets a hint when that seems to be missing.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 _FRAMES = 30
-"""Frames looked at before anything is said."""
+"""Frames that are looked at before a hint is given."""
 _USUAL = (8, 10, 12, 14)
-"""Bits of the cameras that there are."""
+"""Bits of the usual cameras."""
 
 
 class BitDepth:
-    """Scales the 16-bit pixels of one stream to 8 bits, and notices that they use fewer bits.
+    """Scales the 16-bit pixels of one stream to 8 bits, and notices if they use fewer bits.
 
     Parameters
     ----------
     bits
-        8 to 16: 2^bits - 1 is white, and what lies above it is white too. 0 takes all 16 bits and
-        watches the brightest pixel, for `hint`.
+        8 to 16: 2^bits - 1 and all values above it are white. 0 takes all 16 bits and watches the
+        brightest pixel, for `hint`.
 
     Raises
     ------
     ValueError
-        Another number.
+        `bits` is another number.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class BitDepth:
         return np.asarray(scaled, np.uint8)
 
     def hint(self) -> str:
-        """Return what the user should know, or nothing: all is well, or it is too early to tell."""
+        """Return a hint for the user; empty if all is well, or while it is too early to say."""
         if self._frames < _FRAMES or self._brightest == 0:
             return ""
         bits = next((bits for bits in _USUAL if self._brightest < 1 << bits), None)

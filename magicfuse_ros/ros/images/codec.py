@@ -1,17 +1,17 @@
-"""Camera messages to RGB arrays and back.
+"""Converts camera messages to RGB arrays and back.
 
-Strided NumPy views and OpenCV's colour conversions: rows may be padded (`step` larger than a row)
-and 16- and 32-bit numbers may come in either byte order, which cv_bridge and rosbags-image
-mis-decode.
+It uses strided NumPy views and OpenCV's colour conversions. Rows may be padded (`step` larger than
+a row), and 16- and 32-bit numbers may come in either byte order, which cv_bridge and rosbags-image
+decode wrongly.
 
 How numbers become 8 bits depends on the encoding alone, never on the frame, so that a video does
 not flicker:
 
 - `mono16`, `16UC1`, `bayer_*16`, 16-bit PNG: 0 to 65535 is black to white, rounded (v / 257),
   unless a `BitDepth` says that the camera fills fewer bits.
-- `32FC1`: 0.0 to 1.0 is black to white; what lies outside is clipped. A frame with NaN or infinity,
-  or whose mean lies outside [0, 1] (its scale is another one: 0 to 255, metres), is refused.
-- `yuv422`, `yuyv`, `nv12` and their kin: ITU-R BT.601, limited range (luma 16 to 235).
+- `32FC1`: 0.0 to 1.0 is black to white; values outside are clipped. A frame with NaN or infinity,
+  or whose mean lies outside [0, 1] (so it has another scale, 0 to 255 or metres), is refused.
+- `yuv422`, `yuyv`, `nv12` and the like: ITU-R BT.601, limited range (luma 16 to 235).
 
 Bad input raises `ImageError`, whose `reason` is machine-readable; nothing of the size that a header
 claims is allocated before it is checked.
@@ -126,11 +126,11 @@ def decode_image(msg: ImageLike, depth: BitDepth = _FULL_SCALE) -> NDArray[np.ui
 def decode_compressed(msg: CompressedLike, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
     """Decode a JPEG or PNG, of 8 or 16 bits, in colour, grey or as a Bayer mosaic.
 
-    The bytes decide what the picture is: publishers write "jpeg", nothing, or "rgb8; jpeg
-    compressed rgb8" for the same ordinary file. Only a mosaic cannot be told from grey by its
-    bytes; there `msg.format` is believed, which compressed_image_transport sets to "bayer_rggb8;
+    The bytes decide what the picture is, because publishers write "jpeg", nothing, or "rgb8; jpeg
+    compressed rgb8" for the same ordinary file. Only a Bayer mosaic cannot be told from grey by its
+    bytes; for that `msg.format` is believed, which compressed_image_transport sets to "bayer_rggb8;
     jpeg compressed". An orientation tag is not applied, since the pixels have to stay where
-    camera_info says they are. Alpha is dropped. Damage is refused, see `sources.pictures`.
+    camera_info says they are. Alpha is dropped. Damaged data is refused, see `sources.pictures`.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def encode_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> Imag
 
 
 def image_size(picture: NDArray[np.uint8], encoding: str) -> tuple[int, int, int]:
-    """Return height, width and step of the Image of a picture, as of `encode_image`."""
+    """Return height, width and step of the Image that `encode_image` makes of a picture."""
     _check_picture(picture, encoding)
     height, width = picture.shape[:2]
     return height, width, width * _CHANNELS_OUT[encoding]
@@ -256,7 +256,7 @@ def _checked_layout(msg: ImageLike) -> PixelLayout:
 
 
 def _refuse_other_transports(form: str, data: bytes) -> None:
-    """Name what is no JPEG or PNG but well known; "unknown format" alone would not help."""
+    """Refuse well-known data that is no JPEG or PNG by name, to help more than "unknown format"."""
     video = next((name for start, name in _VIDEOS.items() if data.startswith(start)), None)
     what = f"a piece of a video ({video})" if video else "a depth picture"
     if video or "compresseddepth" in form.lower():
@@ -270,7 +270,7 @@ def _refuse_other_transports(form: str, data: bytes) -> None:
 def _mosaic(form: str) -> str | None:
     """Return the Bayer encoding that `CompressedImage.format` names; None if it is no mosaic.
 
-    "bayer_rggb8; jpeg compressed mono8" was made grey before it was compressed.
+    A mosaic with "bayer_rggb8; jpeg compressed mono8" was made grey before it was compressed.
     """
     encoding, _, stored = form.lower().partition(";")
     encoding = encoding.strip()
@@ -319,7 +319,7 @@ def _check_picture(picture: NDArray[np.uint8], encoding: str) -> None:
 
 
 def _byte_array(values: NDArray[np.uint8]) -> array.array[int]:
-    """Copy into what a message's setter takes without looking at every byte."""
+    """Copy into an array, which a message's setter accepts without checking every byte."""
     data = array.array("B")
     data.frombytes(np.ascontiguousarray(values).data.cast("B"))
     return data

@@ -38,5 +38,5 @@ class ImageError(ValueError):
 
     @classmethod
     def of(cls, error: PictureError) -> ImageError:
-        """Return the error of a picture, which has no file here, as that of a message."""
+        """Return a picture's error as that of a message; there is no file here to name."""
         return cls(cast("Reason", error.reason), str(error))

@@ -1,7 +1,7 @@
 """The encodings of sensor_msgs/Image that the codec takes, and how each lies in memory.
 
-Names and meanings are those of `sensor_msgs/image_encodings.hpp`. OpenCV's conversion codes are
-taken by the names that all of OpenCV 4 and 5 have.
+Names and meanings are those of `sensor_msgs/image_encodings.hpp`. OpenCV's conversion codes have
+names here that exist in all of OpenCV 4 and 5.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class PixelLayout:
     Attributes
     ----------
     scalar
-        What one number is: "u1" (0 to 255), "u2" (0 to 65535) or "f4" (0.0 to 1.0). The byte order
-        is the message's.
+        Type of one number: "u1" (0 to 255), "u2" (0 to 65535) or "f4" (0.0 to 1.0). The message
+        says their byte order.
     channels
-        Numbers in a row for each pixel of the width.
+        How many numbers a row has for each pixel of the width.
     to_rgb
-        OpenCV code that turns the pixels, once they have 8 bits, into RGB; None where they are RGB.
+        OpenCV code that turns the pixels, once they have 8 bits, into RGB; None if they are RGB.
     multiple_of
-        (width, height): what each must be a multiple of, for the chroma to cover the picture.
+        (width, height) of which the picture's must be multiples, so that chroma covers all of it.
     least
-        Smallest width and height.
+        Smallest width and height in pixels.
     chroma_plane
         Whether height / 2 rows of interleaved chroma, of the same `step`, follow the rows of luma.
     """
@@ -103,7 +103,7 @@ LAYOUTS: Mapping[str, PixelLayout] = MappingProxyType(
 )
 
 ENCODINGS: tuple[str, ...] = tuple(LAYOUTS)
-"""Values of `Image.encoding` that are taken."""
+"""Values of `Image.encoding` that are accepted."""
 
 
 def layout_of(encoding: str, width: int, height: int) -> PixelLayout:

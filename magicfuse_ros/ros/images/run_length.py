@@ -24,9 +24,9 @@ def encode_runs(mask: NDArray[np.uint8], header: Header) -> Image:
 
     Returns
     -------
-    sensor_msgs/Image of the mask's height, width and encoding (mono8) whose data are runs in the
-    order of rows, not stopping at their ends: a value as one byte, its length as a 32-bit integer,
-    lowest byte first. That is no picture for anyone but Autoware.
+    sensor_msgs/Image with the mask's height, width and encoding (mono8). Its data are runs in the
+    order of rows, which may go on across the end of a row: the value as one byte, then the length
+    as a 32-bit integer, lowest byte first. Only Autoware can read it as a picture.
     """
     height, width = mask.shape
     pixels = mask.reshape(-1)

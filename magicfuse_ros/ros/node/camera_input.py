@@ -25,7 +25,7 @@ class CameraInput(MatchedSubscription):
     reliability
         The parameter `input_reliability`.
     on_image
-        Gets every Image or CompressedImage.
+        Called with every Image or CompressedImage.
 
     Attributes
     ----------

@@ -19,15 +19,15 @@ from magicfuse_ros.runtime.contract import Engine
 
 
 class FuseNode(ManagedNode):
-    """The node. Its executor thread moves messages and never computes.
+    """The node. Its executor thread only moves messages; the worker thread does the computing.
 
     Parameters
     ----------
     engine_factory
         Makes the engine, in the worker thread; by default `runtime.engine.load_engine`.
     node_arguments
-        For `ManagedNode`; its `stop_requested` is polled while the engine loads, so that a stop
-        need not wait for it.
+        Passed to `ManagedNode`. `stop_requested` is polled while the engine loads, so that a stop
+        need not wait for the engine.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class FuseNode(ManagedNode):
         super().__init__("fuse_node", **node_arguments)
         self._engine_factory = engine_factory
         self._session: Session | None = None
-        self._told_of_steps = ""
+        self._logged_steps_warning = ""
         self._intake = Intake(self, self._account)
         if outputs.NO_LABEL_INFO:
             self.get_logger().info(outputs.NO_LABEL_INFO)
@@ -45,7 +45,7 @@ class FuseNode(ManagedNode):
         )
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load and warm up the engine in the worker thread, showing progress; make the outputs."""
+        """Make the outputs; load and warm up the engine in the worker thread, showing progress."""
         self._state, self._error = "configuring", ""
         try:
             settings = self._table.settings()
@@ -125,7 +125,8 @@ class FuseNode(ManagedNode):
     def _refuse(self, names: set[str], values: Mapping[str, object]) -> str:
         reason = self._why_not_now({name for name in names if not SPECS[name].live})
         if not reason and self._state == "active":
-            Settings.from_values(values)  # the rules between them too; before, configure tells
+            # This checks the rules between parameters too; until then, configure does.
+            Settings.from_values(values)
         if not reason and "semantic.id_map" in names:
             id_map = read_id_map(str(values["semantic.id_map"]))
             if self._session is not None and self._session.labels is not None:
@@ -133,13 +134,13 @@ class FuseNode(ManagedNode):
         return reason
 
     def _adopt(self) -> None:
-        """Take live parameters over; the worker sees them from its next frame on."""
+        """Adopt the live parameters; the worker uses them from its next frame on."""
         session = self._session
         if session is None or session.labels is None:
             return
         try:
             settings = self._table.settings()
-        except ParameterError:  # while inactive, until the other side of a resolution is set too
+        except ParameterError:  # while inactive, one side of a resolution may be set first
             return
         remapped = settings.id_map != session.pipeline.settings.id_map
         session.adopt(settings)
@@ -155,19 +156,19 @@ class FuseNode(ManagedNode):
         return {self.resolve_topic_name(topic): message_type}
 
     def _every_second(self) -> None:
-        """Match the camera's QoS anew; look after the engine."""
+        """Match the camera's QoS again, and replace an engine that hangs or is gone."""
         if self._intake.subscriptions is not None:
             self._intake.subscriptions.refresh()
         session = self._session
         if session is not None and self._state in {"active", "inactive"}:
             session.watch()
-            self._tell_of_steps("" if session.engine is None else session.engine.steps_warning)
+            self._log_steps("" if session.engine is None else session.engine.steps_warning)
 
-    def _tell_of_steps(self, warning: str) -> None:
-        """Log once a change that the model was not trained for the steps in force."""
-        if warning and warning != self._told_of_steps:
+    def _log_steps(self, warning: str) -> None:
+        """Log a warning about the number of steps, unless it is the one that was logged last."""
+        if warning and warning != self._logged_steps_warning:
             self.get_logger().warning(warning)
-        self._told_of_steps = warning
+        self._logged_steps_warning = warning
 
     def _health(self) -> diagnostics.Health:
         session, subscriptions = self._session, self._intake.subscriptions

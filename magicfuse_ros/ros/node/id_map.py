@@ -1,4 +1,4 @@
-"""`semantic.id_map`: the mask in somebody else's class ids, such as Autoware's."""
+"""`semantic.id_map`: publishes the mask in other class ids, such as Autoware's."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ REST_NAME = "*"
 
 @dataclass(frozen=True)
 class IdMap:
-    """Class name to published id.
+    """Maps class names to published ids.
 
     Attributes
     ----------
     entries
-        (name, id) pairs; the name `unknown` stands for pixels without a class (255), `*` for
-        everything not named. What no entry covers becomes 255, so that ids of two label sets never
-        mix. No entries: ids stay as they are.
+        (name, id) pairs. The name `unknown` stands for pixels without a class (255), and `*` for
+        every class that is not named. A class that no entry covers becomes 255, so that ids of two
+        label sets never mix. If there are no entries, all ids stay as they are.
     """
 
     entries: tuple[tuple[str, int], ...] = ()
@@ -36,7 +36,7 @@ class IdMap:
         Raises
         ------
         ValueError
-            If an entry is not `name:id` with an id from 0 to 255, or a name comes twice.
+            An entry is not `name:id` with an id from 0 to 255, or a name comes twice.
         """
         entries: dict[str, int] = {}
         for entry in filter(None, (part.strip() for part in text.split(","))):
@@ -66,7 +66,7 @@ class IdMap:
         Raises
         ------
         ValueError
-            If an entry names a class that is not in `names`.
+            An entry names a class that is not in `names`.
         """
         if not self.entries:
             return np.arange(256, dtype=np.uint8)
@@ -98,9 +98,9 @@ def remap(
     mask, confidence
         (H, W) uint8 each: class ids, and 0 to 255 for a confidence of 0 to 1.
     table
-        (256,) uint8.
+        (256,) uint8; see `IdMap.table`.
     min_confidence
-        0 to 1; pixels below it become unknown before they are mapped.
+        0 to 1; pixels with a lower confidence become unknown before they are mapped.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What comes in: every image is counted, checked for order, and put into the worker's mailbox."""
+"""The node's intake: counts every image, checks its order, puts it into the worker's mailbox."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from magicfuse_ros.ros.qos import large_message_warning
 
 
 class Intake:
-    """Lives as long as the node; open while it is active. Used in the executor thread.
+    """Lives as long as the node, and is open while the node is active; for the executor thread.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class Intake:
 
     @property
     def enabled(self) -> bool:
-        """False while paused by ~/enable: frames are counted and dropped."""
+        """False while ~/enable has paused the node; frames are then counted and dropped."""
         return self._enabled
 
     @enabled.setter

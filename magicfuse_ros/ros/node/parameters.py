@@ -1,8 +1,7 @@
 """Every parameter of `fuse_node`, in one table: the one place where their defaults are written.
 
-The table turns into rclpy descriptors (`descriptor`), and a mapping of values into one frozen,
-checked `Settings`. The parameter file, the launch file and the README's table are compared with it
-by a test.
+`ParameterSpec.descriptor` makes rclpy's descriptor of a row; `Settings` checks the values of all
+rows. A test compares the parameter file, the launch file and the README's table with this table.
 """
 
 from __future__ import annotations
@@ -196,7 +195,7 @@ class Settings:
     watchdog_s, input_transport, input_reliability, input_bits, jpeg_quality, min_confidence
         The parameters of these names.
     id_map
-        `semantic.id_map`, read.
+        The parsed value of `semantic.id_map`.
     """
 
     engine: EngineSettings
@@ -215,8 +214,8 @@ class Settings:
         Raises
         ------
         ParameterError
-            On the first value of the wrong type or range, on a resolution of which only one side is
-            given, and on an id map that cannot be read.
+            A value has the wrong type or range, only one side of the resolution is given, or the id
+            map cannot be read. The message names the first such value.
         """
         for spec in PARAMETERS:
             spec.check(values[spec.name])
@@ -229,7 +228,7 @@ class Settings:
                 "accepted: both 0 (the model's own), or both set"
             )
         try:
-            # The others have the names and meanings of the engine's own.
+            # The other parameters have the names and meanings of the engine's settings.
             engine = EngineSettings(
                 **{each.name: checked[each.name] for each in _ENGINE if each.name in checked}
                 | {
@@ -256,7 +255,7 @@ class Settings:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What `Engine.update` takes: the settings of an engine that may change while it runs."""
+        """The arguments of `Engine.update`: the engine's settings that may change while it runs."""
         return {name: getattr(self.engine, name) for name in SAMPLING}
 
     def ids(self, names: Sequence[str]) -> NDArray[np.uint8]:
@@ -270,7 +269,7 @@ class Settings:
         return ids_of(self.id_map, names)
 
     def needing_reconfigure(self, loaded: Settings) -> list[str]:
-        """Name what differs from the settings that an engine was loaded with."""
+        """Name the settings that differ from those that an engine was loaded with."""
         return [
             each.name
             for each in _ENGINE
@@ -288,7 +287,7 @@ def read_id_map(text: str) -> IdMap:
 
 
 def ids_of(id_map: IdMap, names: Sequence[str]) -> NDArray[np.uint8]:
-    """Return the published id of each id, as `IdMap.table`; raises `ParameterError`."""
+    """Return `IdMap.table`, the published id of each id; raises `ParameterError`."""
     try:
         return id_map.table(names)
     except ValueError as error:

@@ -27,23 +27,23 @@ from magicfuse_ros.ros.statistics import Timings, age_ms
 from magicfuse_ros.runtime.contract import Engine, FuseResult, Progress
 
 _FALL_BACK_AFTER = 2
-"""Failures in a row, so that a passing fault does not cost the fast backend."""
+"""Failures in a row before falling back, so that one passing fault does not cost a fast backend."""
 
 _LONGEST_GAP_NS = 1_000_000_000
-"""Between the stamps of two frames of one stream; after more, nothing is carried over."""
+"""Longest time between two stamps of one stream; after more, nothing is carried over."""
 
 
 class Pipeline:
-    """Turns frames into published results; whatever goes wrong is counted and the next frame comes.
+    """Turns frames into published results; counts whatever goes wrong, and takes the next frame.
 
     Parameters
     ----------
     settings
-        Values in force; replaced (`self.settings = ...`) between two frames by the executor thread.
+        Values in force; the executor thread replaces them (`self.settings = ...`) when they change.
     camera_info
         Returns the camera's newest CameraInfo, or None.
     log, clock
-        The node's.
+        The node's logger and clock.
 
     Attributes
     ----------
@@ -52,9 +52,9 @@ class Pipeline:
     degraded
         What is worse than configured; empty while all is well.
     refused
-        Why the engine goes on with former sampling parameters; empty while it has those in force.
+        Why the engine keeps its former sampling parameters; empty while it has those in force.
     advice
-        Which parameter the camera's pictures seem to ask for; empty while all seems well.
+        Which parameter the camera's pictures seem to need; empty while all seems well.
     """
 
     def __init__(
@@ -129,27 +129,27 @@ class Pipeline:
         self._timings.add(times)
 
     def begin(self) -> None:
-        """Take the next frame for the first of a stream."""
+        """Treat the next frame as the first of a stream."""
         self._stamp_before_ns = None
 
     def hung(self, text: str) -> None:
-        """Count the frame of an engine that was given up."""
+        """Count the frame of an engine that was given up, and log `text`."""
         self._count(ledger.ENGINE_HUNG, text)
 
     def loaded(self, engine: Engine, settings: Settings) -> None:
-        """Take note of what an engine was loaded with, which is what is in force in it."""
+        """Note the settings that an engine was loaded with, which are in force in it now."""
         with self._update_lock:
             self._applied = engine, settings.sampling
         self._failures, self._proven, self.refused = 0, settings.sampling, ""
 
     def hurry(self, engine: Engine) -> None:
-        """End a frame of many steps soon: nobody will see it."""
+        """End a frame of many steps soon, because it will not be published."""
         with self._update_lock, suppress(Exception):
             self._applied = None  # the next frame gets what is in force
             engine.update(**(self.settings.sampling | {"steps": 1}))
 
     def update(self, engine: Engine) -> bool:
-        """Give an engine the sampling parameters in force; returns whether it had others."""
+        """Give an engine the sampling parameters in force; return whether it had others."""
         with self._update_lock:
             wanted = self.settings.sampling
             if self._applied == (engine, wanted):
@@ -208,7 +208,7 @@ class Pipeline:
         return True
 
     def _follow(self, engine: Engine, stamp_ns: int) -> None:
-        """Begin a new stream where a frame does not follow the one fused before it."""
+        """Begin a new stream if a frame does not follow the one that was fused before it."""
         before_ns, self._stamp_before_ns = self._stamp_before_ns, stamp_ns
         if before_ns is None or not 0 < stamp_ns - before_ns <= _LONGEST_GAP_NS:
             engine.forget()
@@ -231,7 +231,7 @@ class Pipeline:
         if self._failures < _FALL_BACK_AFTER:
             return
         unproven = self._unproven()
-        if unproven:  # no other backend would do better, and this one will when they are set back
+        if unproven:  # another backend would fail too; this one recovers when they are set back
             if self._throttle.allows("unproven"):
                 self._log.error(
                     f"The engine has fused nothing since {unproven}; set that back, or choose less"

@@ -1,4 +1,4 @@
-"""The node's outputs: fed by the worker thread, encoded only when somebody listens."""
+"""The node's outputs: the worker thread publishes them, and encodes only what has subscribers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXTRAS = {"infrared": "mono8", "enhanced": "rgb8"}
 
 
 class FusePublishers:
-    """Every image topic, camera_info and, where vision_msgs is installed, label_info.
+    """Publishes every image topic, camera_info, the labels and, with vision_msgs, label_info.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class FusePublishers:
         Parameters
         ----------
         result
-            The engine's; its mask holds the label set's ids and is what the palette colours.
+            The engine's result. Its mask holds the label set's ids; the palette colours this one.
         header
             Stamp and frame_id of the input.
         mask
@@ -92,7 +92,7 @@ class FusePublishers:
         jpeg_quality
             1 to 100.
         camera_info
-            The camera's newest, or None.
+            The camera's newest CameraInfo, or None.
         """
         self._image(self._magimg, result.magimg, "rgb8", header)
         self._image(self._mask, mask, "mono8", header)
@@ -133,10 +133,10 @@ class FusePublishers:
 
 
 def compressed_topic(node: Node, base: str) -> str:
-    """Return the topic of `base`'s compressed twin, as image_transport names it.
+    """Return the topic for the compressed images of `base`, as image_transport names it.
 
-    It follows a remapping of `base`, unless `<base>/compressed` is itself remapped. Where `base` is
-    remapped to a compressed topic, it is that topic.
+    The name follows a remapping of `base`, unless `<base>/compressed` is itself remapped. If `base`
+    is remapped to a compressed topic, that topic is returned.
     """
     own = f"{base}/compressed"
     resolved = node.resolve_topic_name(own)

@@ -1,4 +1,4 @@
-"""What exists between configure and cleanup: an engine in its worker, the pipeline, the outputs."""
+"""What the node holds from configure to cleanup: engine and worker, the pipeline, the outputs."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ _STOP_TIMEOUT_S = 4.0
 """How long a stop waits for the engine; `ros2 launch` loses patience after 5 s."""
 
 _SILENCE_S = 5.0
-"""Longest silence while loading; an engine at work tells how it goes as often by itself."""
+"""Longest silence in the log while an engine loads; `runtime.heartbeat` has the same period."""
 
 _PATIENCE = 3.0
 """A frame hangs when it takes longer than this many times what it should take."""
 
 _SHORTEST_LIMIT_S = 1.0
-"""The watchdog gives up no engine sooner: a busy machine can stall a frame for most of this."""
+"""The watchdog gives up no engine sooner, as a busy machine can stall a frame almost this long."""
 
 _LONGEST_BACKOFF_S = 60.0
-"""Longest wait between two attempts to load an engine in place of one that is gone."""
+"""Longest wait between two attempts to load an engine when there is none."""
 
 _MOST_HUNG = 3
-"""Engines given up, each with its memory, before the node waits for the last one."""
+"""Most engines that are given up, each of which keeps its memory; then the node waits instead."""
 
 
 class Session:
     """Made by configure, which then calls `load`; ended by `close`.
 
-    Once loaded, an engine that is gone is replaced: one that hangs by the next backend, one that
-    could not be loaded by another attempt, at once when a parameter changes and else after 1, 2, 4
-    and so on up to 60 s.
+    After the first load, `watch` replaces engines. If one hangs, the next backend is loaded. If one
+    cannot be loaded, it is tried again after 1, 2, 4 and so on up to 60 s, and at once when a
+    parameter changes.
 
     Parameters
     ----------
@@ -58,12 +58,13 @@ class Session:
     engine_factory
         Makes the engine; by default `runtime.engine.load_engine`.
     account, timings, camera_info
-        Where the pipeline counts and measures, and what it reads CameraInfo from.
+        Where the pipeline counts frames, where it keeps their times, and what returns the newest
+        CameraInfo.
 
     Attributes
     ----------
     settings
-        What the first engine was loaded with.
+        The settings that the first engine was loaded with.
     labels
         Label set of the model; None until the first engine is loaded.
     """
@@ -98,7 +99,7 @@ class Session:
 
     @property
     def engine(self) -> Engine | None:
-        """The engine, once loaded. Only the worker calls it; others read what it says of itself."""
+        """The engine, once loaded. Only the worker runs it; other threads read its attributes."""
         return self.worker.engine
 
     def load(self, *, stop_requested: Callable[[], bool], every_second: Callable[[], None]) -> str:
@@ -107,9 +108,9 @@ class Session:
         Parameters
         ----------
         stop_requested
-            Polled meanwhile; when true, the wait ends.
+            Polled during the wait, which ends when it returns true.
         every_second
-            Called meanwhile, so that diagnostics go on.
+            Called once a second during the wait, so that diagnostics go on.
         """
         started = shown = time.monotonic()
         self.worker.start()
@@ -130,7 +131,7 @@ class Session:
 
     @property
     def trouble(self) -> str:
-        """Why there is no engine and none is being loaded; empty if there is nothing to tell."""
+        """Why there is no engine, if the last attempt to load one has failed; else empty."""
         error = self.worker.error
         if error is None:
             return ""
@@ -141,13 +142,13 @@ class Session:
 
     @property
     def loading(self) -> str:
-        """What is being done to get an engine; empty while there is one, and with `trouble`."""
+        """How the loading of an engine goes; empty while none is being loaded."""
         if self.worker.loaded:
             return ""
         return f"no engine yet, frames are dropped meanwhile: {self.worker.last_progress}"
 
     def adopt(self, settings: Settings) -> None:
-        """Take live parameters over; an engine that is gone is loaded again with them at once."""
+        """Adopt the live parameters; if there is no engine, load it again with them at once."""
         self.pipeline.settings = settings
         if self.worker.engine is not None:
             if self.pipeline.update(self.worker.engine):
@@ -156,10 +157,10 @@ class Session:
             self._load_again()
 
     def watch(self) -> None:
-        """Replace an engine that hangs in a frame or is gone; call it once a second.
+        """Replace an engine that hangs in a frame or could not be loaded; call it once a second.
 
-        Meanwhile frames are counted as replaced. When there is no other backend, the same one is
-        loaded again.
+        Frames that come meanwhile are counted as replaced. If there is no other backend, the same
+        one is loaded again.
         """
         worker, engine = self.worker, self.worker.engine
         self._hung = [each for each in self._hung if each.alive]
@@ -202,7 +203,7 @@ class Session:
         self.worker.start()
 
     def pause(self) -> None:
-        """See the frame under way to its end; nothing is published afterwards."""
+        """Wait for the frame in progress to end; nothing is published afterwards."""
         self.pipeline.active = False
         if self.worker.engine is not None and self.worker.busy_s:
             self.pipeline.hurry(self.worker.engine)
@@ -232,7 +233,7 @@ class Session:
         )
 
     def _load_engine(self, successor: EngineSettings | None, progress: Progress) -> Engine:
-        """Make a warm engine; runs in the worker thread, where importing PyTorch delays nobody."""
+        """Make a warm engine; this runs in the worker thread, as importing PyTorch takes long."""
         settings = self.pipeline.settings
         wanted = settings.engine
         if successor is not None:

@@ -39,26 +39,27 @@ class Frame:
     _outcome: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def claim(self) -> bool:
-        """Whether the caller is the one who counts what becomes of this frame: only the first is.
+        """Claim the right to count what becomes of this frame; only the first caller gets True.
 
-        The worker claims a frame when the engine is done with it, the watchdog when it hangs.
+        The worker claims a frame when the engine is done with it, the watchdog when the engine
+        hangs.
         """
         return self._outcome.acquire(blocking=False)
 
 
 class EngineWorker:
-    """One thread, one engine, one mailbox.
+    """One thread with one engine, which takes its frames from one mailbox.
 
     Parameters
     ----------
     load
-        Makes a warm engine; gets a progress callback.
+        Makes a warm engine; it is given a progress callback.
     process
         Handles one frame and must not raise.
     log
-        Shows progress.
+        Called with a line of text as work proceeds.
     mailbox
-        Where frames come from; that of a worker whose engine hangs goes on to the next one.
+        Where frames come from. The next worker takes over the mailbox of one whose engine hangs.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class EngineWorker:
         self.mailbox: Mailbox[Frame] = mailbox or Mailbox()
         self.engine: Engine | None = None
         self.error: Exception | None = None
-        self.last_progress, self._told_at = "loading", time.monotonic()
+        self.last_progress, self._reported_at = "loading", time.monotonic()
         self._load, self._process, self._log = load, process, log
         self._stop = threading.Event()
         self._loaded = threading.Event()
@@ -81,7 +82,7 @@ class EngineWorker:
         self._busy: tuple[Frame, float] | None = None
         self._busy_lock = threading.Lock()
         self._given_up = threading.Event()
-        # A daemon: an engine that hangs in native code must not keep a stopped node alive.
+        # A daemon thread, since an engine that hangs must not keep a stopped node alive.
         self._thread = threading.Thread(target=self._run, name="fuse_worker", daemon=True)
 
     def start(self) -> None:
@@ -120,24 +121,24 @@ class EngineWorker:
         return 0.0 if busy is None else time.monotonic() - busy[1]
 
     def begin_anew(self) -> None:
-        """Count the time of the present frame from now: what is asked of the engine has changed."""
+        """Count the present frame's time from now on: the engine has been asked for other work."""
         with self._busy_lock:
             if self._busy is not None:
                 self._busy = self._busy[0], time.monotonic()
 
     def give_up(self, limit_s: float) -> bool:
-        """Leave a worker that has been with one frame for more than `limit_s` seconds to itself.
+        """Give up this worker if it has worked on one frame for more than `limit_s` seconds.
 
-        Python cannot end a thread that hangs in native code. This one takes no further frame: when
-        it ever comes back, it closes its engine and ends.
+        Python cannot end a thread that hangs in native code. This one takes no further frame, and
+        if it ever comes back, it closes its engine and ends.
 
         Returns
         -------
         bool
-            True if it was given up: its frame is then the caller's to count.
+            True if it was given up; the caller then has to count its frame.
         """
         if self.engine is not None and self.engine.preparing:
-            self.begin_anew()  # the frame's time counts from the end of that
+            self.begin_anew()  # making networks does not count as the frame's time
             return False
         with self._busy_lock:
             busy = self._busy
@@ -150,13 +151,13 @@ class EngineWorker:
         """Show progress of a load or a change of backend."""
         if self._stop.is_set():
             raise LoadCancelled
-        self.last_progress, self._told_at = text, time.monotonic()
+        self.last_progress, self._reported_at = text, time.monotonic()
         self._log(text)
 
     def repeat_progress(self, more: str, silence_s: float) -> None:
-        """Show the last progress again with `more` behind it, if nothing was shown for so long."""
-        if time.monotonic() - self._told_at >= silence_s:
-            self._told_at = time.monotonic()
+        """Show the last progress again, followed by `more`, if `silence_s` seconds were silent."""
+        if time.monotonic() - self._reported_at >= silence_s:
+            self._reported_at = time.monotonic()
             self._log(f"{self.last_progress} {more}")
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Backends: what executes the networks. One file a backend, one contract.
+"""Backends execute the networks: one file for each backend, and one contract for all.
 
 A backend gets the parts of a model (`model.checkpoint.PARTS`) one at a time, each with inputs of
 the one shape it will ever see (batch 1), and returns callables that take and return tensors on its
@@ -34,7 +34,7 @@ class Backend(Protocol):
     device_type
         The only kind of device it runs on, `cpu` or `cuda`; empty where it runs on any.
     memory_format
-        How tensors that are kept from frame to frame lie in memory, so that none is copied.
+        Memory layout for tensors that are kept from frame to frame, so that none has to be copied.
     side_by_side
         Whether two networks can run at the same time: those that `share` compiles.
     compiles
@@ -60,15 +60,15 @@ class Backend(Protocol):
         ...
 
     def compile(self, part: Part, progress: Progress) -> Network:
-        """Make one part fast for one shape; may take minutes, and then says how it goes."""
+        """Compile a part for its one shape; it may take minutes, and reports to `progress`."""
         ...
 
     def share(self, part: Part, progress: Progress) -> StartedNetwork:
-        """Compile a part to run beside another, on a CPU on half of the cores."""
+        """Compile a part to run beside another; on a CPU it gets half of the cores."""
         ...
 
     def close(self) -> None:
-        """Give back what the compiled parts hold; they are not called any more."""
+        """Release what the compiled parts hold; they may not be called afterwards."""
         ...
 
 
@@ -91,15 +91,15 @@ class Candidate:
         return f"{self.name} on {self.device}"
 
     def make(self, threads: int) -> Backend:
-        """Make the backend, for networks on so many cores (0: all)."""
+        """Make the backend, for networks on this many cores (0: all)."""
         return BACKENDS[self.name](self.device, threads)
 
 
 def candidates(backend: str, device: str) -> list[Candidate]:
-    """List what may run a model: the one to use, then those to fall back to.
+    """List the backends that may run a model: the one to use, then those to fall back to.
 
-    A backend asked for by name is followed by the others only behind it in `BACKENDS`, so the last
-    resort is always `eager`. With device `auto`, the CPU stands behind CUDA.
+    A backend that is asked for by name is followed by those after it in `BACKENDS`, so the last
+    resort is always `eager`. With device `auto`, the CPU comes after CUDA.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def candidates(backend: str, device: str) -> list[Candidate]:
 
 
 def missing(backend: str, device: str) -> list[str]:
-    """Say in a line each which backends `auto` would prefer here, and what they lack."""
+    """List the backends that `auto` would prefer here, each as a line that says what it lacks."""
     first = candidates(backend, device)[0]
     if backend != "auto":
         return []

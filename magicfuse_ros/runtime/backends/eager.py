@@ -25,7 +25,7 @@ class EagerBackend:
     """
 
     device_type = ""
-    memory_format = torch.channels_last  # what convolutions in oneDNN and cuDNN are fastest in
+    memory_format = torch.channels_last  # oneDNN and cuDNN convolve fastest in it
 
     compiles = False
 

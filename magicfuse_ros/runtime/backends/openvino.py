@@ -32,9 +32,9 @@ _HINT, _EXACT = "INFERENCE_PRECISION_HINT", "f32"
 class OpenVinoBackend:
     """Compiles each part for the one shape of its inputs.
 
-    Where the CPU has instructions for it, networks compute in bfloat16: two thirds of the time, and
-    pictures that differ by less than a grey level on average. Elsewhere it gains nothing. A network
-    that loses parity in it computes in 32 bits.
+    Where the CPU has instructions for it, networks compute in bfloat16. That takes two thirds of
+    the time and changes pictures by less than a grey level on average; on other CPUs it gains
+    nothing. A network that loses parity in bfloat16 computes in 32 bits.
 
     Two things are kept in the artifact cache: the graph, which is the same on every CPU, and what
     is compiled from it for this one, which is loaded in a third of the time that compiling takes.
@@ -44,7 +44,7 @@ class OpenVinoBackend:
     device
         A CPU.
     threads
-        How many cores a network may use; 0 takes all that this process may.
+        How many cores a network may use; 0 takes all that this process may use.
     """
 
     device_type = "cpu"
@@ -148,7 +148,7 @@ class OpenVinoBackend:
 
 
 def precision(capabilities: Sequence[str]) -> str:
-    """Return what networks compute in on a CPU with these OPTIMIZATION_CAPABILITIES."""
+    """Return the precision of networks on a CPU with these OPTIMIZATION_CAPABILITIES."""
     return "bf16" if "BF16" in capabilities else _EXACT
 
 
@@ -156,23 +156,24 @@ def precision(capabilities: Sequence[str]) -> str:
 def _core() -> Any:
     """Return this process's one Core, for as long as it lives.
 
-    With the last Core goes the CPU plugin's library, and then the process crashes when it forks.
+    When the last Core goes, the CPU plugin's library is unloaded, and after that the process
+    crashes when it forks.
     """
     import openvino
 
     core = openvino.Core()
-    # Mapped weights would follow what happens to their file: damaged, they change the pictures of a
-    # running node; truncated, they end it with SIGBUS.
+    # Mapped weights change with their file: damage to it would change the pictures of a running
+    # node, and truncating it would end the node with SIGBUS.
     core.set_property({"ENABLE_MMAP": False})
     return core
 
 
 def _cpu(core: Any) -> str:
-    """Name what compiled networks depend on: the CPU's model and what it can do."""
+    """Return a hash of what compiled networks depend on: the CPU's model and what it can do."""
     names = "FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES"
     about = [str(core.get_property("CPU", name)) for name in names]
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-        # x86 and ARM call it so; of all cores, since they may differ.
+        # x86 calls them flags, ARM Features. All cores are read, since they may differ.
         about += sorted({line for line in lines if line.startswith(("flags", "Features"))})
     return hashlib.sha256(" ".join(about).encode()).hexdigest()
 
@@ -185,7 +186,7 @@ def read_network(path: Path) -> Network:
 
 
 class _Request:
-    """One compiled network and its one infer request: not for two threads at a time."""
+    """One compiled network and its one infer request; only one thread at a time may use it."""
 
     def __init__(self, compiled: Any, precision: str) -> None:
         self._compiled, self._outputs = compiled, len(compiled.outputs)

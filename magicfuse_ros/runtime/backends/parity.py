@@ -13,7 +13,7 @@ from magicfuse_ros.runtime.backends.part import Part
 from magicfuse_ros.runtime.contract import EngineError
 
 TOLERANCE = 0.03
-"""Most that the root mean square of the difference may be, as a share of the reference's.
+"""Largest root mean square of the difference that is accepted, as a share of the reference's.
 
 Networks in 32 bits stay below a ten-thousandth; in bfloat16, whose numbers are 0.4 % apart, those
 of `tiny` are off by 0.3 to 1.5 %. A network that was compiled wrongly is off by more.
@@ -23,14 +23,14 @@ _FILE = "parity.safetensors"
 
 
 class Example(NamedTuple):
-    """What a network gets, and what PyTorch gives for it."""
+    """Inputs of a network, and what PyTorch gives for them."""
 
     inputs: tuple[Tensor, ...]
     reference: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, part: Part) -> Example:
-        """Return a part's own."""
+        """Return the example of a part."""
         return cls(part.inputs, tensors(part.reference))
 
 
@@ -83,12 +83,12 @@ def difference(result: Any, reference: Any) -> float:
 
 
 def check(name: str, result: Any, reference: Any) -> float:
-    """Return the difference, as above.
+    """Return the `difference` of a result and its reference.
 
     Raises
     ------
     EngineError
-        It is larger than `TOLERANCE`; `name` says of which part and backend.
+        It is larger than `TOLERANCE`; the message begins with `name`, the part and backend.
     """
     found = difference(result, reference)
     if not found <= TOLERANCE:

@@ -1,4 +1,4 @@
-"""What a backend is given to compile: one network of a model, with an example of its inputs."""
+"""What a backend compiles: one network of a model, with an example of its inputs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Part:
     module
         The network in evaluation mode, on the CPU.
     inputs
-        What the network gets for a picture, so that parity means something; on the device that it
-        is to run on.
+        The network's inputs for a picture, so that parity means something, on the device that the
+        network is to run on.
     config
-        The settings that the module was made from, in words: what neither its weights nor its
-        layers tell, such as the number of attention heads.
+        The settings that the module was made from, as text. They hold what its weights and layers
+        do not show, such as the number of attention heads.
     """
 
     name: str

@@ -32,7 +32,7 @@ def prepare(
     built: list[str],
     doing: str = "compiling",
 ) -> Compiled:
-    """Load a part from the artifact cache or else build it; either way parity is checked.
+    """Load a part from the artifact cache, or build it; parity is checked in both cases.
 
     What the module gave for its inputs is kept with the artifact, so that the module need not be
     run when the network is loaded.
@@ -44,9 +44,9 @@ def prepare(
     load, build
         Make the network from an artifact's folder, or from the part.
     built
-        Takes the names of the parts that were built.
+        List to which the part's name is added if it was built.
     doing
-        What building is called in progress.
+        The word for building in the progress text.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def _check(part: Part, key: Key, network: Callable[..., Any], example: parity.Ex
 
 @lru_cache(maxsize=1)
 def _code_hash() -> str:
-    """Return a hash of the networks' source: the same weights may come to mean something else."""
+    """Return a hash of the networks' source, since a change of it changes what weights mean."""
     import magicfuse_ros.model
 
     digest = hashlib.sha256()

@@ -22,7 +22,7 @@ from magicfuse_ros.runtime.contract import Progress
 _ENGINE = "engine.ep"
 _SETTINGS: dict[str, Any] = {
     "min_block_size": 1,
-    # Nothing is left to PyTorch in silence: a part that TensorRT cannot take fails the build.
+    # A part that TensorRT cannot take fails the build, and is not left to PyTorch silently.
     "require_full_compilation": True,
     "pass_through_build_failures": True,
     "immutable_weights": True,
@@ -33,7 +33,7 @@ _SETTINGS: dict[str, Any] = {
 class InHalf(nn.Module):
     """A network that computes in 16 bits: TensorRT takes the precision from the module itself.
 
-    What it takes and gives stays in 32 bits, so whoever calls it need not know.
+    Its inputs and outputs stay in 32 bits, so that callers need not know.
 
     Parameters
     ----------
@@ -60,16 +60,16 @@ class TensorRtBackend:
 
     Networks compute in 16 bits; one that cannot be built so, or loses parity, computes in 32.
 
-    An engine belongs to one kind of GPU and one version of TensorRT: both are in its key. Its own
-    result is compared with the module's before it is used, each time.
+    An engine fits one kind of GPU and one version of TensorRT, so both are in its key. Whenever an
+    engine is built or loaded, its result is compared with the module's before it is used.
 
     Parameters
     ----------
     device
         A CUDA GPU.
     threads
-        How many threads PyTorch uses on the CPU, for what parts are compared with; 0 leaves that to
-        PyTorch.
+        How many threads PyTorch uses on the CPU to compute the results that engines are compared
+        with; 0 leaves that to PyTorch.
     """
 
     device_type = "cuda"
@@ -119,7 +119,7 @@ class TensorRtBackend:
         return network
 
     def share(self, part: Part, progress: Progress) -> StartedNetwork:
-        """Run the part's engine on a CUDA stream of its own; raises as `compile`."""
+        """Run the part's engine on a CUDA stream of its own; raises what `compile` raises."""
         known = self._networks.get((part.name, part.inputs[0].shape))
         return StreamNetwork(known or self.compile(part, progress), self._device)
 
