@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from backports import zstd
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin, Writer
 
@@ -154,6 +154,7 @@ def test_a_kill_takes_only_what_came_after_the_last_flush(tmp_path, storage):
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@example(cut=0.3828125, garbage=bytes(4096))  # the zeros fill a chunk up to its length
 @given(cut=st.floats(0, 1), garbage=st.sampled_from([b"", bytes(4096), b"\x05" + bytes(30)]))
 def test_an_unclosed_mcap_file_cut_anywhere_is_read_up_to_there(tmp_path, cut, garbage):
     whole = tmp_path / "unclosed.mcap"

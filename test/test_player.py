@@ -383,7 +383,7 @@ def test_record_keeps_what_it_has_when_the_disk_is_full(tmp_path, node):
     with magicfuse("record", tmp_path / "out", "/image") as recorder:
         spin_until(node, images.get_subscription_count)
         # From here on the kernel refuses longer files, as on a full disk.
-        limit = 2_500_000, resource.RLIM_INFINITY
+        limit = 5_000_000, resource.RLIM_INFINITY
         resource.prlimit(recorder.pid, resource.RLIMIT_FSIZE, limit)
         frame = encode_image(np.zeros((300, 400, 3), np.uint8), "rgb8", Header())
         while recorder.poll() is None:

@@ -7,9 +7,12 @@ cut off, and some disk space is reserved from the beginning, so that there is ro
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
+from binascii import crc32
 from collections.abc import Mapping
 from contextlib import suppress
+from io import BufferedWriter, FileIO
 from pathlib import Path
 
 from rosbags.interfaces import Connection
@@ -52,6 +55,10 @@ def sync(folder: Path, *, only: Path | None = None) -> None:
             os.close(descriptor)
 
 
+_CHECKSUM_AT = 9 + 3 * 8
+"""Offset of the checksum in a chunk: behind the record's kind and length, two times and a size."""
+
+
 class LastingMcap(McapWriter):
     """An mcap file whose written chunks stay whole on the disk, whatever happens to later ones."""
 
@@ -64,9 +71,16 @@ class LastingMcap(McapWriter):
         """Write the pending chunk; if that fails, it stays pending."""
         self._take_back()
         chunk, count = self.chunk, len(self.chunks)
+        start, checksum = self.bio.tell(), crc32(chunk.bio.getbuffer())
         self._torn = True
         try:
             super().close_chunk()
+            end = self.bio.tell()
+            # rosbags leaves the checksum out. Without it, a chunk whose end a power cut filled with
+            # zeros would be taken for whole.
+            self.bio.seek(start + _CHECKSUM_AT)
+            self.bio.write(struct.pack("<I", checksum))
+            self.bio.seek(end)
             self.bio.flush()
         except BaseException:
             self.chunk = chunk
@@ -109,9 +123,9 @@ class LastingMcap(McapWriter):
         if self._torn:
             with suppress(OSError):
                 self.bio.raw.close()
-            self.bio = self.path.open("ab")
+            self.bio = BufferedWriter(FileIO(self.path, "r+"))
             self.bio.truncate(self._whole)
-            self.bio.seek(self._whole)  # for `tell`: it appends in any case
+            self.bio.seek(self._whole)
             self._torn = False
 
 
