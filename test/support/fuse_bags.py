@@ -79,7 +79,7 @@ def drive(path, storage="mcap", frames=10, spoil=lambda _topic, _index, data: da
             ):
                 data = canonical(bag._connections[name].msgtype, serialize_message(message))
                 bag.write(name, at, spoil(name, index, data))
-            bag._writer.write(odd, at + 1, b"\x00\x01\x00\x00" + bytes([index, 0, 0, 0]))
+            bag._writer.write(odd, at + 1, b"\x00\x01\x00\x00" + bytes([index % 256, 0, 0, 0]))
     return path
 
 
