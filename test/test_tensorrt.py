@@ -5,6 +5,7 @@ The double compiles nothing: it runs the exported program. No test here says tha
 
 import copy
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -85,6 +86,9 @@ def library(monkeypatch, tmp_path):
 
     double.dynamo = SimpleNamespace(compile=compile_)
     double.save, double.load = save, torch.export.load
+    # As an installed module has one: torch asks for it when it is first told to export.
+    for module in (double, runtime):
+        module.__spec__ = ModuleSpec(module.__name__, loader=None)
     monkeypatch.setitem(sys.modules, "torch_tensorrt", double)
     monkeypatch.setitem(sys.modules, "tensorrt", runtime)
     gpu = {"gpu": "A GPU", "capability": "9.0"}
