@@ -23,6 +23,7 @@ from magicfuse_ros.bags.fuse_bag import Summary, fuse_bag
 from magicfuse_ros.bags.fuse_engine import Interrupted, LazyEngine
 from magicfuse_ros.bags.fuse_plan import FuseOptions
 from magicfuse_ros.bags.reader import BagError
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.contract import EngineError, EngineSettings, Progress
 
 RETRIES = 3
@@ -208,7 +209,7 @@ def _row(ray: Any, reference: Any, job: Job) -> Row:
 
 
 def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {one_line(error)[:300]}"
 
 
 def _started(address: str, engine: EngineSettings) -> Any:

@@ -24,6 +24,7 @@ from magicfuse_ros.bags.fuse_plan import OUTPUTS, Camera, FuseOptions, Plan
 from magicfuse_ros.bags.fuse_segments import Segment, Workspace, left_out_of_finished
 from magicfuse_ros.bags.reader import BagError, BagMessage, BagReader, Topic
 from magicfuse_ros.bags.writer import BagWriter
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.contract import EngineError, Progress
 
 SEGMENT_S = 60.0
@@ -275,7 +276,7 @@ class _Work:
             # falling back here as in the node.
             raise EngineError(
                 f"the engine failed on the message of {message.topic.name} at "
-                f"{message.received_ns / 1e9:.9f}: {' '.join(str(error).split())}; what is done is "
+                f"{message.received_ns / 1e9:.9f}: {one_line(error)}; what is done is "
                 f"kept in {self._space.path}, the same command goes on"
             ) from error
 

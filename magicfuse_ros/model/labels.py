@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.yaml_limits import YamlLimitError, load_yaml
 
 UNKNOWN = 255
@@ -135,9 +136,7 @@ class LabelSet:
         except YamlLimitError as error:
             raise LabelSetError(f"label set file {path} is refused: {error}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise LabelSetError(
-                f"label set file {path} is not YAML: {' '.join(str(error).split())}"
-            ) from error
+            raise LabelSetError(f"label set file {path} is not YAML: {one_line(error)}") from error
         if (
             not isinstance(content, dict)
             or set(content) != {"name", "labels"}

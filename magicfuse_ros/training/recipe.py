@@ -8,6 +8,7 @@ from typing import Literal
 
 import yaml
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.config import ConfigError, dataclass_from
 from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.training.autoencoder_stage import AutoencoderLoss
@@ -76,9 +77,7 @@ def read_recipe(path: Path) -> StageRecipe:
             f"training config {path} cannot be read: {error.strerror}; check the path"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"training config {path} is not YAML: {' '.join(str(error).split())}"
-        ) from error
+        raise ConfigError(f"training config {path} is not YAML: {one_line(error)}") from error
     return dataclass_from(StageRecipe, content, str(path))
 
 

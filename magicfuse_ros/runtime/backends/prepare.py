@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.artifacts import ArtifactCache, Key
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.part import Part
@@ -61,7 +62,7 @@ def prepare(
                 network = load(folder)
                 _check(part, key, network, parity.read_example(folder))
             except Exception as error:  # noqa: BLE001 - a library may raise anything on a bad file
-                progress(f"artifact {folder.name} is made anew: {' '.join(str(error).split())}")
+                progress(f"artifact {folder.name} is made anew: {one_line(error)}")
             else:
                 return network
         progress(f"{doing} {part.name}")

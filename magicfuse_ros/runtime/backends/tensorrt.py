@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.part import Network, Part
 from magicfuse_ros.runtime.backends.prepare import Write, part_key, prepare
@@ -133,7 +134,7 @@ class TensorRtBackend:
             with torch.inference_mode():
                 parity.check(f"{part.name} in 16 bits", compiled(*part.inputs), part.reference)
         except Exception as error:  # noqa: BLE001 - TensorRT may raise anything
-            progress(f"{part.name} computes in 32 bits: {' '.join(str(error).split())}")
+            progress(f"{part.name} computes in 32 bits: {one_line(error)}")
             compiled = self._compiled(part, copy.deepcopy(part.module))
 
         def write(folder: Path) -> None:
