@@ -51,9 +51,11 @@ def test_the_models_of_the_checkout_are_installed(installation, request):
 
 def test_the_package_finds_its_files_where_they_were_installed(installation):
     program = (
+        "from importlib.resources import files\n"
         "from magicfuse_ros.resources import share_dir\n"
         "from magicfuse_ros.model.labels import LabelSet\n"
-        "print(share_dir(), len(LabelSet.load('drive')))\n"
+        "page = files('magicfuse_ros.view').joinpath('index.html')\n"
+        "print(share_dir(), len(LabelSet.load('drive')), page.is_file())\n"
     )
 
     output = subprocess.check_output(
@@ -63,7 +65,7 @@ def test_the_package_finds_its_files_where_they_were_installed(installation):
         text=True,
     )
 
-    assert output.split() == [str(installation.share), "12"]
+    assert output.split() == [str(installation.share), "12", "True"]
 
 
 def test_the_console_script_runs(installation):

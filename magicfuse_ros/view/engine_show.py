@@ -146,7 +146,7 @@ class EngineShow:
     def _fuse_all(self, engine: Engine) -> None:
         while not self._closing.is_set():
             if not self._wanted:
-                self._feed.drops = 0  # nobody looks
+                self._feed.rest()
                 self._closing.wait(_IDLE_S)
                 continue
             taken = self._feed.take()

@@ -16,8 +16,6 @@ from magicfuse_ros.sources.frame import Frame, Frames, SourceError
 
 T = TypeVar("T")
 
-CATCH_UP_S = 1.0
-"""A file that is later than this goes on from where it is, and leaves nothing out."""
 SILENT_S = 2.0
 RETRY_S = 1.0
 
@@ -43,6 +41,10 @@ class Feed(Protocol):
 
     def take(self) -> tuple[UInt8, float] | None:
         """Wait for a frame: RGB and when it came (monotonic); None if something else happened."""
+        ...
+
+    def rest(self) -> None:
+        """Nobody looks: what is late afterwards is not counted as dropped."""
         ...
 
     def close(self) -> None:
@@ -121,6 +123,10 @@ class Playback:
         frame = order() if order is not None else self._due()
         return (frame.rgb, time.monotonic()) if frame and frame.rgb is not None else None
 
+    def rest(self) -> None:
+        """See `Feed`."""
+        self.drops, self._start_s = 0, None
+
     def close(self) -> None:
         """See `Feed`."""
         with self._changed:
@@ -155,7 +161,7 @@ class Playback:
         before_s = self.position_s
         while (frame := self._next()) is not None:
             now, time_s = time.monotonic(), frame.time_ns / 1e9
-            if self._start_s is None or now - self._start_s - time_s > CATCH_UP_S:
+            if self._start_s is None:
                 self._start_s = now - time_s
             wait_s, length_s = self._start_s + time_s - now, time_s - before_s
             if wait_s >= -length_s:
@@ -213,6 +219,10 @@ class Live(Generic[T]):
             self._fault = one_line(error)
             return None
         return rgb, taken[1]
+
+    def rest(self) -> None:
+        """See `Feed`."""
+        self.drops = 0
 
     def close(self) -> None:
         """See `Feed`."""
