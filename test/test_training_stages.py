@@ -421,7 +421,9 @@ def test_absence_is_asked_for_outside_of_boxes_alone():
     assert float(stage._semantics._absence(logits, outside)) == 0.0
     outside[0, 2:4] = True
     p = logits.softmax(dim=1)[:, boxed].sum(dim=1)
-    torch.testing.assert_close(stage._semantics._absence(logits, outside), -torch.log(1.0 - p)[outside].mean())
+    torch.testing.assert_close(
+        stage._semantics._absence(logits, outside), -torch.log(1.0 - p)[outside].mean()
+    )
 
 
 @pytest.mark.parametrize(("annotated", "asked"), [((1.0, 1.0), True), ((0.0, 0.0), False)])
