@@ -81,7 +81,9 @@ def test_a_new_one_shows_what_the_latents_show_with_the_frames_detail():
         maps, logits = model.refiner(image, latent, -latent, latent, state)
         decoded = functional.pixel_shuffle(model.decoder.linear((latent + 1.0) / 2.0), 4)
     named = split_maps(maps)
-    torch.testing.assert_close(enhanced(named).applied(image), decoded, rtol=0.0, atol=1e-5)
+    kept = torch.sigmoid(torch.tensor(-3.0))
+    wanted = torch.lerp(decoded, image, kept)
+    torch.testing.assert_close(enhanced(named).applied(image), wanted, rtol=0.0, atol=1e-5)
     assert bool((named.gain == 1.0).all())
     torch.testing.assert_close(logits, functional.interpolate(state, (24, 32), mode="bilinear"))
 
@@ -112,6 +114,19 @@ def test_a_model_with_and_one_without_survive_their_folders(tmp_path):
         )
 
 
+def test_the_infrared_has_no_grid_of_the_latents_patches():
+    model = MagicFuse.from_config(SMALL_REFINED)
+    model.refiner.begin_with(model.decoder)
+    latent = torch.rand(1, 8, 12, 16, generator=torch.Generator().manual_seed(2)) * 2.0 - 1.0
+    with torch.no_grad():
+        image, state = torch.rand(1, 3, 48, 64), torch.rand(1, 12, 12, 16)
+        maps, _ = model.refiner(image, latent, latent, latent, state)
+    steps = split_maps(maps).infrared_offset.diff(dim=-1).abs().mean(dim=(0, 1, 2))
+    inside = torch.tensor([k % 4 != 3 for k in range(len(steps))])
+    # A step between two patches is as small as one inside of them.
+    assert float(steps[~inside].mean()) < 1.2 * float(steps[inside].mean())
+
+
 # --- pictures from maps -------------------------------------------------------------------------
 
 
@@ -123,6 +138,8 @@ def test_heat_adds_light_and_keeps_the_order_of_what_it_lights():
     assert bool((hot.diff(dim=-1) > 0.0).all())
     assert float(hot.max()) <= 1.0
     assert float((hot - cold)[..., 0].min()) > 0.5  # what is dark and warm is seen
+    unsure = lifted(flat_maps(heat=0.3)).applied(frame)
+    torch.testing.assert_close(unsure, frame)
 
 
 def test_a_dark_picture_is_shown_as_a_longer_exposure_and_a_light_one_is_not():

@@ -21,9 +21,12 @@ from magicfuse_ros.model.autoencoder import Decoder
 from magicfuse_ros.model.config import RefinerConfig
 
 _MAPS = [1, 3, 1, 1, 1]
+# What its last layer finds before: gain, restored, infrared gain, infrared, heat, how much to keep.
+_FOUND = [*_MAPS, 1]
 _MOST_GAIN = 8.0
-# Share of the way to white that heat of 1 lifts a pixel.
-_LIFT = 0.6
+# How far heat lifts a pixel towards white: not at all up to the first level of heat, all the way
+# from the second on.
+_LIFT, _UNSURE, _SURE = 0.6, 0.3, 0.7
 # Median luminances up to which a picture is dark, and from which it is not; how much is added then.
 _DARK, _LIGHT, _EXPOSURE = 40.0 / 255.0, 60.0 / 255.0, 2.4
 _LUMA = (0.299, 0.587, 0.114)
@@ -97,14 +100,14 @@ class Refiner(nn.Module):
         self.classes = nn.Conv2d(widths[0], 4 * classes, 3, padding=1)
         self.fine = nn.Conv2d(widths[0] + known, config.fine_width * stride**2, 1)
         self.mix = nn.Conv2d(config.fine_width + 3, config.fine_width, 3, padding=1)
-        self.maps = nn.Conv2d(config.fine_width, sum(_MAPS), 3, padding=1)
+        self.maps = nn.Conv2d(config.fine_width, sum(_FOUND), 3, padding=1)
         self.decode = nn.Conv2d(latent_channels, 3 * stride**2, 1)
         # It begins with what the latents show, the frame's detail and the masks as they are.
         for layer in (self.classes, self.maps):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         with torch.no_grad():
-            self.maps.bias[-1] = -3.0  # type: ignore[index]
+            self.maps.bias[-2:] = -3.0  # type: ignore[index]
 
     def begin_with(self, decoder: Decoder) -> None:
         """Take over the linear path of D, so that training begins with pictures and not with noise.
@@ -159,14 +162,19 @@ class Refiner(nn.Module):
         logits = logits + functional.pixel_shuffle(self.classes(x), 2)
         fine = functional.pixel_shuffle(self.fine(torch.cat([x, known], dim=1)), self._stride)
         fine = functional.relu(self.mix(torch.cat([functional.relu(fine), image], dim=1)))
-        gain, restored, warm_gain, warm, heat = torch.split(self.maps(fine), _MAPS, dim=1)
-        restored, warm = restored + self._decoded(z0_psi), warm + luminance(self._decoded(z0_phi))
+        gain, restored, warm_gain, warm, heat, keep = torch.split(self.maps(fine), _FOUND, dim=1)
         gain = (gain + 1.0).clamp(0.0, _MOST_GAIN)
+        restored = restored + functional.pixel_shuffle(self.decode(z0_psi), self._stride)
+        restored = torch.lerp(restored, image, keep.sigmoid())  # a good frame is best left alone
+        warm = warm + self._smooth(z0_phi)
         offsets = restored - gain * image, warm - warm_gain * luminance(image)
         return torch.cat([gain, offsets[0], warm_gain, offsets[1], heat.sigmoid()], dim=1), logits
 
-    def _decoded(self, latent: Tensor) -> Tensor:
-        return functional.pixel_shuffle(self.decode(latent), self._stride)
+    def _smooth(self, latent: Tensor) -> Tensor:
+        """Return the luminance of what latents show, without the grid of their patches."""
+        patches = self.decode(latent).mean(dim=1, keepdim=True)
+        around = functional.avg_pool2d(patches, 3, 1, 1, count_include_pad=False)
+        return functional.interpolate(around, scale_factor=float(self._stride), mode="bilinear")
 
 
 def split_maps(maps: Tensor) -> Maps:
@@ -200,7 +208,7 @@ def lifted(maps: Maps) -> Coefficients:
 
     Adding light keeps edges, texture and colour, which replacing the picture would not.
     """
-    light = _LIFT * maps.heat
+    light = _LIFT * ((maps.heat - _UNSURE) / (_SURE - _UNSURE)).clamp(0.0, 1.0)
     return Coefficients((1.0 - light) * maps.gain, (1.0 - light) * maps.offset + light)
 
 

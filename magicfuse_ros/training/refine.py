@@ -65,7 +65,7 @@ class RefineLoss(SemanticLoss):
     infrared_texture: float = 1.0
     thermal: float = 8.0
     heat: float = 3.0
-    objects: float = 3.0
+    objects: float = 2.0
     state: float = 1.0
     drift: float = 1.0
 
