@@ -43,12 +43,12 @@ $(VENV)/.created:
 # Dependencies: installed again only when setup.py or constraints.txt changed.
 $(VENV)/.demo: setup.py constraints.txt | $(VENV)/.created
 	@echo "Installing what the demo needs into $(VENV) (the first time this takes some minutes)"
-	$(call install,ros$(comma)bag$(comma)demo$(comma)openvino)
+	$(call install,ros$(comma)bag$(comma)demo$(comma)view$(comma)openvino)
 	@touch $@ $(VENV)/.package
 
 $(VENV)/.test: setup.py constraints.txt | $(VENV)/.created
 	@echo "Installing what the tests need into $(VENV) (the first time this takes some minutes)"
-	$(call install,ros$(comma)bag$(comma)demo$(comma)train$(comma)openvino$(comma)onnx$(comma)fleet$(comma)benchmark$(comma)test)
+	$(call install,ros$(comma)bag$(comma)demo$(comma)view$(comma)train$(comma)openvino$(comma)onnx$(comma)fleet$(comma)benchmark$(comma)test)
 	@touch $@ $(VENV)/.package
 
 # The package alone: installed again when a source changed.

@@ -40,6 +40,7 @@ TRAIN = ["accelerate>=1.0", "tensorboard>=2.16", "torchmetrics>=1.4", "tqdm>=4.6
 OPENVINO = ["openvino>=2025.0"]
 TENSORRT = ["torch-tensorrt>=2.8"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", *OPENVINO]  # OpenVINO reads the files back
+VIEW = ["aiohttp>=3.9", *VIDEO]  # serves the page of `magicfuse view`
 FLEET = ["ray>=2.40"]  # many bags at once; 240 MB installed
 # SegFormer-B0 to compare with, the plots, and the video that is fused.
 BENCHMARK = ["matplotlib>=3.8", "torchmetrics>=1.4", "transformers>=4.40", *DEMO]
@@ -51,6 +52,7 @@ TEST = [
     "pytest-cov>=7.0",
     "pytest-xdist>=3.6",
     "ruff>=0.8",
+    "selenium>=4.20",  # drives Chromium
     "setuptools>=70.1",
     "types-PyYAML",
 ]
@@ -81,7 +83,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["py.typed", "**/*.yaml"]},
+    package_data={NAME: ["py.typed", "**/*.yaml", "**/*.html"]},
     data_files=share_files(),
     zip_safe=False,
     install_requires=REQUIRES,
@@ -95,6 +97,7 @@ setup(
         "tensorrt": TENSORRT,
         "onnx": ONNX,
         "fleet": FLEET,
+        "view": VIEW,
         "benchmark": BENCHMARK,
         "test": TEST,
     },

@@ -26,6 +26,7 @@ COMMANDS = {
     "fuse": "fuse",
     "bag": "bag",
     "demo": "demo",
+    "view": "view",
     "node": "node",
     "train": "train",
     "evaluate": "evaluate",

@@ -12,7 +12,8 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.ros.node.id_map import IdMap
-from magicfuse_ros.ros.outputs import class_map, colorize, label_info, scale_camera_info
+from magicfuse_ros.ros.outputs import class_map, label_info, scale_camera_info
+from magicfuse_ros.runtime.class_colors import colorize
 
 
 def camera(width=640, height=480, **fields):

@@ -191,7 +191,7 @@ def test_an_unchanged_picture_is_returned_exactly_at_any_size():
     for camera in ((480, 640), (53, 211)):
         frame = picture(*camera)
         letterbox = Letterbox.fitting(camera, (64, 48), 8)
-        maps = torch.cat(list(flat_maps(letterbox.padded)), dim=1)
+        maps = torch.cat(list(flat_maps(letterbox.padded, heat=-30.0)), dim=1)
         made = CameraPictures(frame, maps, planes(to_input(frame, letterbox)), letterbox)
         assert np.array_equal(made.enhanced(), frame)
         assert np.array_equal(made.magimg(), frame)
@@ -271,11 +271,11 @@ def test_heat_is_asked_for_where_something_known_is_warm_and_refused_where_nothi
         "annotated": torch.ones(1),
         "thermal_weight": torch.zeros(1, 8, 8),
     }
-    right = torch.full((1, 1, 8, 8), 0.01)
-    right[:, :, :4] = 0.99
+    right = torch.full((1, 1, 8, 8), -5.0)
+    right[:, :, :4] = 5.0
     assert float(stage._heat(right, batch)) < 0.02
-    assert float(stage._heat(1.0 - right, batch)) > 3.0
+    assert float(stage._heat(-right, batch)) > 3.0
     # Nobody knows how warm a person is whose infrared was not recorded.
     unseen = batch | {"has_infrared": torch.zeros(1)}
-    everywhere = torch.cat([torch.full((1, 1, 4, 8), 0.5), torch.full((1, 1, 4, 8), 0.01)], dim=2)
+    everywhere = torch.cat([torch.full((1, 1, 4, 8), 0.0), torch.full((1, 1, 4, 8), -5.0)], dim=2)
     assert float(stage._heat(everywhere, unseen)) < 0.02

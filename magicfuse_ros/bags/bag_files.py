@@ -31,10 +31,10 @@ else:
     from backports import zstd
 
 from magicfuse_ros.bags.mcap_file import McapFile, OtherFormatError
+from magicfuse_ros.bags.suffixes import SUFFIXES
 from magicfuse_ros.messages import one_line
 from magicfuse_ros.yaml_limits import load_yaml
 
-SUFFIXES = (".mcap", ".db3")
 _ZSTD = ".zstd"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -103,11 +103,11 @@ class BagFiles:
         """Release the files."""
         self._stack.close()
 
-    def messages(self, connections: Collection[Connection]) -> Iterator[Record]:
-        """Yield (connection, time in ns, serialised message) in order of time."""
+    def messages(self, connections: Collection[Connection], start_ns: int = 0) -> Iterator[Record]:
+        """Yield (connection, time in ns, serialised message) from `start_ns` on, in its order."""
         wanted = {connection.id: connection for connection in connections}
         streams = [
-            self._of_one_file(number, wanted)
+            self._of_one_file(number, wanted, start_ns)
             for number, storage in enumerate(self._storages)
             if storage.metadata.message_count
         ]
@@ -116,7 +116,7 @@ class BagFiles:
                 yield cast("Record", record)
 
     def _of_one_file(
-        self, number: int, wanted: Mapping[int, Connection]
+        self, number: int, wanted: Mapping[int, Connection], start_ns: int
     ) -> Iterator[tuple[Connection | None, int, bytes]]:
         storage = self._storages[number]
         chosen = [each for each in storage.connections if self._ids[number, each.id] in wanted]
@@ -124,7 +124,7 @@ class BagFiles:
             return
         # The merge takes this first, so that a later file is not read before its time comes.
         yield None, storage.metadata.start_time, b""
-        for connection, time, data in storage.messages(chosen):
+        for connection, time, data in storage.messages(chosen, start_ns or None):
             yield wanted[self._ids[number, connection.id]], time, self._unpacked(data)
 
     def _unpacked(self, data: bytes) -> bytes:

@@ -27,6 +27,7 @@ from magicfuse_ros.ros.images.codec import (
     encode_image,
 )
 from magicfuse_ros.ros.node.id_map import IdMap, remap
+from magicfuse_ros.runtime.class_colors import colorize
 from magicfuse_ros.runtime.contract import EXTRAS, Engine, FuseResult
 
 
@@ -148,7 +149,7 @@ class FrameFuser:
 
         def color() -> Image | None:
             palette = self._engine.labels.palette()
-            return image(outputs.colorize(result.mask, result.magimg, palette), "rgb8")
+            return image(colorize(result.mask, result.magimg, palette), "rgb8")
 
         def camera_info() -> CameraInfo | None:
             if info is None:

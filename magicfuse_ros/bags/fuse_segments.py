@@ -20,10 +20,11 @@ from typing import Any, final
 
 import yaml
 
-from magicfuse_ros.bags.bag_files import SUFFIXES, BagFiles
+from magicfuse_ros.bags.bag_files import BagFiles
 from magicfuse_ros.bags.fuse_plan import Identity, differences
 from magicfuse_ros.bags.lasting_storage import Reserve, sync
 from magicfuse_ros.bags.reader import BagError, BagReader
+from magicfuse_ros.bags.suffixes import SUFFIXES
 from magicfuse_ros.bags.writer import BagWriter
 
 NOTE = "magicfuse_bag_fuse"

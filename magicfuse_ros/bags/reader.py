@@ -19,8 +19,9 @@ from typing import final
 from rosbags.interfaces import Connection, Qos, QosDurability, QosReliability
 from rosbags.rosbag2 import ReaderError
 
-from magicfuse_ros.bags.bag_files import SUFFIXES, BagFiles, extension_of, is_qos
+from magicfuse_ros.bags.bag_files import BagFiles, extension_of, is_qos
 from magicfuse_ros.bags.mcap_file import OtherFormatError
+from magicfuse_ros.bags.suffixes import SUFFIXES
 
 RELIABILITIES = ("reliable", "best_effort")
 DURABILITIES = ("volatile", "transient_local")
@@ -70,15 +71,6 @@ class BagMessage:
     topic: Topic
     received_ns: int
     data: bytes
-
-
-def is_bag(path: Path) -> bool:
-    """Whether `path` looks like a bag (its content is not checked)."""
-    if path.is_dir():
-        return any(
-            file.name == "metadata.yaml" or file.suffix in SUFFIXES for file in path.iterdir()
-        )
-    return path.suffix in SUFFIXES
 
 
 @final
@@ -182,8 +174,13 @@ class BagReader:
         names = ", ".join(topic.name for topic in self.topics) or "none"
         raise BagError(f"bag {self.path} has no topic {name}; it has: {names}")
 
-    def messages(self, topics: Collection[str] | None = None) -> Iterator[BagMessage]:
-        """Yield the messages in order of time; `topics` restricts them to these names.
+    def messages(
+        self, topics: Collection[str] | None = None, start_ns: int = 0
+    ) -> Iterator[BagMessage]:
+        """Yield the messages in order of time, from `start_ns` on.
+
+        `topics` restricts them to these names. Messages that are missing are noticed only where all
+        are asked for.
 
         Raises
         ------
@@ -198,9 +195,9 @@ class BagReader:
         ]
         if not connections:
             return
-        missing = sum(connection.msgcount for connection in connections)
+        missing = sum(connection.msgcount for connection in connections) if start_ns == 0 else 0
         with _reading(self.path):
-            for connection, received_ns, data in self._files.messages(connections):
+            for connection, received_ns, data in self._files.messages(connections, start_ns):
                 missing -= 1
                 if not isinstance(data, bytes):  # SQLite keeps any kind of value in any column
                     raise ReaderError(f"a message is a {type(data).__name__}, not bytes")

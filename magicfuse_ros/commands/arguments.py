@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 
 def size(text: str) -> tuple[int, int]:
@@ -29,3 +30,37 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="size of the camera's frames, whose aspect decides the networks' input (default: the "
         "resolution)",
     )
+
+
+_ENGINE = ("model", "steps", "tau", "seed", "backend", "device", "paper_fusion")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how to run a model; for what is not given, the engine or the model has defaults."""
+    parser.add_argument("--model", help="shipped model or folder of weights (default: tiny)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="DDIM steps a picture (default: the model's; others than it was trained for are "
+        "warned of)",
+    )
+    parser.add_argument(
+        "--tau",
+        type=float,
+        help="0 to 1: the most that the visible branch may weigh where a class radiates heat "
+        "(default: the model's)",
+    )
+    parser.add_argument("--seed", type=int, help="of the starting noise (default: the model's)")
+    parser.add_argument("--backend", help="what runs the networks (default: auto)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--paper-fusion",
+        action="store_true",
+        default=None,
+        help="MagImg as the paper decodes it, even where the model refines it to the camera's size",
+    )
+
+
+def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was given of `add_engine_arguments`, as arguments of `EngineSettings`."""
+    return {name: getattr(args, name) for name in _ENGINE if getattr(args, name) is not None}

@@ -179,7 +179,8 @@ def _fuse_many(args: argparse.Namespace, options: FuseOptions, stop: StopRequest
 
 def _expanded(inputs: Sequence[str]) -> list[Path]:
     """Return the bags that are named and those that patterns find."""
-    from magicfuse_ros.bags.reader import BagError, is_bag
+    from magicfuse_ros.bags.reader import BagError
+    from magicfuse_ros.bags.suffixes import is_bag
 
     bags: list[Path] = []
     for text in inputs:

@@ -14,7 +14,6 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -24,7 +23,6 @@ from magicfuse_ros.commands.exit_status import DONE, FAILED, stop_on_signals
 if TYPE_CHECKING:
     from magicfuse_ros.bags.reader import Topic
     from magicfuse_ros.commands.node_session import Session
-    from magicfuse_ros.model.labels import LabelSet
 
 HELP = "play a street video to the node in another process, record and show what comes out"
 
@@ -143,7 +141,8 @@ class Demo:
 
     def _prepare_input(self) -> Input:
         from magicfuse_ros.bags.image_topics import describe_images
-        from magicfuse_ros.bags.reader import BagReader, is_bag
+        from magicfuse_ros.bags.reader import BagReader
+        from magicfuse_ros.bags.suffixes import is_bag
         from magicfuse_ros.resources import sample_video
 
         given: Path | None = self._args.input
@@ -239,6 +238,7 @@ class Demo:
         from magicfuse_ros.commands.demo_pictures import write_pictures
         from magicfuse_ros.commands.demo_report import ages_ms, is_trained, model_name
         from magicfuse_ros.commands.node_session import SessionError, Stopped
+        from magicfuse_ros.ros.diagnostics import label_set_of
 
         def progress(count: int) -> None:
             self._show(f"making the video: {count} of {session.recorded} frames")
@@ -258,7 +258,7 @@ class Demo:
                     f"model {model_name(said)}",
                     f"{session.fps:.1f} fps, age at publish {age} ms (p50 / p95)",
                 ),
-                labels=_labels(said),
+                labels=label_set_of(said),
                 trained=is_trained(session),
                 progress=progress,
             )
@@ -295,22 +295,6 @@ def choose_topic(topics: tuple[Topic, ...], wanted: str | None, bag: Path) -> To
         what = f"no images on {wanted}" if wanted else "no camera images"
         raise BagError(f"bag {bag} has {what}; its topics: {has}")
     return min(fitting, key=lambda topic: topic.type != IMAGE_TYPE)
-
-
-def _labels(said: Mapping[str, str]) -> LabelSet | None:
-    """Return the node's label set, for the legend; None if it cannot be found by its name."""
-    from magicfuse_ros.model.checkpoint import CheckpointError, read_config
-    from magicfuse_ros.model.labels import LabelSet, LabelSetError
-    from magicfuse_ros.resources import model_path
-
-    name = said.get("labels", "")
-    try:
-        if name in LabelSet.built_in():
-            return LabelSet.load(name)
-        folder = model_path(said.get("model", ""))
-        return LabelSet.load(folder / read_config(folder).labels)
-    except (LabelSetError, CheckpointError):
-        return None
 
 
 def remove_bag(path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from magicfuse_ros.commands.arguments import add_engine_arguments, engine_arguments
 from magicfuse_ros.commands.exit_status import DONE, FAILED, INCOMPLETE, SCHEME, status_of
 
 HELP = "fuse an image, a folder of images or a video into files"
@@ -68,28 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace results that are there already"
     )
-    parser.add_argument("--model", help="shipped model or folder of weights (default: tiny)")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help="DDIM steps a picture (default: the model's; others than it was trained for are "
-        "warned of)",
-    )
-    parser.add_argument(
-        "--tau",
-        type=float,
-        help="0 to 1: the most that the visible branch may weigh where a class radiates heat "
-        "(default: the model's)",
-    )
-    parser.add_argument("--seed", type=int, help="of the starting noise (default: the model's)")
-    parser.add_argument("--backend", help="what runs the networks (default: auto)")
-    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument(
-        "--paper-fusion",
-        action="store_true",
-        default=None,
-        help="MagImg as the paper decodes it, even where the model refines it to the camera's size",
-    )
+    add_engine_arguments(parser)
 
 
 def _outputs(text: str) -> tuple[str, ...]:
@@ -109,14 +89,12 @@ def run(args: argparse.Namespace) -> int:
     from magicfuse_ros.runtime.contract import EngineError, EngineSettings
     from magicfuse_ros.sources.frame import SourceError
 
-    names = ("model", "steps", "tau", "seed", "backend", "device", "paper_fusion")
-    chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
         left_out = fuse_all(
             args.input,
             args.output,
             args.outputs,
-            EngineSettings(**chosen),
+            EngineSettings(**engine_arguments(args)),
             overwrite=args.overwrite,
         )
     except (EngineError, OutputError, SourceError) as error:

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from magicfuse_ros.commands.fuse_files import Target
+from magicfuse_ros.runtime.class_colors import colorize
 from magicfuse_ros.runtime.contract import EXTRAS, EngineSettings, FuseResult, UInt8
 from magicfuse_ros.runtime.engine import FuseEngine, load_engine
 from magicfuse_ros.sources.frame import SourceError
@@ -89,8 +90,6 @@ def _fuse(engine: FuseEngine, frame: UInt8, extras: frozenset[str]) -> FuseResul
 
 def _select(result: FuseResult, output: str, engine: FuseEngine) -> UInt8:
     if output == "color":
-        from magicfuse_ros.ros.outputs import colorize
-
         return colorize(result.mask, result.magimg, engine.labels.palette())
     picture: UInt8 = getattr(result, output)
     return picture

@@ -168,7 +168,7 @@ class Refiner(nn.Module):
         restored = torch.lerp(restored, image, keep.sigmoid())  # a good frame is best left alone
         warm = warm + self._smooth(z0_phi)
         offsets = restored - gain * image, warm - warm_gain * luminance(image)
-        return torch.cat([gain, offsets[0], warm_gain, offsets[1], heat.sigmoid()], dim=1), logits
+        return torch.cat([gain, offsets[0], warm_gain, offsets[1], heat], dim=1), logits
 
     def _smooth(self, latent: Tensor) -> Tensor:
         """Return the luminance of what latents show, without the grid of their patches."""
@@ -178,8 +178,9 @@ class Refiner(nn.Module):
 
 
 def split_maps(maps: Tensor) -> Maps:
-    """Name the maps of R, (B, 7, H, W)."""
-    return Maps(*torch.split(maps, _MAPS, dim=1))
+    """Name the maps of R, (B, 7, H, W), the last of which is a logit."""
+    *others, heat = torch.split(maps, _MAPS, dim=1)
+    return Maps(*others, heat.sigmoid())
 
 
 class Coefficients(NamedTuple):

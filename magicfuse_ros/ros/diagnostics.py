@@ -26,6 +26,8 @@ from pathlib import Path
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.time import Time
 
+from magicfuse_ros.model.labels import LabelSet, LabelSetError
+from magicfuse_ros.resources import model_path
 from magicfuse_ros.ros import ledger
 from magicfuse_ros.ros.statistics import Summary
 
@@ -136,6 +138,20 @@ def message(
     array = DiagnosticArray(status=[status])
     array.header.stamp = stamp.to_msg()
     return array
+
+
+def label_set_of(values: Mapping[str, str]) -> LabelSet | None:
+    """Return a node's label set by its key-values; None if it cannot be found by its name."""
+    from magicfuse_ros.model.checkpoint import CheckpointError, read_config  # imports torch
+
+    name = values.get("labels", "")
+    try:
+        if name in LabelSet.built_in():
+            return LabelSet.load(name)
+        folder = model_path(values.get("model", ""))
+        return LabelSet.load(folder / read_config(folder).labels)
+    except (LabelSetError, CheckpointError):
+        return None
 
 
 def resident_memory_mb() -> float | None:

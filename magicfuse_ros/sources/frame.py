@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,3 +32,11 @@ class Frame(NamedTuple):
     time_ns: int
     rgb: NDArray[np.uint8] | None
     fault: str = ""
+
+
+class Frames(Protocol):
+    """Reads frames one by one."""
+
+    def __call__(self, start_ns: int = 0) -> Iterator[Frame]:
+        """Yield the frames in order, from the first one that is shown at `start_ns` or later."""
+        ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from magicfuse_ros.sources.frame import Frame, SourceError
+from magicfuse_ros.sources.frame import Frame, Frames, SourceError
 from magicfuse_ros.sources.picture_errors import PictureError
 from magicfuse_ros.sources.pictures import PICTURE_SUFFIXES, picture_files, read_picture, to_rgb8
 from magicfuse_ros.sources.videos import VIDEO_SUFFIXES, Video
@@ -29,7 +29,7 @@ class Source:
     kind
         `image`, `folder` or `video`.
     frames
-        Reads them one by one, from the first one on.
+        Reads them one by one, from the first one or a given time on.
     count
         Number of frames; for a video, the number that its file announces, or 0 if it has none.
     rate
@@ -39,10 +39,15 @@ class Source:
     """
 
     kind: str
-    frames: Callable[[], Iterator[Frame]]
+    frames: Frames
     count: int
     rate: float
     names: tuple[str, ...] = ()
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first frame to the last; 0 for one picture, or where nobody knows."""
+        return max(self.count - 1, 0) / self.rate
 
     def at_rate(self, rate: float) -> Source:
         """Return the same source at a constant rate, in frames a second.
@@ -53,20 +58,24 @@ class Source:
         if not 0 < rate <= 1000:  # what is no number compares false
             raise ValueError(f"fps {rate}: accepted are numbers above 0, up to 1000")
         if self.kind == "video":
-            count = round(self.count * rate / self.rate)
-            return replace(self, frames=lambda: _at_rate(self, rate), count=count, rate=rate)
+            count, timed = round(self.count * rate / self.rate), _at_rate
+        else:
+            count, timed = self.count, _timed
 
-        def frames() -> Iterator[Frame]:
-            for index, frame in enumerate(self.frames()):
-                yield frame._replace(time_ns=round(index * 1e9 / rate))
+        def frames(start_ns: int = 0) -> Iterator[Frame]:
+            return (frame for frame in timed(self, rate) if frame.time_ns >= start_ns)
 
-        return replace(self, frames=frames, rate=rate)
+        return replace(self, frames=frames, count=count, rate=rate)
 
     def of_size(self, size: tuple[int, int]) -> Source:
         """Return the same source with every frame scaled to (width, height) pixels."""
         if not all(1 <= side <= 16384 for side in size):
             raise ValueError(f"size {size}: accepted are 1 to 16384 pixels a side")
-        return replace(self, frames=lambda: (_scaled(frame, size) for frame in self.frames()))
+
+        def frames(start_ns: int = 0) -> Iterator[Frame]:
+            return (_scaled(frame, size) for frame in self.frames(start_ns))
+
+        return replace(self, frames=frames)
 
 
 def open_source(path: Path) -> Source:
@@ -107,7 +116,7 @@ def open_source(path: Path) -> Source:
     if picture.rgb is None:
         accepted = " ".join(PICTURE_SUFFIXES + VIDEO_SUFFIXES)
         raise SourceError(f"{no_video}{picture.fault}; accepted: {accepted}")
-    return Source("image", lambda: iter([picture]), 1, FOLDER_RATE, (path.stem,))
+    return Source("image", lambda _start_ns=0: iter([picture]), 1, FOLDER_RATE, (path.stem,))
 
 
 def _folder(path: Path) -> Source:
@@ -117,9 +126,11 @@ def _folder(path: Path) -> Source:
         raise SourceError(str(error)) from None
     names = result_names(files)
 
-    def frames() -> Iterator[Frame]:
+    def frames(start_ns: int = 0) -> Iterator[Frame]:
         for index, (file, name) in enumerate(zip(files, names, strict=True)):
-            yield _read(file, name, round(index * 1e9 / FOLDER_RATE))
+            time_ns = round(index * 1e9 / FOLDER_RATE)
+            if time_ns >= start_ns:
+                yield _read(file, name, time_ns)
 
     return Source("folder", frames, len(files), FOLDER_RATE, tuple(names))
 
@@ -182,6 +193,12 @@ def _at_rate(source: Source, rate: float) -> Iterator[Frame]:
     while shown is not None and given * 1e9 / rate + rounding_ns < shown.time_ns + usual_ns:
         yield shown._replace(time_ns=round(given * 1e9 / rate))
         given += 1
+
+
+def _timed(source: Source, rate: float) -> Iterator[Frame]:
+    """Yield every frame, at an even rate."""
+    for index, frame in enumerate(source.frames()):
+        yield frame._replace(time_ns=round(index * 1e9 / rate))
 
 
 def _scaled(frame: Frame, size: tuple[int, int]) -> Frame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -75,10 +75,33 @@ class Video:
         if all(frame.rgb is None for frame in self.frames()):
             raise SourceError(f"{path} cannot be read as a video: no frame of it can be decoded")
 
-    def frames(self) -> Iterator[Frame]:
-        """Read the frames from the first one on."""
+    def frames(self, start_ns: int = 0) -> Iterator[Frame]:
+        """Read the frames from the first one on, or those shown at `start_ns` or later.
+
+        The names of the latter are counted from the average rate.
+        """
         with self._opened() as (container, stream):
-            yield from self._read(container, stream)
+            if start_ns > 0:
+                yield from self._read_later(container, stream, start_ns)
+            else:
+                yield from self._read(container, stream)
+
+    def _read_later(
+        self, container: InputContainer, stream: VideoStream, start_ns: int
+    ) -> Iterator[Frame]:
+        """Decode from the key frame before `start_ns`; what is damaged there is left out."""
+        from av import FFmpegError
+
+        base = stream.time_base or Fraction(1, 90_000)
+        first = stream.start_time or 0
+        container.seek(first + int(Fraction(start_ns, 10**9) / base), stream=stream)
+        with suppress(FFmpegError):
+            for picture in container.decode(stream):
+                shown = picture.pts - first if picture.pts is not None else -1
+                time_ns = round(shown * base * 10**9)
+                if time_ns >= start_ns and not picture.is_corrupt:
+                    name = f"{round(time_ns * self.rate / 1e9):06d}"
+                    yield Frame(name, time_ns, _upright(picture))
 
     def _read(self, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
         from av import FFmpegError

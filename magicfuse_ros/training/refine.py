@@ -191,7 +191,7 @@ class RefineStage(Stage):
             "infrared_texture": weighted_l1(sobel(imagined), sobel(real), weight),
         }
 
-    def _heat(self, heat: Tensor, batch: Batch) -> Tensor:
+    def _heat(self, logit: Tensor, batch: Batch) -> Tensor:
         """Return the cross-entropy of the heat map with how warm known people and vehicles are."""
         labels, warmth = batch["labels"], batch["infrared"][:, 0]
         objects = is_one_of(labels, self._objects)
@@ -200,7 +200,7 @@ class RefineStage(Stage):
         known = (labels != UNKNOWN) | outside_boxes(batch)
         known = known & (~objects | (batch["has_infrared"][:, None, None] > 0.0))
         weight = known * (1.0 + self._loss.objects * objects)
-        losses = functional.binary_cross_entropy(heat[:, 0], target, reduction="none")
+        losses = functional.binary_cross_entropy_with_logits(logit[:, 0], target, reduction="none")
         return (losses * weight).sum() / weight.sum().clamp(min=1.0)
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -70,7 +70,7 @@ class Benchmark:
     def pictures(self, size: Size, count: int) -> Source:
         """Return the first frames of the sample video, at ten a second in this size."""
         source = open_source(sample_video()).at_rate(PICTURES_HZ).of_size(size)
-        return replace(source, frames=lambda: itertools.islice(source.frames(), count))
+        return replace(source, frames=lambda _=0: itertools.islice(source.frames(), count))
 
     def measure(
         self, what: str, job: str, *, cache: str = "cache", **arguments: Any

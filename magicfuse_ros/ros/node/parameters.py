@@ -1,7 +1,7 @@
 """Every parameter of `fuse_node`, in one table: the one place where their defaults are written.
 
 `ParameterSpec.descriptor` makes rclpy's descriptor of a row; `Settings` checks the values of all
-rows. A test compares the parameter file, the launch file and the README's table with this table.
+rows. A test compares the parameter file, the launch file and the table in docs with this table.
 """
 
 from __future__ import annotations

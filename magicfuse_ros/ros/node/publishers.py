@@ -17,6 +17,7 @@ from magicfuse_ros.ros.cdr import serialize_image
 from magicfuse_ros.ros.images import codec
 from magicfuse_ros.ros.images.run_length import encode_runs
 from magicfuse_ros.ros.qos import LATCHED_QOS, OUTPUT_QOS
+from magicfuse_ros.runtime.class_colors import colorize
 from magicfuse_ros.runtime.contract import FuseResult
 
 _EXTRAS = {"infrared": "mono8", "enhanced": "rgb8"}
@@ -107,7 +108,7 @@ class FusePublishers:
         if _heard(self._compressed):
             self._compressed.publish(codec.encode_compressed(result.magimg, header, jpeg_quality))
         if _heard(self._color):
-            color = outputs.colorize(result.mask, result.magimg, palette)
+            color = colorize(result.mask, result.magimg, palette)
             self._image(self._color, color, "rgb8", header)
         for name, encoding in _EXTRAS.items():
             picture = getattr(result, name)
