@@ -84,6 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the starting noise (default: the model's)")
     parser.add_argument("--backend", help="what runs the networks (default: auto)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--paper-fusion",
+        action="store_true",
+        default=None,
+        help="MagImg as the paper decodes it, even where the model refines it to the camera's size",
+    )
 
 
 def _outputs(text: str) -> tuple[str, ...]:
@@ -103,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     from magicfuse_ros.runtime.contract import EngineError, EngineSettings
     from magicfuse_ros.sources.frame import SourceError
 
-    names = ("model", "steps", "tau", "seed", "backend", "device")
+    names = ("model", "steps", "tau", "seed", "backend", "device", "paper_fusion")
     chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
         left_out = fuse_all(

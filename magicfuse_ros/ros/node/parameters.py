@@ -115,6 +115,13 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         "(on), or in turn (off); auto: side by side where the backend can.",
     ),
     ParameterSpec(
+        name="paper_fusion",
+        default=False,
+        live=False,
+        description="Show the paper's MagImg, decoded at the model's resolution, even where the "
+        "model refines it to the camera's size.",
+    ),
+    ParameterSpec(
         name="watchdog_s",
         default=10.0,
         low=0.0,
