@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, stored
+from support.small_models import SMALL_PAPER, SMALL_REFINED, stored
 
 from magicfuse_ros.runtime.backends import (
     BACKENDS,
@@ -49,7 +49,7 @@ SHALLOW_PAPER = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("config", [SMALL_FEW_STEP, SHALLOW_PAPER], ids=lambda each: each.name)
+@pytest.mark.parametrize("config", [SMALL_REFINED, SHALLOW_PAPER], ids=lambda each: each.name)
 def test_every_part_is_exported_as_it_is_in_16_bits(config, tmp_path):
     for name, part in parts(config, tmp_path).items():
         half = InHalf(copy.deepcopy(part.module))
