@@ -179,8 +179,8 @@ class Refiner(nn.Module):
 
 def split_maps(maps: Tensor) -> Maps:
     """Name the maps of R, (B, 7, H, W), the last of which is a logit."""
-    *others, heat = torch.split(maps, _MAPS, dim=1)
-    return Maps(*others, heat.sigmoid())
+    found = Maps(*torch.split(maps, _MAPS, dim=1))
+    return found._replace(heat=found.heat.sigmoid())
 
 
 class Coefficients(NamedTuple):
