@@ -216,8 +216,8 @@ def lifted(maps: Maps) -> Coefficients:
 def exposed(maps: Maps, image: Tensor) -> Maps:
     """Show a restored picture that is still dark as a longer exposure would.
 
-    Where the median of its luminance is at most `_DARK`, dark parts become two to three times as
-    bright and bright ones, such as lamps, stay as they are; above `_LIGHT` nothing changes.
+    Where the median of its luminance is at most 40 of 255, dark parts become two to three times as
+    bright and bright ones, such as lamps, stay as they are; from 60 on nothing changes.
 
     Parameters
     ----------
@@ -225,7 +225,10 @@ def exposed(maps: Maps, image: Tensor) -> Maps:
         The frame that the maps were found in, (1, 3, H, W) in [0, 1].
     """
     restored = luminance(enhanced(maps).applied(image)).clamp(0.0, 1.0)
-    longer = ((_LIGHT - restored.median()) / (_LIGHT - _DARK)).clamp(0.0, 1.0)
+    median = restored[..., ::4, ::4].median()  # as near as can be told, in a fraction of the time
+    longer = ((_LIGHT - median) / (_LIGHT - _DARK)).clamp(0.0, 1.0)
+    if not bool(longer > 0.0):
+        return maps
     around = functional.avg_pool2d(restored, 5, 1, 2, count_include_pad=False)
     brighter = 1.0 + _EXPOSURE * longer * (1.0 - around) ** 4
     return maps._replace(gain=brighter * maps.gain, offset=brighter * maps.offset)
