@@ -24,7 +24,7 @@ from magicfuse_ros.model.refiner import (
     split_maps,
 )
 from magicfuse_ros.runtime.camera_size import CameraPictures
-from magicfuse_ros.runtime.contract import EXTRAS, EngineSettings
+from magicfuse_ros.runtime.contract import EXTRAS, EngineError, EngineSettings
 from magicfuse_ros.runtime.engine import FuseEngine
 from magicfuse_ros.runtime.letterbox import Letterbox, to_input
 from magicfuse_ros.training.refine import RefineLoss, RefineStage
@@ -233,6 +233,14 @@ def test_the_engine_shows_what_r_makes_and_the_papers_fusion_where_it_is_asked_f
     for result in (refined, paper):
         assert result.magimg.shape == result.enhanced.shape == frame.shape
         assert result.mask.shape == result.infrared.shape == frame.shape[:2]
+
+
+def test_values_that_are_not_finite_are_an_error_and_no_picture(tmp_path):
+    broken = stored(SMALL_REFINED, tmp_path)
+    with torch.no_grad():
+        broken.refiner.maps.bias.fill_(float("nan"))
+    with pytest.raises(EngineError, match="eager on cpu gave values that are not finite"):
+        run(broken, picture(96, 128))
 
 
 def test_the_engine_and_the_model_agree(model):
