@@ -138,6 +138,8 @@ def test_an_image_folder_goes_through_the_real_node(tmp_path, folder, start):
         p50, p95 = re.match(r"(\d+) / (\d+)", row(run.out, f"{name}, p50 / p95 ms")).groups()
         assert 0 < int(p50) <= int(p95) < 60_000
 
+    *_, view, bag = run.out.split()
+    assert (view, bag) == ("view", str(tmp_path / "out" / "input.bag"))
     with BagReader(tmp_path / "out" / "output.bag") as bag:
         sent_frames = {frame.stamp_ns: frame.frame for frame in frames(bag, "/image")}
         assert len(sent_frames) == sent

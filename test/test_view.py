@@ -18,21 +18,29 @@ import aiohttp
 import cv2
 import numpy as np
 import pytest
+from rclpy.serialization import serialize_message
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+from std_msgs.msg import Header
 from support.noop_node import NoopEngine
-from support.system import ROOT
+from support.system import ROOT, CameraProcess, FuseNodeProcess, random_domain, rgb
 from support.videos import write_video
 
+from magicfuse_ros.bags.reader import Topic
+from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.cli import main
+from magicfuse_ros.resources import sample_video
+from magicfuse_ros.ros.images.codec import encode_image
 from magicfuse_ros.runtime.contract import EngineError, EngineSettings
 from magicfuse_ros.sources import webcam
 from magicfuse_ros.sources.frame import Frame, SourceError
 from magicfuse_ros.sources.source import open_source
 from magicfuse_ros.view.engine_show import EngineShow
-from magicfuse_ros.view.feeds import Playback, live_camera
-from magicfuse_ros.view.server import IN_FLIGHT, PageServer
+from magicfuse_ros.view.feeds import BagClip, Playback, live_camera
+from magicfuse_ros.view.node_show import NodeShow
+from magicfuse_ros.view.ros_topics import LiveTopic
+from magicfuse_ros.view.server import IN_FLIGHT, PageServer, ServeError
 from magicfuse_ros.view.shot import PICTURES, Shot
 
 PATIENCE_S = 30.0
@@ -483,3 +491,97 @@ def test_without_the_server_library_the_extra_is_named():
     )
     assert ended.returncode == 2
     assert "run: pip install 'magicfuse_ros[view]'" in ended.stderr
+
+
+def test_a_running_node_is_watched_and_its_parameters_are_set(
+    browser, serve, tmp_path, monkeypatch
+):
+    """Over DDS: a camera and a node in processes of their own, and a page of each topic."""
+    domain = random_domain()
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+    with (
+        FuseNodeProcess(domain, tmp_path / "node.log", arguments=["-r", "image:=/eye"]) as node,
+        CameraProcess(domain) as eye,
+    ):
+        served = serve(NodeShow("/fuse_node"))
+        page = Page(browser, served.address)
+        page.wait(lambda: page.text("backend") == "noop", "the node is not found")
+        feed = LiveTopic("/eye")
+        stamps = iter(range(10**18, 2 * 10**18, 10**8))
+
+        def send():
+            index = next(stamps)
+            eye.publish(rgb(picture(index // 10**8 % 50), index), topic="/eye")
+            return True
+
+        for name in PICTURES:
+            before = page.canvas(name)
+            page.wait(lambda name=name, was=before: send() and page.canvas(name) != was, name)
+        assert feed.take()[0].shape == (48, 64, 3)
+        feed.close()
+        assert feed.said == ("ok", "")
+
+        page.slide("temporal", 0.5)
+        page.wait(lambda: page.text("temporal-value") == "0.50" and served.show._temporal == 0.5)
+        browser.execute_script("send('tune', [0.3, 7])")
+        page.wait(lambda: re.search("/fuse_node refuses: .*temporal", page.text("notices")))
+        browser.find_element(By.CSS_SELECTOR, "#outputs [data-name=infrared]").click()
+        page.wait(lambda: "infrared" not in served.show._topics)
+        # Silence of the camera, then of the node.
+        page.wait(lambda: "no frames on /eye" in page.text("notices"))
+        node.stop()
+        page.wait(lambda: "/fuse_node has said nothing" in page.text("notices"))
+
+
+def test_the_command_shows_the_sample_with_the_real_model(browser, tmp_path):
+    """A picture of the sample video, in the process that a user starts."""
+    frame = next(open_source(sample_video()).frames()).rgb
+    photo = tmp_path / "street.png"
+    cv2.imwrite(str(photo), frame[..., ::-1])
+    command = [sys.executable, "-m", "magicfuse_ros", "view", str(photo), "--port", "0"]
+    command += ["--backend", "eager"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            said = process.stdout.readline()
+            address = re.fullmatch(
+                r"street.png is shown at (http://127.0.0.1:\d+/) \(Ctrl-C ends it\)\n", said
+            )[1]
+            page = Page(browser, address)
+            page.wait(lambda: page.text("backend") == "eager on cpu")
+            page.wait(lambda: all(len(page.canvas(name)) > 10_000 for name in PICTURES))
+            page.slide("tau", 0.0)
+            page.wait(lambda: page.text("tau-value") == "0.00")
+            all_infrared = page.canvas("magimg")
+            page.slide("tau", 1.0)
+            page.wait(lambda: page.canvas("magimg") != all_infrared)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
+        finally:
+            process.kill()
+
+
+def test_an_address_that_is_taken_is_named(serve):
+    show = engine_show(camera())[0]
+    port = serve(show).address.rstrip("/").rpartition(":")[2]
+    with pytest.raises(ServeError, match=f"at 127.0.0.1:{port}: .* give another --port"):
+        PageServer(show, "127.0.0.1", int(port)).run(threading.Event(), print)
+
+
+def test_a_bag_is_played_from_any_time_on(tmp_path):
+    with BagWriter(tmp_path / "drive") as bag:
+        bag.add_topic(Topic("/eye", "sensor_msgs/msg/Image"))
+        for index in range(10):
+            message = encode_image(picture(index), "rgb8", Header(frame_id="eye"))
+            if index == 4:
+                message.encoding = "nonsense"
+            bag.write("/eye", 10**18 + index * 10**8, serialize_message(message))
+    clip = BagClip(tmp_path / "drive", "/eye")
+
+    assert clip.duration_s == pytest.approx(0.9)
+    frames = list(clip.frames())
+    assert [frame.time_ns for frame in frames] == [index * 10**8 for index in range(10)]
+    assert [index for index, frame in enumerate(frames) if frame.rgb is None] == [4]
+    assert "drive, 0.40 s: " in frames[4].fault
+    later = list(clip.frames(650_000_000))
+    assert [frame.time_ns for frame in later] == [700_000_000, 800_000_000, 900_000_000]
+    np.testing.assert_array_equal(later[0].rgb, picture(7))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import sys
 import threading
@@ -113,7 +114,7 @@ class Demo:
 
     def __init__(self, args: argparse.Namespace, stop: threading.Event, show: ProgressLine) -> None:
         self._args, self._stop, self._show = args, stop, show
-        self._folder: Path = args.output_dir
+        self._folder: Path = args.output_dir.resolve()
 
     def run(self) -> None:
         """Run all steps, and print the table at the end."""
@@ -133,9 +134,16 @@ class Demo:
             "",
             *table(source.description, session),
             "",
-            *(f"wrote {path.resolve()}" for path in (*pictures, out)),
+            *(f"wrote {path}" for path in (*pictures, out)),
+            f"to see the same input live, in the browser: {self._view(source)}",
         ):
             print(line)
+
+    def _view(self, source: Input) -> str:
+        beside = Path(sys.executable).with_name("magicfuse")  # of an environment that is not active
+        program = str(beside) if beside.exists() else "magicfuse"
+        topic = [] if self._args.topic is None else ["--topic", source.topic.name]
+        return shlex.join([program, "view", str(source.bag.resolve()), *topic])
 
     # --- input -----------------------------------------------------------------------------------
 
