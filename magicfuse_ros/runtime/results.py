@@ -52,11 +52,13 @@ def refined(
     watch = networks.watch
     with watch.stage("postprocess"):
         _, carried = memory.carry(step.z0_fused, temporal, _finite(maps))
-        pictures = CameraPictures(frame, cast("Tensor", carried), networks.image, letterbox)
+        alone = shown = CameraPictures(frame, maps, networks.image, letterbox)
+        if carried is not None and carried is not maps:
+            shown = CameraPictures(frame, carried, networks.image, letterbox)
         mask, confidence = _classes(_finite(logits), letterbox)
-        magimg = pictures.magimg()
-        infrared = pictures.infrared() if "infrared" in extras else None
-        enhanced = pictures.enhanced() if "enhanced" in extras else None
+        magimg = shown.magimg()
+        infrared = alone.infrared() if "infrared" in extras else None
+        enhanced = alone.enhanced() if "enhanced" in extras else None
     return FuseResult(magimg, mask, confidence, infrared, enhanced, watch.stage_ms())
 
 
