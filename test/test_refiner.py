@@ -235,6 +235,23 @@ def test_the_engine_shows_what_r_makes_and_the_papers_fusion_where_it_is_asked_f
         assert result.mask.shape == result.infrared.shape == frame.shape[:2]
 
 
+def test_what_was_shown_before_stays_in_magimg_alone(model):
+    rng = np.random.default_rng(3)
+    first = picture(96, 128)
+    second = np.clip(first + rng.normal(0.0, 4.0, first.shape), 0, 255).astype(np.uint8)
+    settings = EngineSettings(backend="eager", device="cpu", temporal=0.8)
+    engine = FuseEngine(model, settings, print)
+    engine.fuse(first)
+    after = engine.fuse(second, frozenset(EXTRAS))
+    engine.forget()
+    alone = engine.fuse(second, frozenset(EXTRAS))
+    engine.close()
+    assert not np.array_equal(after.magimg, alone.magimg)
+    assert np.array_equal(after.enhanced, alone.enhanced)
+    assert np.array_equal(after.infrared, alone.infrared)
+    assert np.array_equal(after.mask, alone.mask)
+
+
 def test_values_that_are_not_finite_are_an_error_and_no_picture(tmp_path):
     broken = stored(SMALL_REFINED, tmp_path)
     with torch.no_grad():
