@@ -13,11 +13,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def run_folder(tmp_path_factory):
+    """Return a folder of this run of the tests, however many processes share them."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Keep artifacts apart from the user's, for this process and those that it starts."""
+    """Keep artifacts apart from the user's; all processes of this run share them."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("XDG_CACHE_HOME", str(run_folder(tmp_path_factory) / "shared_cache"))
     yield
     patch.undo()
 
@@ -53,9 +59,7 @@ class Installation:
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory):
     """The installed package; made once, however many processes share the tests."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+    folder = run_folder(tmp_path_factory)
     prefix, done = folder / "installation", folder / "installation.done"
     with (folder / "installation.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -8,7 +8,8 @@ from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, fill
 from torch.nn import functional
 
 from magicfuse_ros.model.autoencoder import Decoder, Encoder, fit_linear_path
-from magicfuse_ros.model.config import AutoencoderConfig, ConfigError
+from magicfuse_ros.model.config import AutoencoderConfig
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.sizes import TINY
 
 CONFIGS = {

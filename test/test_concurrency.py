@@ -297,16 +297,17 @@ def test_the_last_word_is_said_again_while_nothing_else_is():
 
     def progress(text):
         told.append(text)
-        if len(told) == 4:
+        if sum(text.startswith("compiling psi") for text in told) == 4:
             often.set()
 
     with heartbeat(progress, 0.01) as tell:
         tell("compiling psi")
         assert often.wait(60.0)
     said = len(told)
-    assert told[0] == "compiling psi"
-    assert all(text.startswith("compiling psi (") for text in told[1:])
-    assert told[1].endswith(" s so far)")
+    first = told.index("compiling psi")  # on a busy machine it says that it works before that
+    assert all(text.startswith("working (") for text in told[:first])
+    assert all(text.startswith("compiling psi (") for text in told[first + 1 :])
+    assert told[first + 1].endswith(" s so far)")
     assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
     assert len(told) == said
 

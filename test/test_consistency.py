@@ -1,4 +1,4 @@
-"""A default is written once: parameter file, README and package files agree with their source."""
+"""A default is written once: parameter files, documents and package files agree with it."""
 
 import ast
 import importlib.util
@@ -22,7 +22,11 @@ from magicfuse_ros.ros.node.parameters import PARAMETERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# Parameter file, README table and node of each table.
+# All documents for users, in one.
+DOCUMENTS = "\n".join(
+    path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+)
+# Parameter file, documented table and node of each table.
 TABLES = [
     ("fuse.yaml", "parameters", PARAMETERS),
     ("semantic_cloud.yaml", "semantic_cloud parameters", CLOUD_PARAMETERS),
@@ -30,6 +34,13 @@ TABLES = [
 of_every_table = pytest.mark.parametrize(
     ("file", "marker", "table"), TABLES, ids=lambda value: value if isinstance(value, str) else ""
 )
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.split()) <= 900
+    links = set(re.findall(r"\]\(([^)#:]+)\)", README))
+    assert len(links) > 8
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def flatten(values, prefix=""):
@@ -45,8 +56,10 @@ def parameter_file(name):
     return dict(flatten(content["/**"]["ros__parameters"]))
 
 
-def readme_rows(marker):
-    section = re.search(rf"<!-- {marker}: .*?-->(.*?)<!-- end of {marker} -->", README, re.DOTALL)
+def documented_rows(marker):
+    section = re.search(
+        rf"<!-- {marker}: .*?-->(.*?)<!-- end of {marker} -->", DOCUMENTS, re.DOTALL
+    )
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in section[1].strip().splitlines()
@@ -90,18 +103,18 @@ def test_readme_table_is_the_nodes(file, marker, table):
         for spec in table
     ]
 
-    assert readme_rows(marker) == expected
+    assert documented_rows(marker) == expected
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_readme_says_how_large_the_models_are(size):
+def test_the_documents_say_how_large_the_models_are(size):
     with torch.device("meta"):
         model = MagicFuse.from_config(size)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     rounded = f"{millions:.1f}" if millions < 100.0 else f"{millions:.0f}"
     width, height = size.resolution
 
-    assert f"| `{size.name}` | {rounded} M | {width}×{height}, " in README
+    assert f"| `{size.name}` | {rounded} M | {width}×{height}, " in DOCUMENTS
 
 
 def test_versions_agree():
@@ -112,11 +125,11 @@ def test_versions_agree():
     assert f'version="{magicfuse_ros.__version__}"' in setup
 
 
-def readme_interfaces(direction, node="fuse_node"):
-    """Resolved name → type of the README's topics or services, for a node without a namespace."""
+def documented_interfaces(direction, node="fuse_node"):
+    """Resolved name → type of the documented topics or services, for a node without a namespace."""
     kind = "srv" if direction == "srv" else "msg"
     section = re.search(
-        rf"<!-- {node} topics: .*?-->(.*?)<!-- end of {node} topics -->", README, re.DOTALL
+        rf"<!-- {node} topics: .*?-->(.*?)<!-- end of {node} topics -->", DOCUMENTS, re.DOTALL
     )
     found = {}
     for name, package, cls in re.findall(
@@ -150,7 +163,7 @@ def test_nav2s_costmap_names_every_class_and_the_nodes_topics():
 
     assert sorted(classes) == sorted(LabelSet.load("drive").names())
     assert len(topics) == 4
-    assert topics <= set(readme_interfaces("pub", "semantic_cloud"))
+    assert topics <= set(documented_interfaces("pub", "semantic_cloud"))
 
 
 def test_autowares_ids_are_of_the_label_set_and_the_topics_the_nodes():
@@ -160,13 +173,13 @@ def test_autowares_ids_are_of_the_label_set_and_the_topics_the_nodes():
     assert table.max() < AUTOWARE_IDS
     assert table[UNKNOWN] == 0
     named = re.findall(r"input/(?:mask|camera_info)0:=(\S+)", INTEGRATION)
-    assert set(named) <= set(readme_interfaces("pub"))
+    assert set(named) <= set(documented_interfaces("pub"))
 
 
 def test_launch_arguments_in_the_documentation_are_the_nodes():
     arguments = {spec.name.replace(".", "_") for spec in (*PARAMETERS, *CLOUD_PARAMETERS)}
     arguments |= {"image", "camera_info", "points", "namespace", "rviz", "use_sim_time", "cameras"}
-    given = re.findall(r" ([a-z_]+):=", INTEGRATION + README)
+    given = re.findall(r" ([a-z_]+):=", DOCUMENTS)
 
     assert len(given) > 10
     assert set(given) <= arguments
@@ -196,8 +209,8 @@ def test_rviz_shows_topics_of_the_node():
     config = yaml.safe_load((ROOT / "rviz" / "fuse.rviz").read_text(encoding="utf-8"))
     shown = [display["Topic"]["Value"] for display in config["Visualization Manager"]["Displays"]]
 
-    assert shown[0] in {name.lstrip("/") for name in readme_interfaces("sub")}
-    assert {f"/{name}" for name in shown[1:]} <= set(readme_interfaces("pub"))
+    assert shown[0] in {name.lstrip("/") for name in documented_interfaces("sub")}
+    assert {f"/{name}" for name in shown[1:]} <= set(documented_interfaces("pub"))
 
 
 # What every lifecycle node has.
@@ -208,7 +221,7 @@ ROS_OWN = re.compile(
 
 
 def wait_for_interfaces(node, domain, expected):
-    """Wait until the running node has exactly the topics and services of the README.
+    """Wait until the running node has exactly the topics and services of the documents.
 
     Returns what every lifecycle node has besides: the names by direction.
     """
@@ -224,7 +237,7 @@ def wait_for_interfaces(node, domain, expected):
                 others[way] = {k for k in names if ROS_OWN.fullmatch(k)}
             return found == expected
 
-        listener.wait(complete, lambda: f"README {expected}, node {found}")
+        listener.wait(complete, lambda: f"documents {expected}, node {found}")
     return others
 
 
@@ -256,7 +269,7 @@ def test_the_sros2_policy_grants_the_topics_and_services_in_the_readme(node):
     for way, names in granted(node).items():
         own = {name for name in names if not ROS_OWN.fullmatch(name)}
 
-        assert own == set(readme_interfaces(way, node))
+        assert own == set(documented_interfaces(way, node))
 
 
 def test_the_sros2_policy_has_an_enclave_a_node():
@@ -266,7 +279,7 @@ def test_the_sros2_policy_has_an_enclave_a_node():
 
 
 def check_grants_of_ros_own(node, others):
-    """Check what the policy grants besides the README's names against the running node's."""
+    """Check what the policy grants besides the documents' names against the running node's."""
     for way, names in granted(node).items():
         # Subscribed with use_sim_time only.
         assert {name for name in names if ROS_OWN.fullmatch(name)} - {"/clock"} == others[way]
@@ -276,7 +289,7 @@ def check_grants_of_ros_own(node, others):
     ("transport", "absent"), [("raw", "/image/compressed"), ("compressed", "/image")]
 )
 def test_topics_and_services_in_the_readme_are_the_nodes(tmp_path, transport, absent):
-    expected = {way: readme_interfaces(way) for way in ("sub", "pub", "srv")}
+    expected = {way: documented_interfaces(way) for way in ("sub", "pub", "srv")}
     del expected["sub"][absent]
     if importlib.util.find_spec("vision_msgs") is None:
         del expected["pub"]["/fuse_node/semantic/label_info"]
@@ -291,7 +304,7 @@ def test_topics_and_services_in_the_readme_are_the_nodes(tmp_path, transport, ab
 
 
 def test_topics_and_services_of_semantic_cloud_in_the_readme_are_the_nodes(tmp_path):
-    expected = {way: readme_interfaces(way, "semantic_cloud") for way in ("sub", "pub", "srv")}
+    expected = {way: documented_interfaces(way, "semantic_cloud") for way in ("sub", "pub", "srv")}
     # Published from the first LabelInfo on.
     del expected["pub"]["/semantic_cloud/label_info"]
     if importlib.util.find_spec("vision_msgs") is None:

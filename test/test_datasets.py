@@ -6,7 +6,16 @@ import pytest
 from dataset_trees import HEIGHT, TREES, WIDTH, everything, infrared, labels, visible, write
 from PIL import Image
 
-from magicfuse_ros.training.datasets import DatasetError, find_sources, read_source
+from magicfuse_ros.model.labels import UNKNOWN
+from magicfuse_ros.training.datasets import (
+    CacheSettings,
+    DatasetError,
+    find_sources,
+    open_cache,
+    read_source,
+)
+from magicfuse_ros.training.datasets.frames import read_image
+from magicfuse_ros.training.datasets.label_maps import CANONICAL
 
 COUNTS = {  # layout -> frames in train, in val
     "msrs": (3, 1), "mfnet": (2, 1), "fmb": (1, 1), "llvip": (1, 1), "roadscene": (2, 2),
@@ -90,6 +99,34 @@ def test_video_frames_are_the_right_ones(kept):
         wanted = visible(item.frame.video_frame)[..., ::-1].astype(int)
         other = visible(item.frame.video_frame + 1)[..., ::-1].astype(int)
         assert np.abs(item.visible - wanted).mean() < np.abs(item.visible - other).mean() / 2
+
+
+def test_labels_that_networks_made_join_what_boxes_tell(tmp_path):
+    TREES["msrs"](tmp_path / "msrs")
+    TREES["m3svd_clips"](tmp_path / "m3svd_clips")
+    TREES["camvid"](tmp_path / "camvid")
+    folder = tmp_path / "pseudo" / "msrs" / "train" / "labels"
+    frame = read_source("msrs", tmp_path / "msrs", "train").frames[0]
+    ids = np.full(read_image(frame.visible).shape[:2], 11, np.uint8)  # CamVid's: unlabelled
+    ids[:4] = 0  # sky
+    write(folder / f"{frame.name}.png", ids)
+    clips = read_source("m3svd_clips", tmp_path / "m3svd_clips", "train").frames
+    name = clips[0].name.replace(":", "_")
+    write(tmp_path / "pseudo" / "m3svd_clips" / "train" / "labels" / f"{name}.png", ids)
+    sources = {source.name: source for source in find_sources(tmp_path, "train")}
+    labelled = {
+        source.name: [frame.name for frame in source.frames if frame.pseudo]
+        for source in sources.values()
+    }
+    assert labelled == {
+        "msrs/train": [frame.name], "m3svd_clips/train": [clips[0].name], "camvid/train": [],
+    }  # fmt: skip
+    cached = open_cache(sources["msrs/train"], tmp_path / "cache", CacheSettings(64, 48))
+    first = cached.labels(0)
+    assert cached.items[0].pseudo
+    assert set(np.unique(first[:4])) == {CANONICAL.index("sky")}
+    assert CANONICAL.index("person") in first[6:]  # from the box
+    assert UNKNOWN in first
 
 
 def test_find_sources_takes_what_is_there_and_says_when_nothing_is(tmp_path):

@@ -12,10 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+from support.small_models import save_few_step
 
 from magicfuse_ros import cli
 from magicfuse_ros.bags.image_topics import frames
@@ -34,8 +34,6 @@ from magicfuse_ros.commands.node_session import (
     Session,
 )
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.model.sizes import TINY
 from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
 from magicfuse_ros.ros.stamps import read_stamp
 
@@ -119,22 +117,13 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def untrained_model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "untrained"
-    torch.manual_seed(0)
-    MagicFuse.from_config(TINY).save_pretrained(path)
-    return path
-
-
 def row(out, name):
     return re.search(rf"^{re.escape(name)}  +(.*)$", out, re.MULTILINE)[1]
 
 
-def test_an_image_folder_goes_through_the_real_node(tmp_path, folder, untrained_model, start):
-    run = start(
-        REAL, "--input", folder, "--output-dir", tmp_path / "out", "--model", untrained_model
-    )
+def test_an_image_folder_goes_through_the_real_node(tmp_path, folder, start):
+    model = save_few_step(tmp_path)  # untrained
+    run = start(REAL, "--input", folder, "--output-dir", tmp_path / "out", "--model", model)
     status = run.finish()
     print(run.out)
     assert status == 0, run.err

@@ -12,7 +12,8 @@ from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magicfuse_ros.model.config import ConfigError, DiffusionConfig
+from magicfuse_ros.model.config import DiffusionConfig
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.diffusion import (
     add_noise,
     alphas_cumprod,

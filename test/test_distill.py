@@ -8,7 +8,7 @@ from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
 from support.training_runs import on_one_thread, run_folder, write_recipe
 
 from magicfuse_ros.model.checkpoint import PARTS
-from magicfuse_ros.model.config import ConfigError
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import SamplerSettings
 from magicfuse_ros.training.branches import BranchLoss

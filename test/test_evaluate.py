@@ -122,6 +122,8 @@ def test_all_tables_are_printed_and_kept_and_the_same_every_time(
         "restoration": engine,
         "infrared": engine,
         "fusion": f"MagicFuse: {engine} Models I-IV: {model}",
+        "people": engine,
+        "night": engine,
         "segmentation": engine,
         "weights": model,
     }

@@ -12,12 +12,12 @@ from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
 
 from magicfuse_ros.model.config import (
     AutoencoderConfig,
-    ConfigError,
     DenoiserConfig,
     DiffusionConfig,
     FusionConfig,
     MagicFuseConfig,
 )
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.sizes import PAPER, SIZES, TINY
 
 

@@ -9,7 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, fill
 
-from magicfuse_ros.model.config import ConfigError, DiffusionConfig
+from magicfuse_ros.model.config import DiffusionConfig
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.diffusion import (
     add_noise,
     alphas_cumprod,

@@ -313,7 +313,7 @@ def test_tf_tells_where_the_scanner_sits(rig):
         if int(values["frames_out"]) > out:
             break
     assert column(rig.painted(stamp)[0], "class_id").tolist() == [4, 4, 4]
-    rig.listener.node.destroy_publisher(publisher)
+    rig.listener.in_executor(rig.listener.node.destroy_publisher, publisher)
 
 
 @pytest.mark.parametrize(

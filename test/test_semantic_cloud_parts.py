@@ -362,7 +362,12 @@ def test_lifecycles_leave_nothing_in_the_callback_group():
             assert transition() == TransitionCallbackReturn.SUCCESS
         return len(node.default_callback_group.entities)
 
-    counts = [cycle() for _ in range(4)]
+    gc.collect()
+    gc.freeze()  # so that only what the rounds leave is looked through
+    try:
+        counts = [cycle() for _ in range(4)]
+    finally:
+        gc.unfreeze()
     assert counts[1] == counts[2] == counts[3]
     node.destroy_node()
     context.shutdown()

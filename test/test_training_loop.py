@@ -13,7 +13,7 @@ from support.training_runs import Line, LineStage, Points, on_one_thread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from magicfuse_ros.model.checkpoint import CheckpointError
-from magicfuse_ros.model.config import ConfigError
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.training.loop import LoopConfig, TrainingError, _StepSampler, run
 from magicfuse_ros.training.optimization import make_average, make_optimizer
 from magicfuse_ros.training.state import Checkpointed, read_state

@@ -6,13 +6,14 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
+from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, SMALL_REFINED
 from support.training_runs import data_folder, on_one_thread, run_folder, write_recipe
 from torch.nn import functional
 
 from magicfuse_ros.model import diffusion
-from magicfuse_ros.model.checkpoint import PARTS
-from magicfuse_ros.model.config import ConfigError, DiffusionConfig
+from magicfuse_ros.model.checkpoint import PARTS, REFINER
+from magicfuse_ros.model.config import DiffusionConfig
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import UNKNOWN, Label, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.training import train_stage as train_stage_module
@@ -21,6 +22,7 @@ from magicfuse_ros.training.branches import BranchLoss, BranchStage
 from magicfuse_ros.training.losses import sobel, visual_loss, weighted_l1
 from magicfuse_ros.training.mkf import MkfLoss, MkfStage
 from magicfuse_ros.training.recipe import STAGES, read_recipe
+from magicfuse_ros.training.refine import RefineLoss, RefineStage
 from magicfuse_ros.training.stage import encode
 from magicfuse_ros.training.train_stage import train_stage
 
@@ -29,7 +31,12 @@ OF_STAGE = {
     "psi": {"psi"},
     "phi": {"phi"},
     "mkf": {"fusion"},
+    "refine": {"refiner", "fusion"},
 }
+WITH_CONFIG = [
+    *((name, SMALL_REFINED) for name in STAGES),
+    *((name, SMALL_PAPER) for name in STAGES if name != "refine"),
+]
 SEVERAL_STEPS = dataclasses.replace(
     SMALL_FEW_STEP, diffusion=DiffusionConfig(steps=4, spacing="trailing", clip_z0=True)
 )
@@ -56,7 +63,7 @@ def few_samples(monkeypatch):
     monkeypatch.setattr(train_stage_module, "_LINEAR_SAMPLES", 20)
 
 
-def make(config=SMALL_FEW_STEP):
+def make(config=SMALL_REFINED):
     torch.manual_seed(3)
     return MagicFuse.from_config(config)
 
@@ -66,6 +73,8 @@ def make_stage(name, model, **options):
         return AutoencoderStage(model, AutoencoderLoss(**options))
     if name == "mkf":
         return MkfStage(model, MkfLoss(**options))
+    if name == "refine":
+        return RefineStage(model, RefineLoss(**options))
     return BranchStage(model, name, BranchLoss(**options))
 
 
@@ -86,6 +95,7 @@ def batch(count=2, size=32):
         "infrared": infrared,
         "labels": labels,
         "thermal_weight": (labels == 2).float(),
+        "has_clean": torch.ones(count),
         "has_infrared": torch.tensor([0.0] + [1.0] * (count - 1)),
         "annotated": torch.ones(count),
     }
@@ -97,7 +107,8 @@ def seeded(seed=0):
 
 def snapshot(model):
     return {
-        part: {k: v.clone() for k, v in getattr(model, part).state_dict().items()} for part in PARTS
+        part: {k: v.clone() for k, v in getattr(model, part).state_dict().items()}
+        for part in model.parts
     }
 
 
@@ -124,13 +135,14 @@ def test_a_stage_learns_and_changes_only_its_own_parts(name):
     assert changed == OF_STAGE[name]
 
 
-@pytest.mark.parametrize("config", [SMALL_FEW_STEP, SMALL_PAPER], ids=lambda config: config.name)
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(
+    ("name", "config"), WITH_CONFIG, ids=lambda value: getattr(value, "name", value)
+)
 def test_every_parameter_of_the_stage_has_a_gradient_and_no_other(name, config):
     model = make(config)
     stage = make_stage(name, model, **({"steps": 2} if name == "mkf" else {}))
     stage(batch(2, 16), seeded())[0].backward()
-    for part in PARTS:
+    for part in model.parts:
         for parameter in getattr(model, part).parameters():
             # DistributedDataParallel waits for the gradient of every trained parameter.
             assert (parameter.grad is not None) == (part in OF_STAGE[name])
@@ -156,8 +168,8 @@ def test_a_sheet_is_a_picture(name):
 
 
 def test_training_a_stage_rewrites_its_files_alone(tmp_path, data, cache, few_samples):
-    output = run_folder(tmp_path / "run")
-    files = [f"{part}.safetensors" for part in PARTS]
+    output = run_folder(tmp_path / "run", SMALL_REFINED)
+    files = [f"{part}.safetensors" for part in (*PARTS, REFINER)]
     before = {name: (output / "model" / name).read_bytes() for name in files}
     for stage in STAGES:
         recipe = read_recipe(write_recipe(tmp_path, stage))
@@ -167,7 +179,7 @@ def test_training_a_stage_rewrites_its_files_alone(tmp_path, data, cache, few_sa
         assert changed == OF_STAGE[stage]
         before = after
         # Only a model whose every part has learned counts as trained.
-        assert MagicFuse.from_pretrained(output / "model").config.trained == (stage == "mkf")
+        assert MagicFuse.from_pretrained(output / "model").config.trained == (stage == "refine")
 
 
 def test_an_anchored_autoencoder_goes_on_from_the_model_and_remembers_it(tmp_path, data, cache):
@@ -406,10 +418,12 @@ def test_absence_is_asked_for_outside_of_boxes_alone():
     boxed = [model.labels.id_of(name) for name in ("person", "car", "bike")]
     logits = torch.randn(2, 12, 6, 8, generator=seeded())
     outside = torch.zeros(2, 6, 8, dtype=torch.bool)
-    assert float(stage._absence(logits, outside)) == 0.0
+    assert float(stage._semantics._absence(logits, outside)) == 0.0
     outside[0, 2:4] = True
     p = logits.softmax(dim=1)[:, boxed].sum(dim=1)
-    torch.testing.assert_close(stage._absence(logits, outside), -torch.log(1.0 - p)[outside].mean())
+    torch.testing.assert_close(
+        stage._semantics._absence(logits, outside), -torch.log(1.0 - p)[outside].mean()
+    )
 
 
 @pytest.mark.parametrize(("annotated", "asked"), [((1.0, 1.0), True), ((0.0, 0.0), False)])

@@ -100,8 +100,8 @@ def test_what_moved_is_new_and_what_did_not_is_kept():
     still, moved = latent(), latent()
     moved[..., 20:30, 20:30] += 0.5
     memory = Memory()
-    assert torch.equal(memory.carry(still, 0.8), still)
-    shown = memory.carry(moved + 0.01, 0.8)
+    assert torch.equal(memory.carry(still, 0.8)[0], still)
+    shown, _ = memory.carry(moved + 0.01, 0.8)
     kept = (moved + 0.01 - shown) / (moved + 0.01 - still)
     assert kept[..., 40:, 40:].mean() == pytest.approx(0.8, abs=0.05)
     assert kept[..., 22:28, 22:28].abs().max() < 0.01
@@ -115,14 +115,25 @@ def test_what_moved_is_new_and_what_did_not_is_kept():
 def test_another_scene_or_size_has_nothing_before_it(other):
     memory = Memory()
     memory.carry(latent(), 0.9)
-    assert torch.equal(memory.carry(other, 0.9), other)
-    assert not torch.equal(memory.carry(other + 0.01, 0.9), other + 0.01)  # the stream goes on
+    assert torch.equal(memory.carry(other, 0.9)[0], other)
+    assert not torch.equal(memory.carry(other + 0.01, 0.9)[0], other + 0.01)  # the stream goes on
 
 
 def test_values_that_are_not_finite_do_not_stay():
     memory = Memory()
     memory.carry(latent(), 0.9)
     memory.carry(latent() * torch.nan, 0.9)
-    assert torch.equal(memory.carry(latent(), 0.9), latent())
+    assert torch.equal(memory.carry(latent(), 0.9)[0], latent())
     memory.forget()
-    assert torch.equal(memory.carry(latent(1), 0.9), latent(1))
+    assert torch.equal(memory.carry(latent(1), 0.9)[0], latent(1))
+
+
+def test_maps_are_carried_over_where_the_latent_did_not_move():
+    still, moved = latent(), latent()
+    moved[..., 20:40, 60:] += 0.5
+    maps = torch.zeros(1, 7, 240, 320)
+    memory = Memory()
+    memory.carry(still, 0.8, maps)
+    _, shown = memory.carry(moved, 0.8, maps + 1.0)
+    assert shown[..., :220].mean() == pytest.approx(0.2, abs=0.01)
+    assert shown[..., 88:152, 250:].mean() == pytest.approx(1.0, abs=0.01)

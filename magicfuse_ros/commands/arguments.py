@@ -32,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-_ENGINE = ("model", "steps", "tau", "seed", "backend", "device")
+_ENGINE = ("model", "steps", "tau", "seed", "backend", "device", "paper_fusion")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +53,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the starting noise (default: the model's)")
     parser.add_argument("--backend", help="what runs the networks (default: auto)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--paper-fusion",
+        action="store_true",
+        default=None,
+        help="MagImg as the paper decodes it, even where the model refines it to the camera's size",
+    )
 
 
 def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:

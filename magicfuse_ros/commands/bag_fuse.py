@@ -72,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", help="what runs the networks (default: auto)")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
+        "--paper-fusion",
+        action="store_true",
+        default=None,
+        help="MagImg as the paper decodes it, even where the model refines it to the camera's size",
+    )
+    parser.add_argument(
         "--threads", type=int, help="CPU threads (default: all cores; with --ray, 1 a bag)"
     )
     parser.add_argument("--input-bits", type=int, help="used of a 16-bit picture, as the node's")
@@ -122,7 +128,7 @@ def _options(args: argparse.Namespace) -> FuseOptions:
         chosen["topics"] = tuple(args.topics)
     if args.outputs is not None:
         chosen["outputs"] = tuple(filter(None, (part.strip() for part in args.outputs.split(","))))
-    engine = given("model", "steps", "tau", "seed", "backend", "device", "threads")
+    engine = given("model", "steps", "tau", "seed", "backend", "device", "threads", "paper_fusion")
     return FuseOptions(engine=EngineSettings(**engine), **chosen)  # type: ignore[arg-type]
 
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 HELP = "measure a model on validation images: tables as Markdown and JSON, or a picture sheet"
 
-SUBJECTS = ("autoencoder", "restoration", "infrared", "fusion", "segmentation", "weights")
+SUBJECTS = (
+    "autoencoder", "restoration", "infrared", "fusion", "people", "night", "segmentation",
+    "weights",
+)  # fmt: skip
 LIMIT = 24
 SHEET_ROWS = 8
 
@@ -131,13 +134,15 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _write_tables(evaluation: Evaluation, args: argparse.Namespace) -> None:
-    from magicfuse_ros.evaluation import report, segmentation, steps, video
+    from magicfuse_ros.evaluation import picture_tables, report, segmentation, steps, video
 
     makers = {
         "autoencoder": (report.autoencoder_table,),
         "restoration": (report.restoration_table,),
         "infrared": (report.infrared_table,),
         "fusion": (report.fusion_table,),
+        "people": (picture_tables.people_table, picture_tables.heat_table),
+        "night": (picture_tables.night_table,),
         "segmentation": (segmentation.segmentation_table, segmentation.weak_mask_table),
         "weights": (segmentation.weight_table,),
         "steps": (steps.steps_table,),

@@ -8,17 +8,19 @@ from pathlib import Path
 
 from magicfuse_ros.commands.exit_status import DONE, FAILED, SIGNALLED
 
-HELP = "train a stage (autoencoder, psi, phi, mkf), all of them in order, or distill to few steps"
+HELP = "train a stage, all of them in order, or distill to few steps"
+
+STAGES = ("autoencoder", "psi", "phi", "mkf", "refine", "all", "distill")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("stage", choices=["autoencoder", "psi", "phi", "mkf", "all", "distill"])
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
         "--config",
         type=Path,
         required=True,
-        help="the stage's YAML file; for `all` the folder of all four, as config/training/tiny",
+        help="the stage's YAML file; for `all` their folder, as config/training/tiny",
     )
     parser.add_argument(
         "--data",
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; returns 0 when complete, 2 with a message on error, 128 + number after a signal."""
     try:
-        from magicfuse_ros.model.config import ConfigError
+        from magicfuse_ros.model.config_values import ConfigError
         from magicfuse_ros.training.loop import StopRequest, TrainingError
         from magicfuse_ros.training.recipe import read_recipe, recipe_files
         from magicfuse_ros.training.state import state_path

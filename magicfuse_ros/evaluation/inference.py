@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from magicfuse_ros.evaluation.metrics import U8
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.partial import Unaided
 from magicfuse_ros.model.sampler import Networks, Noise, SamplerSettings, Step, sample
-from magicfuse_ros.runtime.letterbox import Letterbox, classify, quantise
+from magicfuse_ros.runtime.camera_size import CameraPictures
+from magicfuse_ros.runtime.letterbox import Letterbox, classify, quantise, to_camera, to_input
 
 
 class Outcome(NamedTuple):
@@ -40,7 +42,7 @@ class Outcome(NamedTuple):
 
 
 class Inference:
-    """Runs a model on RGB images (H, W, 3) of its resolution, on the device that it is on.
+    """Runs a model on RGB images (H, W, 3), on the device that it is on.
 
     Parameters
     ----------
@@ -72,27 +74,35 @@ class Inference:
 
     @torch.inference_mode()
     def fuse(self, image: U8, variant: Variant = "full") -> Outcome:
-        """Make everything the model makes of an image, or one of the paper's ablations does."""
+        """Make everything the model makes of an image, or one of the paper's ablations does.
+
+        The ablations are the paper's, decoded by D and enlarged to the image's size.
+        """
         model = self.model
         networks, settings = ablated(model, self.settings, variant)
         if self._unaided:
             networks = Unaided(model)
-        planes = self._planes(image)
+        size, config = (image.shape[0], image.shape[1]), model.config
+        letterbox = Letterbox.fitting(size, config.resolution, config.multiple_of)
+        planes = self._planes(to_input(image, letterbox))
         step = self._sample(networks, planes, settings)
-        fused = model.decoder(step.z0_fused)
-        height, width = planes.shape[-2:]
-        letterbox = Letterbox.fitting((height, width), (width, height), model.config.multiple_of)
-        probabilities = quantise(step.state[0].softmax(dim=0))
-        enhanced, infrared = model.decoder(step.z0_psi), model.decoder(step.z0_phi)
-        if variant == "late_fusion":
-            fused = late_fusion(enhanced, infrared, step.w_r)
-        return Outcome(
-            magimg=_image(fused),
-            enhanced=_image(enhanced),
-            infrared=_image(infrared),
-            mask=classify(probabilities.cpu().numpy(), letterbox)[0],
-            step=step,
+        if model.refiner is not None and variant == "full":
+            latents = (step.z0_psi, step.z0_phi, step.z0_fused)
+            maps, logits = model.refiner(planes, *latents, step.state)
+            pictures = CameraPictures(image, maps, planes, letterbox)
+            grey = cv2.cvtColor(pictures.infrared(), cv2.COLOR_GRAY2RGB)
+            infrared = np.asarray(grey, np.uint8)
+            mask = _mask(logits, letterbox)
+            return Outcome(pictures.magimg(), pictures.enhanced(), infrared, mask, step)
+        fused, enhanced, heat = (
+            model.decoder(latent) for latent in (step.z0_fused, step.z0_psi, step.z0_phi)
         )
+        if variant == "late_fusion":
+            fused = late_fusion(enhanced, heat, step.w_r)
+        magimg, restored, imagined = (
+            to_camera(_image(each), letterbox) for each in (fused, enhanced, heat)
+        )
+        return Outcome(magimg, restored, imagined, _mask(step.state, letterbox), step)
 
     def _sample(self, networks: Networks, planes: Tensor, settings: SamplerSettings) -> Step:
         condition = self._encode(planes)
@@ -115,6 +125,10 @@ class Inference:
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.model.config.diffusion.seed)
+
+
+def _mask(logits: Tensor, letterbox: Letterbox) -> U8:
+    return classify(quantise(logits[0].softmax(dim=0)).cpu().numpy(), letterbox)[0]
 
 
 def _image(planes: Tensor) -> U8:

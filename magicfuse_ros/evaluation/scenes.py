@@ -1,4 +1,7 @@
-"""Validation scenes at the model's resolution: what every table measures on."""
+"""Validation scenes at the camera's size: what every table measures on.
+
+For a model without R that is its resolution, for one with R it is larger.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from magicfuse_ros.training.datasets import (
 )
 from magicfuse_ros.training.datasets.label_maps import from_canonical
 from magicfuse_ros.training.degradation_mixes import RECIPES
+from magicfuse_ros.training.refine import CAMERA
 
 # Frames of a video, named `<video>:<frame>`, show one scene; more than this would drown the rest.
 _FRAMES_OF_A_VIDEO = 8
@@ -34,7 +38,7 @@ _MOST_OF_A_BOX = 0.5
 
 @dataclass(frozen=True)
 class Scene:
-    """A validation image under one condition, cropped to the model's resolution.
+    """A validation image under one condition, cropped to the size that is evaluated.
 
     Attributes
     ----------
@@ -116,12 +120,12 @@ def has_clean_pair(frame: Frame) -> bool:
 
 def has_pixel_labels(frame: Frame) -> bool:
     """Whether it has a label image for every pixel, as those of CamVid do."""
-    return frame.labels is not None
+    return frame.labels is not None and not frame.pseudo
 
 
 def has_weak_masks(frame: Frame) -> bool:
-    """Whether its labels are made from boxes, as those of MSRS are."""
-    return frame.labels is None and frame.boxes is not None
+    """Whether its labels are made from boxes, and by networks where they are, as those of MSRS."""
+    return frame.boxes is not None and (frame.labels is None or frame.pseudo)
 
 
 class ValidationSet:
@@ -134,7 +138,7 @@ class ValidationSet:
     cache_dir
         Where decoded images are kept.
     config, labels
-        The model's: its resolution, and the label set its classes are named by.
+        The model's: what size it is evaluated at, and the label set its classes are named by.
 
     Raises
     ------
@@ -146,7 +150,8 @@ class ValidationSet:
         self, root: Path, cache_dir: Path, config: MagicFuseConfig, labels: LabelSet
     ) -> None:
         self._root, self._cache_dir = root, cache_dir
-        self._size = config.resolution
+        camera = CAMERA if config.refiner is not None else 1
+        self._size = camera * config.resolution[0], camera * config.resolution[1]
         self._lookup = from_canonical(labels)
         self._frames = {
             (source.name, frame.name): frame
@@ -210,7 +215,7 @@ class ValidationSet:
         return (item.width - self._size[0]) // 2, (item.height - self._size[1]) // 2
 
     def scene(self, item: ValidationItem) -> Scene:
-        """Read an item, degrade it and cut its middle to the model's resolution."""
+        """Read an item, degrade it and cut its middle to the size that is evaluated."""
         width, height = self._size
         known = item.item
         x, y = self._corner(known)

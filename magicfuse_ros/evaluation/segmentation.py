@@ -122,7 +122,7 @@ def weight_table(evaluation: Evaluation) -> Table:
         thermal = step.radiation[0, 0].cpu().numpy() > 0
         positions += thermal.size
         people = np.zeros(thermal.shape, np.bool_)
-        stride = evaluation.model.config.autoencoder.stride
+        stride = scene.visible.shape[0] // thermal.shape[0]
         for x0, y0, x1, y1 in scene.people():
             people[y0 // stride : -(-y1 // stride), x0 // stride : -(-x1 // stride)] = True
         for name, region in (

@@ -93,7 +93,7 @@ class Evaluation:
         return Inference(self.model, self.steps)
 
     def fuse(self, image: U8, *, temporal: float = 0.0) -> Products:
-        """Make everything that ships of an RGB image (H, W, 3) of the model's resolution.
+        """Make everything that ships of an RGB image (H, W, 3).
 
         With `temporal` above 0 images are those of one stream, from the last `engine.forget` on.
         """

@@ -15,13 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from magicfuse_ros.model.config import ConfigError, MagicFuseConfig
+from magicfuse_ros.model.config import MagicFuseConfig
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import LabelSet
 
 CONFIG_FILE = "config.json"
 
 PARTS = ("encoder", "decoder", "psi", "phi", "fusion")
-"""The networks of a model: attribute names of `MagicFuse` and file names in a weights folder."""
+"""The networks of the method: attribute names of `MagicFuse` and file names in a weights folder."""
+
+REFINER = "refiner"
+"""The network that a model may have beside them; see `model.refiner`."""
 
 
 class CheckpointError(ValueError):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+
+from magicfuse_ros.model.config_values import dataclass_from, require, require_choice
 
 Prediction = Literal["eps", "v", "z0"]
 Spacing = Literal["leading", "trailing"]
@@ -20,25 +21,6 @@ Norm = Literal["instance", "none"]
 
 MAX_DOWNSAMPLES = 16
 """How often E may halve the image at most; without a limit, 2 to that power could be huge."""
-
-
-class ConfigError(ValueError):
-    """A configuration value that is not accepted; the message names it and what is accepted."""
-
-
-def _require(
-    condition: bool,  # noqa: FBT001  # reads as an assertion
-    name: str,
-    value: object,
-    accepted: str,
-) -> None:
-    if not condition:
-        raise ConfigError(f"{name} is {value!r}; accepted: {accepted}")
-
-
-def _require_choice(name: str, value: str, choices: object) -> None:
-    accepted = get_args(choices)
-    _require(value in accepted, name, value, ", ".join(accepted))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +59,18 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         for name in ("latent_channels", "encoder_width", "decoder_width", "patch"):
             value = getattr(self, name)
-            _require(value >= 1, f"autoencoder.{name}", value, "1 or more")
+            require(value >= 1, f"autoencoder.{name}", value, "1 or more")
         for name in ("encoder_blocks", "decoder_blocks", "noise_channels"):
             value = getattr(self, name)
-            _require(value >= 0, f"autoencoder.{name}", value, "0 or more")
-        _require(
+            require(value >= 0, f"autoencoder.{name}", value, "0 or more")
+        require(
             0 <= self.downsamples <= MAX_DOWNSAMPLES,
             "autoencoder.downsamples",
             self.downsamples,
             f"0 to {MAX_DOWNSAMPLES}",
         )
-        _require_choice("autoencoder.norm", self.norm, Norm)
-        _require(
+        require_choice("autoencoder.norm", self.norm, Norm)
+        require(
             not self.linear_path or self.downsamples == 0,
             "autoencoder.downsamples with linear_path",
             self.downsamples,
@@ -137,8 +119,8 @@ class DenoiserConfig:
     def __post_init__(self) -> None:
         for name in ("width", "blocks", "heads", "norm_groups", "patch"):
             value = getattr(self, name)
-            _require(value >= 1, f"denoiser.{name}", value, "1 or more")
-        _require(
+            require(value >= 1, f"denoiser.{name}", value, "1 or more")
+        require(
             len(self.multipliers) >= 1,
             "denoiser.multipliers",
             self.multipliers,
@@ -146,7 +128,7 @@ class DenoiserConfig:
         )
         for multiplier in self.multipliers:
             channels = multiplier * self.width
-            _require(
+            require(
                 multiplier >= 1 and channels % self.norm_groups == 0 and channels % self.heads == 0,
                 "denoiser.width × multiplier",
                 channels,
@@ -154,9 +136,9 @@ class DenoiserConfig:
             )
         levels = range(len(self.multipliers))
         for level in self.attention_levels:
-            _require(level in levels, "denoiser.attention_levels", level, f"0 to {len(levels) - 1}")
-        _require_choice("denoiser.prediction", self.prediction, Prediction)
-        _require(
+            require(level in levels, "denoiser.attention_levels", level, f"0 to {len(levels) - 1}")
+        require_choice("denoiser.prediction", self.prediction, Prediction)
+        require(
             not self.condition_skip or self.prediction == "z0",
             "denoiser.condition_skip with prediction",
             self.prediction,
@@ -199,40 +181,70 @@ class FusionConfig:
     patch: int = 1
 
     def __post_init__(self) -> None:
-        _require(len(self.widths) >= 1, "fusion.widths", self.widths, "one number a layer")
+        require(len(self.widths) >= 1, "fusion.widths", self.widths, "one number a layer")
         for name in ("mlp_width", "head_width", "patch", "norm_groups"):
             value = getattr(self, name)
-            _require(value >= 1, f"fusion.{name}", value, "1 or more")
+            require(value >= 1, f"fusion.{name}", value, "1 or more")
         for name in ("scales", "attention"):
             value = getattr(self, name)
-            _require(
+            require(
                 len(value) == len(self.widths),
                 f"fusion.{name}",
                 value,
                 f"{len(self.widths)} entries, as widths",
             )
         for width in self.widths:
-            _require(
+            require(
                 width >= 1 and width % self.norm_groups == 0,
                 "fusion.widths",
                 width,
                 f"multiples of {self.norm_groups}",
             )
         for scale in self.scales:
-            _require(scale in (1, 2, 4, 8), "fusion.scales", scale, "1, 2, 4 or 8")
-        _require(
+            require(scale in (1, 2, 4, 8), "fusion.scales", scale, "1, 2, 4 or 8")
+        require(
             self.scales[-1] == 1,
             "fusion.scales (last)",
             self.scales[-1],
             "1: w and z^s are at full resolution",
         )
-        _require(self.taps in (1, 2), "fusion.taps", self.taps, "1 or 2")
-        _require(
+        require(self.taps in (1, 2), "fusion.taps", self.taps, "1 or 2")
+        require(
             self.time_width >= 2 and self.time_width % 2 == 0,
             "fusion.time_width",
             self.time_width,
             "an even number",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerConfig:
+    """R, which brings the outcome of sampling to the camera's size; a model may do without it.
+
+    Attributes
+    ----------
+    widths
+        Channels of each level of its U-Net; the first level has the latent's size, and each one
+        after it half of that.
+    blocks
+        Residual blocks of each level on the way down; on the way up each has one.
+    fine_width
+        Channels at the image's own size.
+    """
+
+    widths: tuple[int, ...] = (32, 64, 112, 112)
+    blocks: tuple[int, ...] = (1, 1, 2, 2)
+    fine_width: int = 12
+
+    def __post_init__(self) -> None:
+        require(len(self.widths) >= 1, "refiner.widths", self.widths, "one number a level")
+        entries = f"{len(self.widths)} entries, as widths"
+        require(len(self.blocks) == len(self.widths), "refiner.blocks", self.blocks, entries)
+        for name in ("widths", "blocks"):
+            require(
+                min(getattr(self, name)) >= 1, f"refiner.{name}", getattr(self, name), "1 or more"
+            )
+        require(self.fine_width >= 1, "refiner.fine_width", self.fine_width, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,8 +285,8 @@ class DiffusionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.train_steps >= 1, "diffusion.train_steps", self.train_steps, "1 or more")
-        _require(
+        require(self.train_steps >= 1, "diffusion.train_steps", self.train_steps, "1 or more")
+        require(
             0.0 < self.beta_start <= self.beta_end < 1.0,
             "diffusion.beta_start, beta_end",
             (self.beta_start, self.beta_end),
@@ -284,24 +296,24 @@ class DiffusionConfig:
         if not self.trained_steps:
             object.__setattr__(self, "trained_steps", (self.steps,))
         for steps in self.trained_steps:
-            _require(
+            require(
                 1 <= steps <= self.train_steps,
                 "diffusion.trained_steps",
                 self.trained_steps,
                 f"numbers from 1 to {self.train_steps}",
             )
         check_tau(self.tau)
-        _require_choice("diffusion.spacing", self.spacing, Spacing)
+        require_choice("diffusion.spacing", self.spacing, Spacing)
 
 
 def check_steps(steps: int, train_steps: int) -> None:
     """Raise `ConfigError` unless `steps` is a possible number of DDIM steps."""
-    _require(1 <= steps <= train_steps, "steps", steps, f"1 to {train_steps}")
+    require(1 <= steps <= train_steps, "steps", steps, f"1 to {train_steps}")
 
 
 def check_tau(tau: float) -> None:
     """Raise `ConfigError` unless `tau` is a possible τ of Eq. 11."""
-    _require(0.0 <= tau <= 1.0, "tau", tau, "0.0 to 1.0")
+    require(0.0 <= tau <= 1.0, "tau", tau, "0.0 to 1.0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +330,8 @@ class MagicFuseConfig:
         (width, height) in pixels that the model was made for; frames are fitted into it.
     trained
         False while the weights are random; outputs are then marked as such.
+    refiner
+        None for a model whose pictures are what D decodes, as in the paper.
     """
 
     name: str
@@ -328,17 +342,18 @@ class MagicFuseConfig:
     psi: DenoiserConfig
     phi: DenoiserConfig
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    refiner: RefinerConfig | None = None
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
         for side in self.resolution:
-            _require(
+            require(
                 side >= self.multiple_of,
                 "resolution",
                 self.resolution,
                 f"sides of at least {self.multiple_of}",
             )
-            _require(
+            require(
                 side % self.multiple_of == 0,
                 "resolution",
                 self.resolution,
@@ -373,68 +388,3 @@ class MagicFuseConfig:
     def from_dict(cls, values: dict[str, Any]) -> MagicFuseConfig:
         """Build from what `to_dict` returns; raises `ConfigError` as `dataclass_from` does."""
         return dataclass_from(cls, values, "config")
-
-
-T = TypeVar("T")
-
-
-def dataclass_from(cls: type[T], values: object, where: str) -> T:
-    """Build a dataclass from plain JSON or YAML values, nested ones included; lists become tuples.
-
-    Raises
-    ------
-    ConfigError
-        A key is unknown or missing, or a value has the wrong type or is refused by the dataclass.
-        The message calls the place `where`.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where} is {values!r}; accepted: a mapping of {cls.__name__}'s fields")
-    hints = get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{where} has unknown keys {unknown}; accepted: {sorted(hints)}")
-    missing = [
-        field.name
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if field.name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ConfigError(f"{where} lacks the keys {missing}; add them")
-    arguments = {key: _value(value, hints[key], f"{where}.{key}") for key, value in values.items()}
-    try:
-        return cls(**arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-_WHOLE = 1 << 63
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def _value(value: object, hint: Any, where: str) -> Any:
-    """Convert one JSON or YAML value to a field's type; a value of another type is an error."""
-    if NoneType in get_args(hint):  # a section that may be left out: Section | None
-        hint = get_args(hint)[0]
-    if dataclasses.is_dataclass(hint):
-        return dataclass_from(hint, value, where)  # type: ignore[arg-type]
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        kinds = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
-        _require(len(value) == len(kinds), where, value, f"a list of {len(kinds)}")
-        pairs = zip(value, kinds, strict=True)
-        return tuple(_value(part, kind, f"{where}[{i}]") for i, (part, kind) in enumerate(pairs))
-    if origin is tuple:
-        accepted, fits = "a list", False
-    elif origin is Literal:
-        accepted, fits = ", ".join(inner), value in inner
-    else:
-        # bool is a subclass of int, and a whole number is a number.
-        fits = type(value) is hint or (hint is float and type(value) is int)
-        accepted = _KINDS[hint]
-        if type(value) is int and not -_WHOLE <= value < _WHOLE:
-            # Python refuses to print very long integers, and every message would print this one.
-            raise ConfigError(f"{where} is a number of more than 64 bits; accepted: {accepted}")
-    _require(fits, where, value, accepted)
-    return value

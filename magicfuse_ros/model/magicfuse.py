@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from magicfuse_ros.model import checkpoint, noise
 from magicfuse_ros.model.autoencoder import Decoder, Encoder
-from magicfuse_ros.model.checkpoint import PARTS
+from magicfuse_ros.model.checkpoint import PARTS, REFINER
 from magicfuse_ros.model.config import MagicFuseConfig
 from magicfuse_ros.model.denoiser import Denoiser
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import Fusion
 from magicfuse_ros.model.labels import LabelSet
+from magicfuse_ros.model.refiner import Refiner
 from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
 
 
@@ -56,6 +57,15 @@ class MagicFuse(nn.Module):
         self.psi = Denoiser(config.psi, channels)
         self.phi = Denoiser(config.phi, channels)
         self.fusion = Fusion(config.fusion, channels, len(labels))
+        self.refiner: Refiner | None = None
+        if config.refiner is not None:
+            stride = config.autoencoder.stride
+            self.refiner = Refiner(config.refiner, channels, len(labels), stride)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the networks that it has, which are attributes and files of a weights folder."""
+        return PARTS if self.refiner is None else (*PARTS, REFINER)
 
     @classmethod
     def from_config(cls, config: MagicFuseConfig) -> MagicFuse:
@@ -85,14 +95,14 @@ class MagicFuse(nn.Module):
         labels = checkpoint.read_labels(folder, config)
         with torch.device("meta"):
             model = cls(config, labels)
-        for part in PARTS:
+        for part in model.parts:
             checkpoint.load_part(folder, part, getattr(model, part))
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and a safetensors file for each part; see `from_pretrained`."""
         checkpoint.write_config(Path(folder), self.config)
-        for part in PARTS:
+        for part in self.parts:
             checkpoint.save_part(Path(folder), part, getattr(self, part))
 
     def denoise(

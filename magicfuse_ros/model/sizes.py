@@ -8,6 +8,7 @@ from magicfuse_ros.model.config import (
     DiffusionConfig,
     FusionConfig,
     MagicFuseConfig,
+    RefinerConfig,
 )
 
 PAPER = MagicFuseConfig(
@@ -73,6 +74,7 @@ TINY = MagicFuseConfig(
         norm_groups=8,
         patch=2,
     ),
+    refiner=RefinerConfig(),
     diffusion=DiffusionConfig(
         steps=1, spacing="trailing", trained_steps=(1,), clip_z0=True, scale_inputs=True
     ),

@@ -1,4 +1,4 @@
-"""Temporal consistency: where nothing moved, keep part of the last frame's fused latent.
+"""Temporal consistency: where nothing moved, keep part of what was shown of the last frame.
 
 Starting the sampler from that latent, with noise added again, was measured too and is worse
 (docs/video.md).
@@ -18,17 +18,19 @@ _CUT = 0.25
 
 
 class Memory:
-    """Remembers the fused latent of the last frame of one stream."""
+    """Remembers the fused latent of the last frame of one stream, and R's maps where there are."""
 
     def __init__(self) -> None:
-        self._before: Tensor | None = None
+        self._before: tuple[Tensor, Tensor | None] | None = None
 
     def forget(self) -> None:
         """Forget the last frame, so that the next one begins a new stream."""
         self._before = None
 
-    def carry(self, fused: Tensor, weight: float) -> Tensor:
-        """Return the latent to show: `carried_over` mixes the last frame's into this one's.
+    def carry(
+        self, fused: Tensor, weight: float, maps: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the latent and the maps to show: those of the last frame mixed into this one's.
 
         A frame of another size or another scene, and one with values that are not finite, is shown
         as it is. Frames shown at weight 0 are not remembered.
@@ -38,25 +40,32 @@ class Memory:
         fused
             z0_f of this frame, (1, 8, h, w) in [-1, 1].
         weight
-            Of the last frame's latent where nothing moved, 0 to 1.
+            Of the last frame where nothing moved, 0 to 1.
+        maps
+            What R found in this frame, (1, 7, H, W); None without R.
         """
         before = self._before if weight else None
-        if before is not None and before.shape == fused.shape and not is_cut(before, fused):
-            fused = carried_over(before, fused, weight)
-        self._before = fused if weight else None
-        return fused
+        if before is not None and before[0].shape == fused.shape and not is_cut(before[0], fused):
+            share = unmoved(before[0], fused, weight)
+            fused = torch.lerp(fused, before[0], share)
+            if maps is not None and before[1] is not None:
+                size = (maps.shape[-2], maps.shape[-1])
+                share = functional.interpolate(share, size=size, mode="bilinear")
+                maps = torch.lerp(maps, before[1], share)
+        self._before = (fused, maps) if weight else None
+        return fused, maps
 
 
-def carried_over(before: Tensor, fused: Tensor, weight: float) -> Tensor:
-    """Return z0_f + k·(z0_f of before - z0_f), with k = weight where nothing moved.
+def unmoved(before: Tensor, fused: Tensor, weight: float) -> Tensor:
+    """Return how much of the last frame to show, (1, 1, h, w): `weight` where nothing moved.
 
-    Where the two differ by more than noise explains, k falls towards 0 as a Gaussian of the
-    difference. The difference is first averaged over 3 x 3 latents, which removes noise but not
+    Where the two latents differ by more than noise explains, it falls towards 0 as a Gaussian of
+    the difference. The difference is first averaged over 3 x 3 latents, which removes noise but not
     motion.
     """
     change = functional.avg_pool2d(before - fused, 3, 1, 1, count_include_pad=False)
     size = change.square().mean(dim=1, keepdim=True) / _NOISE**2
-    return torch.lerp(fused, before, weight * torch.exp(-size))
+    return weight * torch.exp(-size)
 
 
 def is_cut(before: Tensor, fused: Tensor) -> bool:

@@ -101,7 +101,7 @@ def usage(name: str, parameters: Sequence[ParameterSpec]) -> str:
     lines = [
         f"usage: {name} [--ros-args [-r NAME:=TOPIC] [-p PARAMETER:=VALUE] [--params-file FILE]]",
         "",
-        "A ROS 2 lifecycle node. README.md lists its topics and services. Its parameters:",
+        "A ROS 2 lifecycle node; its topics are in docs/topics_and_parameters.md. Its parameters:",
         "",
     ]
     for each in parameters:

@@ -66,6 +66,8 @@ class EngineSettings:
         `auto` runs Ψ and Φ side by side where the backend can; on a CPU each gets half of the
         cores. `on` does the same, and reports where the backend cannot. `off` runs them in turn,
         which may change the last bits of the results.
+    paper_fusion
+        Show D(z0_f), the paper's MagImg, even where the model has an R for the camera's size.
 
     Raises
     ------
@@ -84,6 +86,7 @@ class EngineSettings:
     labels: str | None = None
     threads: int = 0
     parallel: str = "auto"
+    paper_fusion: bool = False
 
     def __post_init__(self) -> None:
         _require(bool(self.model), "model", self.model, "the name or folder of a model")
@@ -109,15 +112,15 @@ class FuseResult:
     Attributes
     ----------
     magimg
-        (H, W, 3) uint8 RGB: D(z0_f) (Eq. 14).
+        (H, W, 3) uint8 RGB: what R makes of the frame, or D(z0_f) (Eq. 14) of a model without R.
     mask
         (H, W) uint8 class ids of the engine's label set.
     confidence
         (H, W) uint8: the softmax probability of the mask's class, times 255.
     infrared
-        (H, W) uint8: D(z0_φ) as grey, when asked for.
+        (H, W) uint8: the infrared that R or D makes of z0_φ, as grey, when asked for.
     enhanced
-        (H, W, 3) uint8 RGB: D(z0_ψ), when asked for.
+        (H, W, 3) uint8 RGB: the restored picture that R or D makes of z0_ψ, when asked for.
     stage_ms
         Milliseconds of each of `stopwatch.STAGES`.
     """

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.checkpoint import CheckpointError
-from magicfuse_ros.model.config import ConfigError
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import LabelSet, LabelSetError
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.temporal import Memory
@@ -30,17 +26,11 @@ from magicfuse_ros.runtime.contract import (
     check_frame,
 )
 from magicfuse_ros.runtime.heartbeat import NotesStop, heartbeat
-from magicfuse_ros.runtime.letterbox import (
-    Letterbox,
-    classify,
-    quantise,
-    to_camera,
-    to_input,
-    to_picture,
-)
+from magicfuse_ros.runtime.letterbox import Letterbox, to_input
 from magicfuse_ros.runtime.memory import keep_freed_memory
 from magicfuse_ros.runtime.networks import CompiledNetworks
 from magicfuse_ros.runtime.networks_by_size import NetworksBySize
+from magicfuse_ros.runtime.results import NotFinite, decoded, refined
 from magicfuse_ros.runtime.sampling import FewerSteps, LiveSampling, Sampling
 from magicfuse_ros.runtime.stopwatch import Stopwatch
 from magicfuse_ros.runtime.threads import pytorch_threads
@@ -103,6 +93,7 @@ class FuseEngine:
                 f"least {self._config.multiple_of} for model {self._config.name!r}"
             )
         self.settings = settings
+        self._refined = model.refiner is not None and not settings.paper_fusion
         self._threads, self._progress = settings.threads, progress
         self._sampling, self._warm_up_steps = LiveSampling(self._config, self.labels, settings), 1
         self._candidates = candidates(settings.backend, settings.device)
@@ -245,31 +236,15 @@ class FuseEngine:
             if letterbox != self._letterbox_before:  # another camera, or other networks
                 self.forget()
                 self._letterbox_before = letterbox
-            fused = self._memory.carry(step.z0_fused, sampling.temporal)
-
-        def classes() -> tuple[UInt8, UInt8]:
-            with watch.stage("postprocess"):
-                probabilities = quantise(self._finite(step.state)[0].softmax(dim=0))
-                return classify(probabilities.cpu().numpy(), letterbox)
-
-        def picture(image: Tensor, *, grey: bool = False) -> UInt8:
-            with watch.stage("postprocess"):
-                self._finite(image)
-                if grey:
-                    image = image.mean(dim=1, keepdim=True)
-                return to_camera(to_picture(image), letterbox)
-
-        latents = {"magimg": fused, "infrared": step.z0_phi, "enhanced": step.z0_psi}
-        # While D decodes one latent, the result before it is brought to the camera's size.
-        made: dict[str, Any] = {}
-        last, work = "classes", cast("Callable[[], Any]", classes)
-        for name in ("magimg", *(each for each in EXTRAS if each in extras)):
-            decoded, made[last] = networks.decode(latents[name], work)
-            last, work = name, partial(picture, decoded, grey=name == "infrared")
-        made[last] = work()
-        magimg, (mask, confidence) = made["magimg"], made["classes"]
-        infrared, enhanced = made.get("infrared"), made.get("enhanced")
-        return FuseResult(magimg, mask, confidence, infrared, enhanced, watch.stage_ms())
+        make = refined if networks.refined else decoded
+        shown = self._memory, sampling.temporal
+        try:
+            return make(frame, extras, networks, letterbox, step, *shown)
+        except NotFinite as error:
+            raise EngineError(
+                f"{self.backend_name} gave values that are not finite; choose another backend, or "
+                "check the model's weights"
+            ) from error
 
     def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:
         """Change how to sample from the next frame on; values as in `EngineSettings`.
@@ -351,7 +326,15 @@ class FuseEngine:
 
         def make(size: tuple[int, int], progress: Progress) -> CompiledNetworks:
             with heartbeat(progress) as tell, pytorch_threads(backend.pytorch_threads):
-                return CompiledNetworks(model, backend, device, size, tell, self.settings.parallel)
+                return CompiledNetworks(
+                    model,
+                    backend,
+                    device,
+                    size,
+                    tell,
+                    self.settings.parallel,
+                    refined=self._refined,
+                )
 
         if not wait and backend.compiles and self._networks.last is not None:
             return self._networks.get_meanwhile(letterbox, make)
@@ -374,15 +357,6 @@ class FuseEngine:
         if self._backend is not None:
             self._backend.close()
             self._backend = None
-
-    def _finite(self, values: Tensor) -> Tensor:
-        # A value that is not finite makes the sum so too; testing each takes 20 times as long.
-        if not bool(torch.isfinite(values.sum(dtype=torch.float32))):
-            raise EngineError(
-                f"{self.backend_name} gave values that are not finite; choose another backend, or "
-                "check the model's weights"
-            )
-        return values
 
 
 def load_engine(settings: EngineSettings, progress: Progress) -> FuseEngine:

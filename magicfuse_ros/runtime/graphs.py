@@ -1,6 +1,6 @@
 """The sampler's whole loop as one CUDA graph: the GPU is given one task instead of hundreds.
 
-Written from PyTorch's documentation; README.md says what of it has run on a GPU.
+Written from PyTorch's documentation; docs/gpu.md says what of it has run on a GPU.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ class CompiledNetworks:
         Called with a line of text for each part that is being prepared.
     parallel
         As in `EngineSettings`.
+    refined
+        Whether R is made, for `refine`, and not D, for `decode`.
 
     Attributes
     ----------
@@ -44,6 +46,10 @@ class CompiledNetworks:
         What compiled them.
     watch
         The stopwatch that times the stages of a frame; the caller sets a new one for each frame.
+    image
+        The image that `encode` got last, (1, 3, H, W) in [0, 1].
+    refined
+        Whether `refine` can be called, and not `decode`.
     before_step
         Called before each sampling step, except in a CUDA graph; it may raise to end the sampling.
     """
@@ -56,13 +62,15 @@ class CompiledNetworks:
         size: tuple[int, int],
         progress: Progress,
         parallel: str = "auto",
+        *,
+        refined: bool = False,
     ) -> None:
         self.watch, self.backend = Stopwatch(device), backend
         self._model, self._device, self._size = model, device, size
         self._memory_format = backend.memory_format
         self._timesteps: dict[int, Tensor] = {}
         self.before_step: Callable[[], None] = _nothing
-        self._image = self._to_device(torch.zeros((1, 3, *size)))
+        self.image = self._to_device(torch.zeros((1, 3, *size)))
         self._seed = model.config.diffusion.seed
         self._noise, self._encoder_noise = self._draw(self._seed)
         parts = parts_of(model, size, self._to_device)
@@ -86,7 +94,10 @@ class CompiledNetworks:
         self._fusion = backend.compile(part("fusion"), progress)
         # D gets half of the cores and leaves the other half for making the masks meanwhile.
         self._started_decoder: StartedNetwork | None = None
-        if self._pair is not None:
+        self.refined = refined
+        if refined:
+            self._refiner = backend.compile(part("refiner"), progress)
+        elif self._pair is not None:
             self._started_decoder = backend.share(part("decoder"), progress)
         else:
             self._decoder = backend.compile(part("decoder"), progress)
@@ -129,9 +140,9 @@ class CompiledNetworks:
         self.noise(seed)
         with self.watch.stage("preprocess"):
             pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None]
-            self._image.copy_(pixels).div_(255.0)
+            self.image.copy_(pixels).div_(255.0)
         with self.watch.stage("encode"):
-            condition: Tensor = self._encoder(self._image, *self._encoder_noise)
+            condition: Tensor = self._encoder(self.image, *self._encoder_noise)
         return condition
 
     def denoise(
@@ -170,6 +181,13 @@ class CompiledNetworks:
             finally:  # D reads the latent until it has finished
                 image = self._started_decoder.finish()
         return image, outcome
+
+    def refine(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Return R's maps (1, 7, H, W) and logits of a sample of the image that `encode` got."""
+        with self.watch.stage("decode"):
+            latents = (step.z0_psi, step.z0_phi, step.z0_fused)
+            maps, logits = self._refiner(self.image, *latents, step.state)
+        return maps, logits
 
     @property
     def side_by_side(self) -> bool:

@@ -16,6 +16,7 @@ INPUTS = {
     "phi": ("condition", "z_phi", "t"),
     "fusion": ("z0_psi", "z0_phi", "z_f", "eps_psi", "eps_phi", "z_s", "t"),
     "decoder": ("latent",),
+    "refiner": ("image", "z0_psi", "z0_phi", "z0_f", "z_s"),
 }
 """Part → names of its inputs, in the paper's symbols; an encoder without noise has only `image`."""
 
@@ -25,6 +26,7 @@ OUTPUTS = {
     "phi": ("prediction",),
     "fusion": ("w", "z_s_next"),
     "decoder": ("image",),
+    "refiner": ("maps", "logits"),
 }
 """Part → names of its outputs."""
 
@@ -32,7 +34,7 @@ OUTPUTS = {
 def parts_of(
     model: MagicFuse, size: tuple[int, int], to_device: Callable[[Tensor], Tensor]
 ) -> dict[str, Part]:
-    """Return a model's parts by name, in the order of `INPUTS`, with inputs for a drawn picture.
+    """Return a model's parts by name, in the order of its own, with inputs for a drawn picture.
 
     Parameters
     ----------
@@ -57,6 +59,7 @@ def parts_of(
         "phi": (condition, latent, t),
         "fusion": (condition, condition.flip(-1), latent, latent, latent, noise.state, t),
         "decoder": (condition,),
+        "refiner": (image, condition, condition.flip(-1), condition, noise.state),
     }
     return {
         name: Part(
@@ -65,7 +68,7 @@ def parts_of(
             inputs=tuple(to_device(each) for each in inputs[name]),
             config=repr(model.config),
         )
-        for name in INPUTS
+        for name in model.parts
     }
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from magicfuse_ros.model.config import ConfigError, MagicFuseConfig
+from magicfuse_ros.model.config import MagicFuseConfig
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.sampler import SamplerSettings
 from magicfuse_ros.runtime.contract import EngineError, EngineSettings

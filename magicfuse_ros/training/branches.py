@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from magicfuse_ros.model import diffusion
-from magicfuse_ros.model.config import ConfigError
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.partial import Branch

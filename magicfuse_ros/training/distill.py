@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from magicfuse_ros.model import diffusion
-from magicfuse_ros.model.config import ConfigError
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.partial import Branch, OneBranch
 from magicfuse_ros.model.sampler import SamplerSettings, sample

@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from magicfuse_ros.model.config import ConfigError
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import is_one_of
 from magicfuse_ros.model.labels import UNKNOWN
@@ -16,11 +14,12 @@ from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
 from magicfuse_ros.model.partial import Unaided
 from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, sample
 from magicfuse_ros.training.losses import visual_loss
-from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes, starting_point
+from magicfuse_ros.training.semantics import SemanticLoss, SemanticTerms
+from magicfuse_ros.training.stage import Batch, Stage, outside_boxes, starting_point
 
 
 @dataclass(frozen=True, kw_only=True)
-class MkfLoss:
+class MkfLoss(SemanticLoss):
     """The objective of phase 2; the defaults are the paper's.
 
     Attributes
@@ -34,15 +33,6 @@ class MkfLoss:
         Ask for infrared, in Eq. 15's contrast and texture, only where labels and boxes leave open
         that something thermal is there. Φ imagines heat where nobody is; this teaches F which of it
         to believe.
-    segmentation
-        Weight of Eq. 16.
-    absence
-        Weight of -log(1 - p), with p the probability of the classes that boxes annotate, on
-        pixels of images with boxes that are outside every box and without a label: of those it is
-        known what they are not.
-    class_weights
-        Cross-entropy weight of each class in the order of the label set's ids; empty weighs all
-        alike.
     steps
         DDIM steps of the reverse process; 0 takes the model's.
     unaided
@@ -55,9 +45,6 @@ class MkfLoss:
     color: float = 5.0
     thermal: float = 0.0
     cold: bool = False
-    segmentation: float = 1.0
-    absence: float = 0.0
-    class_weights: tuple[float, ...] = ()
     steps: int = 0
     unaided: bool = False
 
@@ -98,18 +85,9 @@ class MkfStage(Stage):
         self._settings = SamplerSettings.of(
             model.config, self._thermal_ids, steps=loss.steps or None
         )
-        self._boxed_ids = [label.id for label in model.labels.labels if label.name in BOXED]
-        self._other_ids = [label.id for label in model.labels.labels if label.name not in BOXED]
-        weights = loss.class_weights or (1.0,) * len(model.labels)
-        if len(weights) != len(model.labels):
-            raise ConfigError(
-                f"mkf.class_weights has {len(weights)} entries; accepted: {len(model.labels)}, one "
-                f"for each class of the label set {model.labels.name!r}"
-            )
-        self.register_buffer("_class_weights", torch.tensor(weights), persistent=False)
+        self._semantics = SemanticTerms(model.labels, loss, "mkf")
 
     _model: MagicFuse
-    _class_weights: Tensor
 
     def _run(self, image: Tensor, generator: torch.Generator, *, to_end: bool) -> Step:
         """Sample down to a random stop step (lines 6-17), or to the end."""
@@ -136,15 +114,8 @@ class MkfStage(Stage):
         weight = 1.0 + weights.thermal * batch["thermal_weight"][:, None]
         cold = self._cold(batch) if weights.cold else None
         terms = visual_loss(decoder(step.z0_fused), enhanced, infrared, weight, cold)
-        labels = batch["labels"]
-        logits = upsampled_logits(step.state, labels.shape[-2:])
-        losses = functional.cross_entropy(
-            logits, labels, self._class_weights, ignore_index=UNKNOWN, reduction="none"
-        )
-        known = labels != UNKNOWN
-        class_weight = self._class_weights[labels.clamp(max=len(self._class_weights) - 1)] * known
-        terms["segmentation"] = losses.sum() / class_weight.sum().clamp(min=1.0)
-        terms["absence"] = self._absence(logits, outside_boxes(batch))
+        logits = upsampled_logits(step.state, batch["labels"].shape[-2:])
+        terms |= self._semantics(logits, batch)
         loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         scalars = {name: value.detach() for name, value in terms.items()}
         inside = step.radiation.expand_as(step.w_r) > 0
@@ -159,16 +130,6 @@ class MkfStage(Stage):
         labels = batch["labels"]
         known = outside_boxes(batch) | (labels != UNKNOWN)
         return (known & ~is_one_of(labels, self._thermal_ids))[:, None]
-
-    def _absence(self, logits: Tensor, outside: Tensor) -> Tensor:
-        """Return the mean of -log(1 - p) over `outside` (B, H, W); p is that of boxed classes."""
-        if not self._other_ids:  # a set of boxed classes alone has nothing else to say
-            return logits.new_zeros(())
-        boxed = logits[:, self._boxed_ids].logsumexp(dim=1)
-        others = logits[:, self._other_ids].logsumexp(dim=1)
-        # -log(1 - p) with p = exp(boxed) / (exp(boxed) + exp(others)).
-        penalty = functional.softplus(boxed - others) * outside
-        return penalty.sum() / outside.sum().clamp(min=1.0)
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Draw degraded inputs, restored, imagined infrared and MagImg, from top to bottom."""

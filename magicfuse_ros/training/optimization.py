@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from magicfuse_ros.model.config import ConfigError
+from magicfuse_ros.model.config_values import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

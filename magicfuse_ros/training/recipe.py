@@ -9,7 +9,7 @@ from typing import Literal
 import yaml
 
 from magicfuse_ros.messages import one_line
-from magicfuse_ros.model.config import ConfigError, dataclass_from
+from magicfuse_ros.model.config_values import ConfigError, dataclass_from
 from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.training.autoencoder_stage import AutoencoderLoss
 from magicfuse_ros.training.branches import BranchLoss
@@ -17,11 +17,13 @@ from magicfuse_ros.training.datasets import DataConfig
 from magicfuse_ros.training.distill import Distillation
 from magicfuse_ros.training.mkf import MkfLoss
 from magicfuse_ros.training.optimization import LoopConfig
+from magicfuse_ros.training.refine import RefineLoss
 from magicfuse_ros.yaml_limits import load_yaml
 
-StageName = Literal["autoencoder", "psi", "phi", "mkf", "distill"]
-STAGES: tuple[StageName, ...] = ("autoencoder", "psi", "phi", "mkf")
-"""The stages of a whole recipe in the order that they build on one another."""
+StageName = Literal["autoencoder", "psi", "phi", "mkf", "refine", "distill"]
+STAGES: tuple[StageName, ...] = ("autoencoder", "psi", "phi", "mkf", "refine")
+"""The stages of a whole recipe in the order that they build on one another; `refine` only where the
+size has an R."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class StageRecipe:
         runs. Empty takes the model's own.
     loop, data
         How it is optimised, and the samples that it sees.
-    autoencoder, branch, mkf
+    autoencoder, branch, mkf, refine
         The objective; only that of the stage is used.
     distill
         Who teaches what, of stage `distill`, whose objective is `branch`; None for the others.
@@ -51,6 +53,7 @@ class StageRecipe:
     autoencoder: AutoencoderLoss = field(default_factory=AutoencoderLoss)
     branch: BranchLoss = field(default_factory=BranchLoss)
     mkf: MkfLoss = field(default_factory=MkfLoss)
+    refine: RefineLoss = field(default_factory=RefineLoss)
     distill: Distillation | None = None
 
     def __post_init__(self) -> None:
@@ -85,10 +88,12 @@ def recipe_files(folder: Path) -> list[Path]:
     """List the YAML files of a whole recipe in the order in which they run.
 
     A stage is `<stage>.yaml`, after `<stage>_coarse.yaml` and before `<stage>_wide.yaml` where
-    those exist.
+    those exist; `refine.yaml` need not exist.
     """
     files = []
     for stage in STAGES:
+        if stage == "refine" and not (folder / "refine.yaml").is_file():
+            continue
         coarse, wide = (folder / f"{stage}_{kind}.yaml" for kind in ("coarse", "wide"))
         files += [coarse] if coarse.is_file() else []
         files.append(folder / f"{stage}.yaml")

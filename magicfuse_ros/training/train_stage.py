@@ -16,7 +16,8 @@ from torch import nn
 from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.autoencoder import fit_linear_path
 from magicfuse_ros.model.checkpoint import PARTS
-from magicfuse_ros.model.config import ConfigError, MagicFuseConfig
+from magicfuse_ros.model.config import MagicFuseConfig
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.partial import Branch
@@ -29,7 +30,8 @@ from magicfuse_ros.training.datasets.cache import CacheSettings
 from magicfuse_ros.training.distill import DistillStage
 from magicfuse_ros.training.loop import run
 from magicfuse_ros.training.mkf import MkfStage
-from magicfuse_ros.training.recipe import STAGES, StageRecipe
+from magicfuse_ros.training.recipe import StageRecipe
+from magicfuse_ros.training.refine import CAMERA, RefineStage
 from magicfuse_ros.training.stage import Stage
 from magicfuse_ros.training.state import read_step, state_path
 
@@ -38,6 +40,7 @@ _NEEDS: dict[str, frozenset[str]] = {
     "psi": frozenset({"clean"}),
     "phi": frozenset({"infrared"}),
     "mkf": frozenset({"labels"}),
+    "refine": frozenset(),
 }
 # Crops that the linear path of an autoencoder is fitted to.
 _LINEAR_SAMPLES = 400
@@ -99,10 +102,10 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name
 
     def export(trained: nn.ModuleDict, *, complete: bool) -> None:
         # The stage's parts alone: another may be training its own into the same folder.
-        for part in PARTS:
+        for part in model.parts:
             if part in trained:
                 checkpoint.save_part(folder, part, trained[part])
-        if complete and recipe.stage == STAGES[-1]:
+        if complete and recipe.stage == ("mkf" if model.refiner is None else "refine"):
             config = checkpoint.read_config(folder)
             sampling = replace(config.diffusion, trained_steps=stage.trained_steps)
             checkpoint.write_config(folder, replace(config, trained=True, diffusion=sampling))
@@ -117,6 +120,12 @@ def _open_model(recipe: StageRecipe, folder: Path) -> tuple[MagicFuse, bool]:
     if not (folder / checkpoint.CONFIG_FILE).is_file():
         return _new_model(SIZES[recipe.size], recipe.labels).train(), True
     model = MagicFuse.from_pretrained(folder)
+    if recipe.stage == "refine" and model.refiner is None:
+        config = replace(model.config, refiner=SIZES[recipe.size].refiner)
+        refined = MagicFuse(config, model.labels)
+        for part in PARTS:
+            setattr(refined, part, getattr(model, part))
+        return refined.train(), True
     if not recipe.labels or LabelSet.load(recipe.labels).labels == model.labels.labels:
         return model.train(), False
     if recipe.stage != "mkf":
@@ -154,8 +163,9 @@ def _open_data(
     cache: Path,
     processes: int,
 ) -> CropDataset:
-    width, height = model.config.resolution
-    settings = CacheSettings(width=width, height=height)
+    camera = CAMERA if recipe.stage == "refine" else 1
+    width, height = (camera * side for side in model.config.resolution)
+    settings, multiple_of = CacheSettings(width=width, height=height), camera * multiple_of
     for name, side in zip(("crop", "crop_width"), recipe.data.shape, strict=True):
         if side % multiple_of:
             models = "this model and its teacher" if recipe.distill else "this model"
@@ -197,4 +207,6 @@ def _stage(recipe: StageRecipe, model: MagicFuse, folder: Path) -> tuple[Stage, 
         return AutoencoderStage(model, recipe.autoencoder), multiple_of
     if recipe.stage == "mkf":
         return MkfStage(model, recipe.mkf), multiple_of
+    if recipe.stage == "refine":
+        return RefineStage(model, recipe.refine), multiple_of
     return BranchStage(model, cast("Branch", recipe.stage), recipe.branch), multiple_of

@@ -1,6 +1,7 @@
 """Bags to fuse, and what comes out of them."""
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -135,6 +136,8 @@ def begun(*arguments, output, errors, **variables):
     except BaseException:  # noqa: BLE001 - told as a process of its own would
         traceback.print_exc()
     finally:
+        # Coverage's data is a file too.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         os._exit(status)
 
 

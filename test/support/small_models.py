@@ -15,6 +15,7 @@ from magicfuse_ros.model.config import (
     DiffusionConfig,
     FusionConfig,
     MagicFuseConfig,
+    RefinerConfig,
 )
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER
@@ -86,6 +87,14 @@ SMALL_FEW_STEP = MagicFuseConfig(
     diffusion=DiffusionConfig(steps=2, spacing="trailing", clip_z0=True, scale_inputs=True),
 )
 """What `tiny` is made of: patches, coarser scales, z0- and v-prediction, few trailing steps."""
+
+SMALL_REFINED = dataclasses.replace(
+    SMALL_FEW_STEP,
+    name="small-refined",
+    refiner=RefinerConfig(widths=(8, 8), blocks=(1, 1), fine_width=4),
+    diffusion=dataclasses.replace(SMALL_FEW_STEP.diffusion, steps=1, trained_steps=(1,)),
+)
+"""The same with an R, at one step, as `tiny` ships."""
 
 
 def fill(module: nn.Module) -> None:

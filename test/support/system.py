@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -46,10 +47,16 @@ SHUTDOWN_ACTIVE = Transition.TRANSITION_ACTIVE_SHUTDOWN
 SHUTDOWN_UNCONFIGURED = Transition.TRANSITION_UNCONFIGURED_SHUTDOWN
 
 
+TURNS = itertools.count(random.SystemRandom().randrange(20))
+
+
 def random_domain():
-    """Return a DDS domain that no other worker of this run uses (pytest-xdist: gw0, gw1 …)."""
+    """Return a DDS domain that no other worker of this run uses (pytest-xdist: gw0, gw1 …).
+
+    The worker's 20 domains take turns, so that what a test left behind is not heard by the next.
+    """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
-    return 20 + 20 * worker + random.SystemRandom().randrange(20)
+    return 20 + 20 * worker + next(TURNS) % 20
 
 
 def environment(domain, **extra):
@@ -173,12 +180,26 @@ class Listener(Stoppable):
         self.received = {}
         self.subscriptions = {}
         self.clients = {}
+        self.failure = None
         self.thread = threading.Thread(target=self._spin, daemon=True)
         self.thread.start()
 
     def _spin(self):
-        with contextlib.suppress(ExternalShutdownException):
-            self.executor.spin()
+        try:
+            with contextlib.suppress(ExternalShutdownException):
+                self.executor.spin()
+        except Exception as error:  # noqa: BLE001 - `wait` raises it in the test's thread
+            self.failure = error
+
+    def in_executor(self, function, *arguments):
+        """Call `function` between two callbacks and return what it returns.
+
+        Whatever destroys an entity needs this: rclpy's executor ends with InvalidHandle, and the
+        listener hears nothing any more, if an entity goes while a wait set is made with it.
+        """
+        task = self.executor.create_task(function, *arguments)
+        self.wait(task.done, f"{function} does not end")
+        return task.result()
 
     def _on_diagnostics(self, message):
         for status in message.status:
@@ -209,11 +230,14 @@ class Listener(Stoppable):
         return self.subscriptions[id(received)].get_publisher_count()
 
     def forget(self, received):
-        self.node.destroy_subscription(self.subscriptions.pop(id(received)))
+        subscription = self.subscriptions.pop(id(received))
+        self.in_executor(self.node.destroy_subscription, subscription)
 
     def wait(self, condition, complaint, timeout_s=PATIENCE_S):
         end = time.monotonic() + timeout_s
         while not condition():
+            if self.failure is not None:
+                raise RuntimeError("the listener hears nothing any more") from self.failure
             if time.monotonic() > end:
                 raise TimeoutError(complaint() if callable(complaint) else complaint)
             time.sleep(0.005)

@@ -1,7 +1,7 @@
 """Every parameter of `fuse_node`, in one table: the one place where their defaults are written.
 
 `ParameterSpec.descriptor` makes rclpy's descriptor of a row; `Settings` checks the values of all
-rows. A test compares the parameter file, the launch file and the README's table with this table.
+rows. A test compares the parameter file, the launch file and the table in docs with this table.
 """
 
 from __future__ import annotations
@@ -113,6 +113,13 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         live=False,
         description="Ψ and Φ side by side, each on half of the cores or a CUDA stream of its own "
         "(on), or in turn (off); auto: side by side where the backend can.",
+    ),
+    ParameterSpec(
+        name="paper_fusion",
+        default=False,
+        live=False,
+        description="Show the paper's MagImg, decoded at the model's resolution, even where the "
+        "model refines it to the camera's size.",
     ),
     ParameterSpec(
         name="watchdog_s",

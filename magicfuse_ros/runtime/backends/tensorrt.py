@@ -1,6 +1,6 @@
 """`tensorrt`: the networks compiled ahead of time by Torch-TensorRT, for CUDA GPUs.
 
-Written from Torch-TensorRT's documentation; README.md says what of it has run on a GPU.
+Written from Torch-TensorRT's documentation; docs/gpu.md says what of it has run on a GPU.
 """
 
 from __future__ import annotations

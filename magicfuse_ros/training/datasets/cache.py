@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from magicfuse_ros.model.labels import UNKNOWN
 from magicfuse_ros.training.datasets.frames import U8, Box, DatasetError, Frame, Item, Source
 from magicfuse_ros.training.datasets.label_maps import CANONICAL, to_canonical
 from magicfuse_ros.training.heat import hot_boxes
@@ -29,7 +30,7 @@ from magicfuse_ros.training.infrared import InfraredScale, common_infrared_scale
 from magicfuse_ros.training.weak_masks import weak_mask
 
 # Raise when the decoded content changes for the same files and settings.
-_VERSION = 4
+_VERSION = 5
 _BOX_IDS = {kind: CANONICAL.index(kind) for kind in ("person", "bike", "car")}
 
 
@@ -70,6 +71,7 @@ class CachedItem:
     night: bool
     clean: bool
     annotated: bool
+    pseudo: bool
     boxes: tuple[Box, ...]
 
 
@@ -208,15 +210,16 @@ def _store(
         scale = scale or common_infrared_scale([infrared])
         infrared = scale.apply(infrared)
         planes.append(infrared)
-    if item.labels is not None:
-        labels = lookup[item.labels]
+    labels = None if item.labels is None else lookup[item.labels]
+    if frame.boxes is not None and (labels is None or frame.pseudo):
+        # At full size the object has more pixels to be told by.
+        mask = weak_mask(item.visible, item.infrared, frame.boxes, _BOX_IDS)
+        # What networks said stays, and boxes tell where they said nothing.
+        labels = mask if labels is None else np.where(labels == UNKNOWN, mask, labels)
+    if labels is not None:
         planes.append(
             np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), np.uint8)
         )
-    elif frame.boxes is not None:
-        # At full size the object has more pixels to be told by.
-        mask = weak_mask(item.visible, item.infrared, frame.boxes, _BOX_IDS)
-        planes.append(np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), np.uint8))
     boxes = frame.boxes
     if boxes is None and infrared is not None:
         boxes = hot_boxes(infrared)
@@ -229,6 +232,7 @@ def _store(
         "night": item.night,
         "clean": frame.clean,
         "annotated": frame.boxes is not None,
+        "pseudo": frame.pseudo,
         "boxes": [asdict(box) for box in boxes or ()],
     }
     return planes, entry
@@ -262,6 +266,6 @@ def _key(source: Source, settings: CacheSettings) -> str:
                 raise DatasetError(f"{path} is missing")
         facts.append([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in frame.paths()])
         boxes = None if frame.boxes is None else [asdict(box) for box in frame.boxes]
-        facts.append([frame.name, frame.video_frame, frame.group, frame.clean, boxes])
+        facts.append([frame.name, frame.video_frame, frame.group, frame.clean, frame.pseudo, boxes])
     digest.update(json.dumps(facts).encode())
     return digest.hexdigest()[:16]

@@ -13,18 +13,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from magicfuse_ros.model.config import ConfigError
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.training.datasets.cache import CachedItem, CachedSource
 from magicfuse_ros.training.datasets.copy_paste import Donors, Picture
 from magicfuse_ros.training.datasets.frames import U8, Box, DatasetError
-from magicfuse_ros.training.datasets.label_maps import from_canonical
+from magicfuse_ros.training.datasets.label_maps import CANONICAL, from_canonical
 from magicfuse_ros.training.datasets.recolour import recolour
 from magicfuse_ros.training.degradation_mixes import Mix, degrade, sample_recipe
 from magicfuse_ros.training.heat import HEAT
 
 # How much more often a crop goes around a box of this kind.
 _BOX_WEIGHT = {"person": 4.0, HEAT: 2.0}
+
+# By night networks take façades for trees and back: how often their labels are left out.
+_UNSURE_AT_NIGHT, _LEFT_OUT = ("building", "vegetation"), 0.7
 
 # Chance of mirroring, and degrees of rotation either way.
 _FLIP, _ROTATION = 0.5, 10.0
@@ -137,6 +140,7 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         self.seed = seed
         self.samples = samples
         self._lookup = from_canonical(labels)
+        self._unsure = [CANONICAL.index(name) for name in _UNSURE_AT_NIGHT]
         # For the whole process and the workers forked from it: images this small are not worth
         # threads, and those would take the cores from the network.
         cv2.setNumThreads(1)
@@ -166,7 +170,10 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         infrared, labels = picture.infrared, picture.labels
         ids = np.full(shape, UNKNOWN, np.uint8)
         if labels is not None:
-            ids = self._lookup[cut.nearest(labels)]
+            known = cut.nearest(labels)
+            if item.pseudo and item.night and rng.random() < _LEFT_OUT:
+                known[np.isin(known, self._unsure)] = UNKNOWN
+            ids = self._lookup[known]
         return {
             "degraded": _float_tensor(degraded),
             "clean": _float_tensor(clean),

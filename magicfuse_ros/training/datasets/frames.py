@@ -71,6 +71,8 @@ class Frame:
         The dataset says the frame was taken at night; None where it does not say.
     clean
         Whether the visible image can serve as the target of restoration; smoke cannot.
+    pseudo
+        Whether networks made the labels, not people.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Frame:
     group: str = ""
     night: bool | None = None
     clean: bool = True
+    pseudo: bool = False
 
     def paths(self) -> list[Path]:
         """Return every file that the frame is read from."""

@@ -7,6 +7,7 @@ file has its partners, and raises `DatasetError` naming the first that is missin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ from magicfuse_ros.training.datasets.frames import DatasetError, Frame, Source
 VISIBLE = ("visible", "Visible", "vi", "crop_LR_visible")
 INFRARED = ("infrared", "Infrared", "ir", "cropinfrared")
 LABELS = ("labels", "Label", "Segmentation_labels", "label")
+PSEUDO = "pseudo"
 
 # Held out of training as moving-picture validation: a street scene at dusk with a person walking,
 # and one of the two smoke videos. No other clip shows these scenes.
@@ -76,6 +78,9 @@ def read_source(layout: str, root: Path, split: str) -> Source:
 def find_sources(root: Path, split: str, layouts: Sequence[str] | None = None) -> list[Source]:
     """Read every dataset under `root` whose folder is named after its layout and has the split.
 
+    One without labels takes those in `root/pseudo/<layout>/<split>/labels`: PNG files in the ids of
+    CamVid, named as its frames, with `_` for `:`. A frame that has none there stays without.
+
     Raises
     ------
     DatasetError
@@ -85,12 +90,24 @@ def find_sources(root: Path, split: str, layouts: Sequence[str] | None = None) -
     for layout in LAYOUTS if layouts is None else layouts:
         folder = root / layout
         if folder.is_dir() and (split == "train" or _has_validation(layout, folder)):
-            found.append(read_source(layout, folder, split))
+            labels = root / PSEUDO / layout / split / LABELS[0]
+            found.append(_with_pseudo_labels(read_source(layout, folder, split), labels))
         elif layouts is not None and not folder.is_dir():
             raise DatasetError(f"{folder} is missing; it should hold the {layout} dataset")
     if not found:
         raise DatasetError(f"{root} holds no dataset; name its folders as in {tuple(LAYOUTS)}")
     return found
+
+
+def _with_pseudo_labels(source: Source, folder: Path) -> Source:
+    if source.classes or not folder.is_dir():
+        return source
+    labels = _by_stem(folder)
+    frames = []
+    for frame in source.frames:
+        found = labels.get(frame.name.replace(":", "_"))
+        frames.append(frame if found is None else replace(frame, labels=found, pseudo=True))
+    return Source(source.name, tuple(frames), label_maps.CAMVID)
 
 
 def _pairs(root: Path, split: str) -> Source:

@@ -9,7 +9,8 @@ from fuzz.fields import Fields
 from fuzz.files import written
 
 from magicfuse_ros.model.checkpoint import CheckpointError, read_config
-from magicfuse_ros.model.config import ConfigError, MagicFuseConfig
+from magicfuse_ros.model.config import MagicFuseConfig
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.sizes import PAPER, TINY
 
 BASES = tuple(json.dumps(config.to_dict()) for config in (PAPER, TINY))

@@ -1,0 +1,82 @@
+"""What labels and boxes ask of a segmentation (Eq. 16), and what boxes rule out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from magicfuse_ros.model.config_values import ConfigError
+from magicfuse_ros.model.labels import UNKNOWN, LabelSet
+from magicfuse_ros.training.stage import BOXED, Batch, outside_boxes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticLoss:
+    """Weights of a segmentation's terms.
+
+    Attributes
+    ----------
+    segmentation
+        Weight of Eq. 16.
+    absence
+        Weight of -log(1 - p), with p the probability of the classes that boxes annotate, on
+        pixels of images with boxes that are outside every box and without a label: of those it is
+        known what they are not.
+    class_weights
+        Cross-entropy weight of each class in the order of the label set's ids; empty weighs all
+        alike.
+    """
+
+    segmentation: float = 1.0
+    absence: float = 0.0
+    class_weights: tuple[float, ...] = ()
+
+
+class SemanticTerms(nn.Module):
+    """The terms `segmentation` and `absence`, not yet weighted.
+
+    Raises
+    ------
+    ConfigError
+        The class weights are not as many as the label set's classes.
+    """
+
+    def __init__(self, labels: LabelSet, loss: SemanticLoss, section: str) -> None:
+        super().__init__()
+        self._boxed = [label.id for label in labels.labels if label.name in BOXED]
+        self._others = [label.id for label in labels.labels if label.name not in BOXED]
+        weights = loss.class_weights or (1.0,) * len(labels)
+        if len(weights) != len(labels):
+            raise ConfigError(
+                f"{section}.class_weights has {len(weights)} entries; accepted: {len(labels)}, one "
+                f"for each class of the label set {labels.name!r}"
+            )
+        self.register_buffer("_weights", torch.tensor(weights), persistent=False)
+
+    _weights: Tensor
+
+    def forward(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Compare logits (B, classes, H, W) with the labels and boxes of a batch of that size."""
+        labels = batch["labels"]
+        losses = functional.cross_entropy(
+            logits, labels, self._weights, ignore_index=UNKNOWN, reduction="none"
+        )
+        known = labels != UNKNOWN
+        weight = self._weights[labels.clamp(max=len(self._weights) - 1)] * known
+        return {
+            "segmentation": losses.sum() / weight.sum().clamp(min=1.0),
+            "absence": self._absence(logits, outside_boxes(batch)),
+        }
+
+    def _absence(self, logits: Tensor, outside: Tensor) -> Tensor:
+        """Return the mean of -log(1 - p) over `outside` (B, H, W); p is that of boxed classes."""
+        if not self._others:  # a set of boxed classes alone has nothing else to say
+            return logits.new_zeros(())
+        boxed = logits[:, self._boxed].logsumexp(dim=1)
+        others = logits[:, self._others].logsumexp(dim=1)
+        # -log(1 - p) with p = exp(boxed) / (exp(boxed) + exp(others)).
+        penalty = functional.softplus(boxed - others) * outside
+        return penalty.sum() / outside.sum().clamp(min=1.0)
