@@ -103,7 +103,7 @@ class TunedEngine(NoopEngine):
         self.tau, self.frames, self.delay_s = 1.0, 0, delay_s
 
     def update(self, *, steps, tau, seed, temporal):  # noqa: ARG002
-        if tau is not None and tau > 1.0:
+        if tau is not None and not tau <= 1.0:
             raise EngineError(f"tau is {tau!r}; accepted: 0.0 to 1.0")
         self.tau, self.temporal = 1.0 if tau is None else tau, temporal
 
@@ -395,6 +395,32 @@ def test_pages_of_other_sites_may_not_look(serve, headers):
     address = serve(engine_show(camera())[0]).address
     with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
         asyncio.run(look(address, 1.0, headers=headers))
+
+
+def test_orders_that_make_no_sense_are_refused_and_harm_nobody(serve, tmp_path):
+    show = engine_show(clip(tmp_path))[0]
+    address = serve(show).address
+    orders = ["[]", "7", "not JSON", '{"fly": 1}', '{"seek": NaN}', '{"tune": [NaN, 0]}']
+    orders += ['{"want": 3}', '{"seek": "x"}', '{"tune": 1}', '{"pause": null}']
+
+    async def send():
+        refused = []
+        async with streaming(address) as socket:
+            await socket.send_str('{"want": ["input"]}')
+            for order in orders:
+                await socket.send_str(order)
+            await socket.send_str('{"seek": 1e300}')
+            while len(refused) < len(orders):
+                message = await socket.receive()
+                if message.type is aiohttp.WSMsgType.TEXT and "refused" in message.data:
+                    refused.append(json.loads(message.data)["refused"])
+        return refused
+
+    refused = asyncio.run(send())
+    assert "seek is nan; accepted: a number" in refused
+    assert "'fly' is none of: shown, want, tune, pause, step, seek" in refused
+    assert show.failure == ""
+    assert len(asyncio.run(look(address, 0.5))) > 0
 
 
 def test_an_engine_that_fails_ends_the_show_and_says_why(serve):

@@ -112,7 +112,7 @@ class EngineShow:
         elif order == "step":
             self._feed.step()
         else:
-            self._feed.seek(max(value, 0.0))
+            self._feed.seek(min(max(value, 0.0), self._feed.duration_s))
 
     def close(self) -> None:
         """See `Show`."""

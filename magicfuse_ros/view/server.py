@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import math
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -178,10 +179,12 @@ class PageServer:
                 tau, temporal = value
                 self._show.tune(None if tau is None else float(tau), float(temporal))
             elif order in _ORDERS:
+                if not math.isfinite(value):
+                    raise ValueError(f"{order} is {value!r}; accepted: a number")  # noqa: TRY301
                 self._show.play(order, float(value))
             else:
                 raise ValueError(f"{order!r} is none of: shown, want, tune, {', '.join(_ORDERS)}")  # noqa: TRY301
-        except (AttributeError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
             await viewer.socket.send_str(json.dumps({"refused": str(error)}))
         self._tell()
 
