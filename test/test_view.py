@@ -401,7 +401,13 @@ def test_orders_that_make_no_sense_are_refused_and_harm_nobody(serve, tmp_path):
     show = engine_show(clip(tmp_path))[0]
     address = serve(show).address
     orders = ["[]", "7", "not JSON", '{"fly": 1}', '{"seek": NaN}', '{"tune": [NaN, 0]}']
-    orders += ['{"want": 3}', '{"seek": "x"}', '{"tune": 1}', '{"pause": null}']
+    orders += [
+        '{"want": 3}',
+        '{"seek": "x"}',
+        '{"tune": 1}',
+        '{"pause": null}',
+        '{"seek": 1' + "0" * 400 + "}",
+    ]
 
     async def send():
         refused = []
