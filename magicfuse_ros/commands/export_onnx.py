@@ -12,10 +12,10 @@ from magicfuse_ros.commands.exit_status import DONE, FAILED
 HELP = "write a model's networks as ONNX files, for a runtime of your own"
 
 _DETAILS = """
-FOLDER gets encoder.onnx, psi.onnx, phi.onnx, fusion.onnx and decoder.onnx, for one size of input
-and batch 1, with names after the paper's symbols. Each is read back by OpenVINO and compared with
-PyTorch before it is kept. magicfuse_ros/model/sampler.py is how they are run; noise and the
-timestep t are inputs. Needs: pip install onnx onnxscript openvino
+FOLDER gets encoder.onnx, psi.onnx, phi.onnx, fusion.onnx, decoder.onnx and, of a model that has R,
+refiner.onnx, for one size of input and batch 1, with names after the paper's symbols. Each is read
+back by OpenVINO and compared with PyTorch before it is kept. magicfuse_ros/model/sampler.py is how
+they are run; noise and the timestep t are inputs. Needs: pip install onnx onnxscript openvino
 """
 
 
