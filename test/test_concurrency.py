@@ -9,8 +9,7 @@ import torch
 from support.small_models import save_few_step
 
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.runtime import backends
-from magicfuse_ros.runtime import engine as engine_module
+from magicfuse_ros.runtime import backends, results
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.concurrency import StreamNetwork, run_both
 from magicfuse_ros.runtime.contract import EXTRAS
@@ -87,8 +86,8 @@ def test_the_schedule_of_a_frame(monkeypatch, folder, steps, parallel):
     (recorder,) = Recorder.made
     del recorder.log[:]
     for name in ("classify", "to_picture"):
-        noted = noting(recorder.log, name, getattr(engine_module, name))
-        monkeypatch.setattr(engine_module, name, noted)
+        noted = noting(recorder.log, name, getattr(results, name))
+        monkeypatch.setattr(results, name, noted)
     engine.fuse(np.zeros((48, 64, 3), np.uint8), frozenset(EXTRAS))
     work = ["classify", "to_picture", "to_picture"]  # of what is there while D makes the next
     if parallel == "off":

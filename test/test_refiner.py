@@ -1,4 +1,4 @@
-"""R: pictures that follow from the frame, at any camera's size."""
+"""R, and pictures that follow from the frame, at any camera's size."""
 
 import dataclasses
 
@@ -12,20 +12,11 @@ from torch.nn import functional
 from magicfuse_ros.model.config import MagicFuseConfig, RefinerConfig
 from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.model.refiner import (
-    Maps,
-    Refiner,
-    enhanced,
-    enlarged,
-    exposed,
-    infrared,
-    lifted,
-    luminance,
-    split_maps,
-)
-from magicfuse_ros.runtime.camera_size import CameraPictures
+from magicfuse_ros.model.refiner import Refiner, enlarged, split_maps
+from magicfuse_ros.runtime.camera_size import CameraPictures, detail_variance, noise_level
 from magicfuse_ros.runtime.contract import EXTRAS, EngineError, EngineSettings
 from magicfuse_ros.runtime.engine import FuseEngine
+from magicfuse_ros.runtime.guided_picture import Coefficients, exposed, lit, sharpened
 from magicfuse_ros.runtime.letterbox import Letterbox, to_input
 from magicfuse_ros.training.refine import RefineLoss, RefineStage
 
@@ -44,48 +35,59 @@ def planes(image):
     return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255.0
 
 
-def flat_maps(size=(24, 32), **values):
-    """Maps that are the same everywhere; without values the restored picture is the frame."""
-    own = {"gain": 1.0, "offset": 0.0, "infrared_gain": 0.0, "infrared_offset": 0.0, "heat": 0.0}
-    channels = {"offset": 3}
-    return Maps(**{
-        name: torch.full((1, channels.get(name, 1), *size), values.get(name, value))
-        for name, value in own.items()
-    })  # fmt: skip
+def floats(image):
+    return image.astype(np.float32) / np.float32(255.0)
+
+
+def plane(value, size=(24, 32)):
+    return np.full(size, value, np.float32)
+
+
+UNCHANGED = Coefficients(plane(1.0), np.zeros((24, 32, 3), np.float32))
 
 
 # --- the network --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(48, 64), (40, 72), (8, 8)])
-def test_maps_have_the_images_size_and_logits_half_of_it(size):
+def test_maps_have_the_images_size(size):
     model = MagicFuse.from_config(SMALL_REFINED)
     fill(model.refiner)
     latent = torch.rand(2, 8, size[0] // 4, size[1] // 4)
     state = torch.rand(2, 12, *latent.shape[-2:])
-    maps, logits = model.refiner(torch.rand(2, 3, *size), latent, latent, latent, state)
-    assert maps.shape == (2, 7, *size)
-    assert logits.shape == (2, 12, size[0] // 2, size[1] // 2)
-    named = split_maps(maps)
-    assert [each.shape[1] for each in named] == [1, 3, 1, 1, 1]
-    assert 0.0 <= float(named.heat.min()) <= float(named.heat.max()) <= 1.0
-    assert float(named.gain.min()) >= 0.0
+    with torch.no_grad():
+        maps = model.refiner(torch.rand(2, 3, *size), latent, latent, latent, state)
+    assert maps.shape == (2, 3, *size)
+    heat = split_maps(maps).heat
+    assert 0.0 <= float(heat.min()) <= float(heat.max()) <= 1.0
 
 
-def test_a_new_one_shows_what_the_latents_show_with_the_frames_detail():
+def new_maps():
     model = MagicFuse.from_config(SMALL_REFINED)
     model.refiner.begin_with(model.decoder)
-    image, latent = torch.rand(1, 3, 48, 64), torch.rand(1, 8, 12, 16) * 2.0 - 1.0
-    state = torch.rand(1, 12, 12, 16)
+    draw = torch.Generator().manual_seed(2)
+    latent = torch.rand(1, 8, 12, 16, generator=draw) * 2.0 - 1.0
+    image, state = torch.rand(1, 3, 48, 64), torch.rand(1, 12, 12, 16)
     with torch.no_grad():
-        maps, logits = model.refiner(image, latent, -latent, latent, state)
-        decoded = functional.pixel_shuffle(model.decoder.linear((latent + 1.0) / 2.0), 4)
-    named = split_maps(maps)
-    kept = torch.sigmoid(torch.tensor(-3.0))
-    wanted = torch.lerp(decoded, image, kept)
-    torch.testing.assert_close(enhanced(named).applied(image), wanted, rtol=0.0, atol=1e-5)
-    assert bool((named.gain == 1.0).all())
-    torch.testing.assert_close(logits, functional.interpolate(state, (24, 32), mode="bilinear"))
+        maps = model.refiner(image, latent, latent, latent, state)
+        decoded = model.decoder.linear((latent + 1.0) / 2.0)
+    return split_maps(maps), decoded
+
+
+def test_a_new_one_shows_what_phis_latent_shows_and_no_heat():
+    maps, decoded = new_maps()
+    assert bool((maps.infrared_gain == 0.0).all())
+    assert float(maps.heat.max()) < 0.05
+    wanted = functional.avg_pool2d(decoded.mean(dim=1, keepdim=True), 3, 1)
+    inside = functional.avg_pool2d(maps.infrared_offset, 4)[..., 1:-1, 1:-1]
+    assert float(torch.corrcoef(torch.stack([inside.flatten(), wanted.flatten()]))[0, 1]) > 0.9
+
+
+def test_its_infrared_has_no_grid_of_the_latents_patches():
+    steps = new_maps()[0].infrared_offset.diff(dim=-1).abs().mean(dim=(0, 1, 2))
+    inside = torch.tensor([k % 4 != 3 for k in range(len(steps))])
+    # A step between two patches is as small as one inside of them.
+    assert float(steps[~inside].mean()) < 1.2 * float(steps[inside].mean())
 
 
 def test_a_decoder_without_a_linear_path_is_refused():
@@ -114,93 +116,113 @@ def test_a_model_with_and_one_without_survive_their_folders(tmp_path):
         )
 
 
-def test_the_infrared_has_no_grid_of_the_latents_patches():
-    model = MagicFuse.from_config(SMALL_REFINED)
-    model.refiner.begin_with(model.decoder)
-    latent = torch.rand(1, 8, 12, 16, generator=torch.Generator().manual_seed(2)) * 2.0 - 1.0
-    with torch.no_grad():
-        image, state = torch.rand(1, 3, 48, 64), torch.rand(1, 12, 12, 16)
-        maps, _ = model.refiner(image, latent, latent, latent, state)
-    steps = split_maps(maps).infrared_offset.diff(dim=-1).abs().mean(dim=(0, 1, 2))
-    inside = torch.tensor([k % 4 != 3 for k in range(len(steps))])
-    # A step between two patches is as small as one inside of them.
-    assert float(steps[~inside].mean()) < 1.2 * float(steps[inside].mean())
-
-
-# --- pictures from maps -------------------------------------------------------------------------
-
-
-def test_heat_adds_light_and_keeps_the_order_of_what_it_lights():
-    frame = torch.linspace(0.0, 1.0, 32).expand(1, 3, 24, 32)
-    cold, hot = (lifted(flat_maps(heat=heat)).applied(frame) for heat in (0.0, 1.0))
-    torch.testing.assert_close(cold, frame)
-    assert bool((hot >= cold).all())
-    assert bool((hot.diff(dim=-1) > 0.0).all())
-    assert float(hot.max()) <= 1.0
-    assert float((hot - cold)[..., 0].min()) > 0.5  # what is dark and warm is seen
-    unsure = lifted(flat_maps(heat=0.3)).applied(frame)
-    torch.testing.assert_close(unsure, frame)
-
-
-def test_a_dark_picture_is_shown_as_a_longer_exposure_and_a_light_one_is_not():
-    dark = torch.full((1, 3, 24, 32), 0.1)
-    dark[..., :4] = 0.95
-    restored = enhanced(exposed(flat_maps(), dark)).applied(dark)
-    assert float(restored[..., 16:].min()) > 0.2
-    torch.testing.assert_close(restored[..., 0], dark[..., 0], rtol=0.0, atol=0.01)
-    light = torch.full((1, 3, 24, 32), 0.4)
-    torch.testing.assert_close(enhanced(exposed(flat_maps(), light)).applied(light), light)
-    levels = torch.linspace(0.0, 1.0, 101)[:, None, None].expand(101, 3, 9).permute(1, 0, 2)[None]
-    maps = flat_maps((101, 9))
-    shown = enhanced(exposed(maps, levels * 0.3)).applied(levels * 0.3)
-    assert bool((shown[0, 0].diff(dim=0) > 0.0).all())  # no tone overtakes a brighter one
-
-
-@pytest.mark.parametrize(
-    "camera", [(48, 64), (96, 128), (101, 77), (24, 32), (90, 160), (1, 1)], ids=str
-)
-def test_pictures_at_the_cameras_size_are_what_the_formula_says(camera):
-    frame = picture(*camera)
-    letterbox = Letterbox.fitting(camera, (64, 48), 8)
-    image = to_input(frame, letterbox)
-    generator = torch.Generator().manual_seed(1)
-    coarse = torch.rand(1, 7, 3, 4, generator=generator)
-    maps = functional.interpolate(coarse, letterbox.padded, mode="bilinear")
-    made = CameraPictures(frame, maps, planes(image), letterbox)
-    height, width = letterbox.content
-    content = exposed(split_maps(maps[..., :height, :width]), planes(image)[..., :height, :width])
-    kind = "area" if camera[0] < height else "bilinear"
-
-    def expected(coefficients, source):
-        big = [functional.interpolate(each, camera, mode=kind) for each in coefficients]
-        return (big[0] * source + big[1]).mul(255.0).round().clamp(0.0, 255.0)[0]
-
-    for name, coefficients, source in (
-        ("magimg", lifted(content), planes(frame)),
-        ("enhanced", enhanced(content), planes(frame)),
-        ("infrared", infrared(content), luminance(planes(frame))),
-    ):
-        result = getattr(made, name)()
-        assert result.dtype == np.uint8
-        wanted = expected(coefficients, source).permute(1, 2, 0).numpy()
-        difference = np.abs(result.reshape(wanted.shape).astype(int) - wanted)
-        assert difference.max() <= 1.0, (name, difference.max())
-
-
-def test_an_unchanged_picture_is_returned_exactly_at_any_size():
-    for camera in ((480, 640), (53, 211)):
-        frame = picture(*camera)
-        letterbox = Letterbox.fitting(camera, (64, 48), 8)
-        maps = torch.cat(list(flat_maps(letterbox.padded, heat=-30.0)), dim=1)
-        made = CameraPictures(frame, maps, planes(to_input(frame, letterbox)), letterbox)
-        assert np.array_equal(made.enhanced(), frame)
-        assert np.array_equal(made.magimg(), frame)
-
-
 def test_enlarging_maps_does_not_move_them():
     maps = torch.arange(8.0).expand(1, 1, 6, 8)
     big = enlarged(maps, (12, 16))
     torch.testing.assert_close(functional.avg_pool2d(big, 2)[..., 1:-1], maps[..., 1:-1])
+
+
+# --- how a picture follows from the frame -------------------------------------------------------
+
+
+def test_a_frame_that_is_hardly_changed_is_left_alone_unless_it_is_noisy():
+    image = floats(picture(24, 32))
+    restored = np.clip(image + 0.01, 0.0, 1.0)
+    left = sharpened(image, restored, plane(1e-3), noise=0.002)
+    assert np.array_equal(left.gain, plane(1.0))
+    assert np.abs(left.offset).max() < 1e-6
+    noisy = sharpened(image, restored, plane(1e-3), noise=0.05)
+    assert float(noisy.gain.max()) < 0.1  # a variance of 0.05² is all noise
+    np.testing.assert_allclose(noisy.applied(image), restored, atol=1e-5)
+
+
+def test_a_restored_picture_takes_its_detail_from_the_frame():
+    image = floats(picture(24, 32)) * np.float32(0.4)
+    restored = image * np.float32(2.0)
+    found = sharpened(image, restored, plane(1e-2), noise=0.0)
+    np.testing.assert_allclose(found.applied(image), restored, atol=1e-5)
+    strong = found.gain[cv2.blur(image[..., 0] ** 2, (5, 5)) > 0.01]
+    assert 1.5 < float(np.median(strong)) <= 2.05
+
+
+def test_heat_adds_light_and_keeps_the_order_of_what_it_lights():
+    levels = np.tile(np.linspace(0.0, 1.0, 32, dtype=np.float32)[:, None], (24, 1, 3))
+    cold, unsure, hot = (lit(UNCHANGED, plane(heat), levels) for heat in (0.0, 0.15, 1.0))
+    assert np.array_equal(cold.applied(levels), levels)
+    assert np.array_equal(unsure.applied(levels), levels)
+    shown = hot.applied(levels)
+    assert (shown >= levels).all()
+    assert (np.diff(shown[:, :, 0], axis=1)[:, 3:-3] > 0.0).all()
+    assert float((shown - levels)[:, 0].min()) > 0.5  # what is dark and warm is seen
+
+
+def test_a_dark_picture_is_shown_as_a_longer_exposure_and_a_light_one_is_not():
+    dark = np.full((24, 32, 3), 0.1, np.float32)
+    dark[:, :6] = 0.95
+    shown = exposed(UNCHANGED, dark).applied(dark)
+    assert float(shown[:, 16:].min()) > 0.2
+    np.testing.assert_allclose(shown[:, 0], dark[:, 0], atol=0.01)
+    light = np.full((24, 32, 3), 0.4, np.float32)
+    assert exposed(UNCHANGED, light) is UNCHANGED
+    levels = np.tile(np.linspace(0.0, 0.3, 101, dtype=np.float32)[:, None, None], (1, 9, 3))
+    unchanged = Coefficients(plane(1.0, (101, 9)), np.zeros((101, 9, 3), np.float32))
+    shown = exposed(unchanged, levels).applied(levels)
+    assert (np.diff(shown[:, 0, 0]) > 0.0).all()  # no tone overtakes a brighter one
+
+
+@pytest.mark.parametrize("sigma", [0.0, 4.0, 15.0])
+def test_noise_is_told_and_edges_are_not_taken_for_it(sigma):
+    rng = np.random.default_rng(1)
+    smooth = picture(240, 320)[..., 0].astype(np.float64)
+    noisy = np.clip(smooth + rng.normal(0.0, sigma, smooth.shape), 0, 255).astype(np.uint8)
+    assert noise_level(noisy) * 255.0 == pytest.approx(sigma, abs=0.5 + 0.15 * sigma)
+    assert noise_level(np.zeros((2, 5), np.uint8)) == 0.0
+
+
+def test_the_variance_inside_a_pixel_is_that_of_what_it_covers():
+    grey = np.zeros((8, 8), np.uint8)
+    grey[::2] = 255
+    np.testing.assert_allclose(detail_variance(grey, (4, 4)), 0.25)
+    assert not detail_variance(np.full((8, 8), 90, np.uint8), (4, 4)).max() > 1e-6
+    assert not detail_variance(np.full((4, 4), 90, np.uint8), (8, 8)).max() > 1e-6
+
+
+# --- at the camera's size -----------------------------------------------------------------------
+
+CAMERAS = [(48, 64), (96, 128), (101, 77), (24, 32), (90, 160), (1, 1)]
+
+
+def made_of(frame, restored=None):
+    letterbox = Letterbox.fitting(frame.shape[:2], (64, 48), 8)
+    image = planes(to_input(frame, letterbox))
+    return CameraPictures(frame, image, image if restored is None else restored(image), letterbox)
+
+
+@pytest.mark.parametrize("camera", CAMERAS, ids=str)
+def test_a_good_frame_is_returned_exactly_at_any_size(camera):
+    frame = picture(*camera)
+    made = made_of(frame)
+    cold = torch.full((1, 3, 96, 96), -30.0)
+    assert made.enhanced().shape == frame.shape
+    if camera != (1, 1):  # whose one pixel is dark, and shown brighter
+        assert np.array_equal(made.enhanced(), frame)
+        assert np.array_equal(made.magimg(cold), frame)
+
+
+@pytest.mark.parametrize("camera", CAMERAS[:3], ids=str)
+def test_pictures_are_what_the_formula_says(camera):
+    frame = picture(*camera)
+    made = made_of(frame, lambda image: (image * 0.5 + 0.3).clamp(0.0, 1.0))
+    gain, offset = made._picture
+    big = [
+        cv2.resize(each, camera[::-1], interpolation=cv2.INTER_LINEAR) for each in (gain, offset)
+    ]
+    wanted = np.clip(np.rint(big[0][..., None] * frame + 255.0 * big[1]), 0, 255)
+    assert np.abs(made.enhanced().astype(int) - wanted).max() <= 1
+    maps = torch.zeros(1, 3, *made._letterbox.padded)
+    maps[:, 1] = 0.4
+    decoded = torch.full((1, 3, *made._letterbox.padded), 0.6)
+    assert np.abs(made.infrared(maps, decoded).astype(int) - 127.5).max() <= 1.0
 
 
 # --- the engine ---------------------------------------------------------------------------------
@@ -275,7 +297,7 @@ def test_the_engine_and_the_model_agree(model):
 
 def test_s_is_left_alone_where_it_is_not_asked_for():
     model = MagicFuse.from_config(SMALL_REFINED)
-    stage = RefineStage(model, RefineLoss(state=0.0))
+    stage = RefineStage(model, RefineLoss(segmentation=0.0))
     assert set(stage.trained) == {"refiner"}
     assert not any(each.requires_grad for each in model.fusion.parameters())
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from support.curves import curve
+from support.small_models import SMALL_REFINED
 from support.training_runs import ROOT, data_folder, on_one_thread, run_folder, start, write_recipe
 
 from magicfuse_ros import cli
@@ -83,15 +84,15 @@ def test_all_trains_every_stage_in_order(tmp_path, train, monkeypatch):
     write_recipe(tmp_path, "psi", loop={"steps": 4}).rename(tmp_path / "psi_wide.yaml")
     write_recipe(tmp_path, "psi", loop={"steps": 3}).rename(tmp_path / "psi_coarse.yaml")
     write_recipe(tmp_path, "psi", loop={"steps": 2})
-    names = ["autoencoder", "psi_coarse", "psi", "psi_wide", "phi", "mkf"]
-    output = run_folder(tmp_path / "run")
+    names = ["autoencoder", "psi_coarse", "psi", "psi_wide", "phi", "mkf", "refine"]
+    output = run_folder(tmp_path / "run", SMALL_REFINED)
     random = {part: (output / "model" / f"{part}.safetensors").read_bytes() for part in PARTS}
     status, said = train("all", tmp_path, output)
     assert status == 0, said
     states = [output / f"{name}.state.safetensors" for name in names]
     written = [path.stat().st_mtime_ns for path in states]
     assert written == sorted(written)
-    assert [steps_saved(path) for path in states] == [2, 3, 2, 4, 2, 2]
+    assert [steps_saved(path) for path in states] == [2, 3, 2, 4, 2, 2, 2]
     for part in PARTS:
         assert (output / "model" / f"{part}.safetensors").read_bytes() != random[part]
     assert MagicFuse.from_pretrained(output / "model").config.trained
@@ -268,7 +269,7 @@ def test_shipped_recipes_parse_and_fit_their_model(size):
 
 
 def test_paper_recipes_are_table_1():
-    recipes = {stage: read_recipe(CONFIGS / "paper" / f"{stage}.yaml") for stage in STAGES}
+    recipes = {stage: read_recipe(CONFIGS / "paper" / f"{stage}.yaml") for stage in STAGES[:4]}
     table = {
         stage: (recipe.loop.optimizer, recipe.loop.learning_rate, recipe.loop.batch)
         for stage, recipe in recipes.items()

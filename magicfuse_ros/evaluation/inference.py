@@ -86,23 +86,23 @@ class Inference:
         letterbox = Letterbox.fitting(size, config.resolution, config.multiple_of)
         planes = self._planes(to_input(image, letterbox))
         step = self._sample(networks, planes, settings)
-        if model.refiner is not None and variant == "full":
-            latents = (step.z0_psi, step.z0_phi, step.z0_fused)
-            maps, logits = model.refiner(planes, *latents, step.state)
-            pictures = CameraPictures(image, maps, planes, letterbox)
-            grey = cv2.cvtColor(pictures.infrared(), cv2.COLOR_GRAY2RGB)
-            infrared = np.asarray(grey, np.uint8)
-            mask = _mask(logits, letterbox)
-            return Outcome(pictures.magimg(), pictures.enhanced(), infrared, mask, step)
         fused, enhanced, heat = (
             model.decoder(latent) for latent in (step.z0_fused, step.z0_psi, step.z0_phi)
         )
         if variant == "late_fusion":
             fused = late_fusion(enhanced, heat, step.w_r)
+        mask = _mask(step.state, letterbox)
+        if model.refiner is not None and variant == "full":
+            latents = (step.z0_psi, step.z0_phi, step.z0_fused)
+            maps = model.refiner(planes, *latents, step.state)
+            pictures = CameraPictures(image, planes, enhanced, letterbox)
+            grey = cv2.cvtColor(pictures.infrared(maps, heat), cv2.COLOR_GRAY2RGB)
+            infrared = np.asarray(grey, np.uint8)
+            return Outcome(pictures.magimg(maps), pictures.enhanced(), infrared, mask, step)
         magimg, restored, imagined = (
             to_camera(_image(each), letterbox) for each in (fused, enhanced, heat)
         )
-        return Outcome(magimg, restored, imagined, _mask(step.state, letterbox), step)
+        return Outcome(magimg, restored, imagined, mask, step)
 
     def _sample(self, networks: Networks, planes: Tensor, settings: SamplerSettings) -> Step:
         condition = self._encode(planes)

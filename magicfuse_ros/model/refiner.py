@@ -1,11 +1,10 @@
-"""R: from the outcome of sampling to pictures and masks at the camera's size.
+"""R: from the outcome of sampling, where it is warm, and an infrared that follows the frame.
 
-Diffusion works on a small latent, whose pictures are soft. The frame itself is sharp, so R does not
-paint: from the frame and the latents it finds how the restored picture and the infrared follow from
-the frame locally, as a·frame + b, at the model's resolution. Enlarged, a and b change slowly, and
-what is sharp in the frame stays sharp at any camera's size. This is the fast guided filter (He and
-Sun, 2015) with coefficients that a network gives. The paper has no such part: there MagImg is
-D(z0_f).
+The paper has no such part: there heat is in MagImg because D(z0_f) is, in the place of what stood
+there. R keeps the two apart. From the frame and the latents it finds how surely a person or vehicle
+is warm, and how the infrared follows from the frame locally, as gain·luminance + offset, at the
+model's resolution. Enlarged, these change slowly, and edges are where the frame has them: it is the
+fast guided filter (He and Sun, 2015) with coefficients that a network gives.
 """
 
 from __future__ import annotations
@@ -20,33 +19,20 @@ from torch.nn import functional
 from magicfuse_ros.model.autoencoder import Decoder
 from magicfuse_ros.model.config import RefinerConfig
 
-_MAPS = [1, 3, 1, 1, 1]
-# What its last layer finds before: gain, restored, infrared gain, infrared, heat, how much to keep.
-_FOUND = [*_MAPS, 1]
-_MOST_GAIN = 8.0
-# How far heat lifts a pixel towards white: not at all up to the first level of heat, all the way
-# from the second on.
-_LIFT, _UNSURE, _SURE = 0.6, 0.3, 0.7
-# Median luminances up to which a picture is dark, and from which it is not; how much is added then.
-_DARK, _LIGHT, _EXPOSURE = 40.0 / 255.0, 60.0 / 255.0, 2.4
 _LUMA = (0.299, 0.587, 0.114)
 
 
 class Maps(NamedTuple):
-    """What R finds at the model's resolution; each is (B, C, H, W).
+    """What R finds at the model's resolution; each is (B, 1, H, W).
 
     Attributes
     ----------
-    gain, offset
-        The restored picture is gain·frame + offset; one channel and three.
     infrared_gain, infrared_offset
-        The infrared is infrared_gain·luminance(frame) + infrared_offset; one channel each.
+        The infrared is infrared_gain·luminance(frame) + infrared_offset.
     heat
         How surely a person or a vehicle is warm here, 0 to 1.
     """
 
-    gain: Tensor
-    offset: Tensor
     infrared_gain: Tensor
     infrared_offset: Tensor
     heat: Tensor
@@ -84,30 +70,25 @@ class Refiner(nn.Module):
         self.config, self._stride = config, stride
         widths, known = config.widths, 3 * latent_channels + classes
         self.inputs = nn.Conv2d(3 * stride**2 + known, widths[0], 1)
-        self.downs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, 2, padding=1)
-            for before, after in itertools.pairwise(widths)
-        )
+        pairs = list(itertools.pairwise(widths))
+        self.downs = nn.ModuleList(nn.Conv2d(fine, low, 3, 2, padding=1) for fine, low in pairs)
         self.levels = nn.ModuleList(
             nn.Sequential(*(_Block(width) for _ in range(count)))
             for width, count in zip(widths, config.blocks, strict=True)
         )
-        # What the whole picture is like: haze and darkness are told by it.
+        # What the whole picture is like: night and day are told by it.
         self.scene = nn.Conv2d(widths[-1], widths[-1], 1)
-        pairs = list(itertools.pairwise(widths))
-        self.merges = nn.ModuleList(nn.Conv2d(fine + coarse, fine, 1) for fine, coarse in pairs)
+        self.merges = nn.ModuleList(nn.Conv2d(fine + low, fine, 1) for fine, low in pairs)
         self.ups = nn.ModuleList(_Block(fine) for fine, _ in pairs)
-        self.classes = nn.Conv2d(widths[0], 4 * classes, 3, padding=1)
         self.fine = nn.Conv2d(widths[0] + known, config.fine_width * stride**2, 1)
         self.mix = nn.Conv2d(config.fine_width + 3, config.fine_width, 3, padding=1)
-        self.maps = nn.Conv2d(config.fine_width, sum(_FOUND), 3, padding=1)
+        self.maps = nn.Conv2d(config.fine_width, len(Maps._fields), 3, padding=1)
         self.decode = nn.Conv2d(latent_channels, 3 * stride**2, 1)
-        # It begins with what the latents show, the frame's detail and the masks as they are.
-        for layer in (self.classes, self.maps):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        # It begins with what Φ's latent shows, and without heat.
+        nn.init.zeros_(self.maps.weight)
+        nn.init.zeros_(self.maps.bias)  # type: ignore[arg-type]
         with torch.no_grad():
-            self.maps.bias[-2:] = -3.0  # type: ignore[index]
+            self.maps.bias[-1] = -3.0  # type: ignore[index]
 
     def begin_with(self, decoder: Decoder) -> None:
         """Take over the linear path of D, so that training begins with pictures and not with noise.
@@ -127,8 +108,8 @@ class Refiner(nn.Module):
 
     def forward(
         self, image: Tensor, z0_psi: Tensor, z0_phi: Tensor, z0_fused: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Refine the outcome of sampling.
+    ) -> Tensor:
+        """Find the maps of a sample, (B, 3, H, W), which `split_maps` names.
 
         Parameters
         ----------
@@ -138,11 +119,6 @@ class Refiner(nn.Module):
             The sampler's last latents, (B, 8, h, w).
         state
             z^s, the logits at latent size, (B, classes, h, w).
-
-        Returns
-        -------
-        maps, logits
-            (B, 7, H, W), which `split_maps` names, and (B, classes, 2h, 2w).
         """
         # Unbounded logits would drown the latents; probabilities say the same.
         known = torch.cat([z0_psi, z0_phi, z0_fused, state.softmax(dim=1)], dim=1)
@@ -157,18 +133,12 @@ class Refiner(nn.Module):
         for merge, up, skip in reversed(list(zip(self.merges, self.ups, skips, strict=False))):
             x = functional.interpolate(x, size=skip.shape[-2:], mode="nearest")
             x = up(merge(torch.cat([skip, x], dim=1)))
-        x = functional.relu(x)
-        logits = functional.interpolate(state, scale_factor=2.0, mode="bilinear")
-        logits = logits + functional.pixel_shuffle(self.classes(x), 2)
-        fine = functional.pixel_shuffle(self.fine(torch.cat([x, known], dim=1)), self._stride)
-        fine = functional.relu(self.mix(torch.cat([functional.relu(fine), image], dim=1)))
-        gain, restored, warm_gain, warm, heat, keep = torch.split(self.maps(fine), _FOUND, dim=1)
-        gain = (gain + 1.0).clamp(0.0, _MOST_GAIN)
-        restored = restored + functional.pixel_shuffle(self.decode(z0_psi), self._stride)
-        restored = torch.lerp(restored, image, keep.sigmoid())  # a good frame is best left alone
-        warm = warm + self._smooth(z0_phi)
-        offsets = restored - gain * image, warm - warm_gain * luminance(image)
-        return torch.cat([gain, offsets[0], warm_gain, offsets[1], heat], dim=1), logits
+        x = torch.cat([functional.relu(x), known], dim=1)
+        fine = functional.relu(functional.pixel_shuffle(self.fine(x), self._stride))
+        fine = functional.relu(self.mix(torch.cat([fine, image], dim=1)))
+        gain, infrared, heat = self.maps(fine).split(1, dim=1)
+        offset = infrared + self._smooth(z0_phi) - gain * luminance(image)
+        return torch.cat([gain, offset, heat], dim=1)
 
     def _smooth(self, latent: Tensor) -> Tensor:
         """Return the luminance of what latents show, without the grid of their patches."""
@@ -178,60 +148,9 @@ class Refiner(nn.Module):
 
 
 def split_maps(maps: Tensor) -> Maps:
-    """Name the maps of R, (B, 7, H, W), the last of which is a logit."""
-    found = Maps(*torch.split(maps, _MAPS, dim=1))
-    return found._replace(heat=found.heat.sigmoid())
-
-
-class Coefficients(NamedTuple):
-    """A picture that is gain·frame + offset; (B, 1 or C, H, W) and (B, C, H, W)."""
-
-    gain: Tensor
-    offset: Tensor
-
-    def applied(self, frame: Tensor) -> Tensor:
-        """Return the picture, not clipped, of a frame (B, C, H, W) of the coefficients' size."""
-        return self.gain * frame + self.offset
-
-
-def enhanced(maps: Maps) -> Coefficients:
-    """Return the restored picture, of an RGB frame."""
-    return Coefficients(maps.gain, maps.offset)
-
-
-def infrared(maps: Maps) -> Coefficients:
-    """Return the imagined infrared, of a frame's luminance."""
-    return Coefficients(maps.infrared_gain, maps.infrared_offset)
-
-
-def lifted(maps: Maps) -> Coefficients:
-    """Return MagImg, of an RGB frame: the restored picture, lifted towards white where it is hot.
-
-    Adding light keeps edges, texture and colour, which replacing the picture would not.
-    """
-    light = _LIFT * ((maps.heat - _UNSURE) / (_SURE - _UNSURE)).clamp(0.0, 1.0)
-    return Coefficients((1.0 - light) * maps.gain, (1.0 - light) * maps.offset + light)
-
-
-def exposed(maps: Maps, image: Tensor) -> Maps:
-    """Show a restored picture that is still dark as a longer exposure would.
-
-    Where the median of its luminance is at most 40 of 255, dark parts become two to three times as
-    bright and bright ones, such as lamps, stay as they are; from 60 on nothing changes.
-
-    Parameters
-    ----------
-    image
-        The frame that the maps were found in, (1, 3, H, W) in [0, 1].
-    """
-    restored = luminance(enhanced(maps).applied(image)).clamp(0.0, 1.0)
-    median = restored[..., ::4, ::4].median()  # as near as can be told, in a fraction of the time
-    longer = ((_LIGHT - median) / (_LIGHT - _DARK)).clamp(0.0, 1.0)
-    if not bool(longer > 0.0):
-        return maps
-    around = functional.avg_pool2d(restored, 5, 1, 2, count_include_pad=False)
-    brighter = 1.0 + _EXPOSURE * longer * (1.0 - around) ** 4
-    return maps._replace(gain=brighter * maps.gain, offset=brighter * maps.offset)
+    """Name the maps of R, (B, 3, H, W), the last of which is a logit."""
+    gain, offset, heat = torch.split(maps, 1, dim=1)
+    return Maps(gain, offset, heat.sigmoid())
 
 
 def luminance(image: Tensor) -> Tensor:
@@ -243,3 +162,8 @@ def luminance(image: Tensor) -> Tensor:
 def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Enlarge maps (B, C, H, W) bilinearly to the camera's `size` (height, width)."""
     return functional.interpolate(maps, size=size, mode="bilinear")
+
+
+def infrared_at(frame: Tensor, maps: Maps) -> Tensor:
+    """Return the infrared (B, 1, H, W), not clipped, of an RGB frame of the maps' size."""
+    return maps.infrared_gain * luminance(frame) + maps.infrared_offset

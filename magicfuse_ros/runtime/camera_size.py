@@ -1,26 +1,19 @@
-"""Pictures and masks at the camera's size, from what R found at the model's resolution.
-
-Every picture is gain·frame + offset, with coefficients that are enlarged: so it is as sharp as the
-frame, costs a millisecond, and needs no other code for another camera.
-"""
+"""Pictures at the camera's size, as sharp as the frame, from what the networks made of it."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from magicfuse_ros.model.refiner import (
-    Coefficients,
-    enhanced,
-    exposed,
-    infrared,
-    lifted,
-    split_maps,
-)
+from magicfuse_ros.model.refiner import split_maps
 from magicfuse_ros.runtime.contract import UInt8
+from magicfuse_ros.runtime.guided_picture import Coefficients, Floats, exposed, lit, sharpened
 from magicfuse_ros.runtime.letterbox import Letterbox, resize
+
+# Immerkær, "Fast noise variance estimation" (1996): edges cancel out in it, noise does not.
+_NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+_NOISE_SCALE = 6.0 * 0.6745  # of the kernel, and of a normal deviate's median
 
 
 class CameraPictures:
@@ -30,44 +23,79 @@ class CameraPictures:
     ----------
     frame
         (H, W, 3) uint8 RGB as it came.
-    maps
-        What R found, (1, 7, h, w), for the whole of `letterbox.padded`.
     image
-        What they were found in: the frame as the model's input, (1, 3, h, w) in [0, 1].
+        The frame as the model's input, (1, 3, h, w) in [0, 1].
+    restored
+        D(z0_ψ), of the same shape.
     letterbox
         How the frame lies in the model's input.
     """
 
-    def __init__(self, frame: UInt8, maps: Tensor, image: Tensor, letterbox: Letterbox) -> None:
-        self._frame, self._size = frame, letterbox.camera
-        height, width = letterbox.content
-        found = split_maps(maps[..., :height, :width].float())
-        self._maps = exposed(found, image[..., :height, :width].float())
-
-    def magimg(self) -> UInt8:
-        """Return the restored picture with light where there is heat, (H, W, 3) uint8 RGB."""
-        return self._of(self._frame, lifted(self._maps))
+    def __init__(self, frame: UInt8, image: Tensor, restored: Tensor, letterbox: Letterbox) -> None:
+        self._frame, self._letterbox = frame, letterbox
+        self._grey = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
+        self._image = self._content(image)
+        variance = detail_variance(self._grey, letterbox.content)
+        noise = noise_level(self._grey)
+        picture = sharpened(self._image, self._content(restored), variance, noise)
+        self._picture = exposed(picture, self._image)
 
     def enhanced(self) -> UInt8:
         """Return the restored picture, (H, W, 3) uint8 RGB."""
-        return self._of(self._frame, enhanced(self._maps))
+        return self._of(self._frame, self._picture)
 
-    def infrared(self) -> UInt8:
-        """Return the imagined infrared, (H, W) uint8."""
-        grey = np.asarray(cv2.cvtColor(self._frame, cv2.COLOR_RGB2GRAY), np.uint8)
-        return self._of(grey, infrared(self._maps))
+    def magimg(self, maps: Tensor) -> UInt8:
+        """Return the restored picture with light where R's maps are warm, (H, W, 3) uint8 RGB."""
+        heat = self._content(split_maps(maps.float()).heat)[..., 0]
+        return self._of(self._frame, lit(self._picture, heat, self._image))
+
+    def infrared(self, maps: Tensor, decoded: Tensor) -> UInt8:
+        """Return the imagined infrared, (H, W) uint8.
+
+        It is the mean of what R and D, (1, 3, h, w), make of z0_φ. R's is nearer to the real one
+        in its levels, D's in its shapes.
+        """
+        found = split_maps(maps.float())
+        own = self._content(decoded).mean(axis=2)
+        offset = (self._content(found.infrared_offset)[..., 0] + own) / np.float32(2.0)
+        gain = self._content(found.infrared_gain)[..., 0] / np.float32(2.0)
+        return self._of(self._grey, Coefficients(gain, offset))
 
     def _of(self, picture: UInt8, coefficients: Coefficients) -> UInt8:
-        shape = (1,) if picture.ndim == 2 else (1, 3)
-        gain = self._enlarged(coefficients.gain, repeat=shape[-1])
-        offset = self._enlarged(coefficients.offset * 255.0)
+        gain, offset = (resize(each, self._letterbox.camera, smooth=True) for each in coefficients)
+        if picture.ndim == 3:
+            gain = cv2.merge([gain, gain, gain])
         scaled = cv2.multiply(picture, gain, dtype=cv2.CV_32F)
         # Rounded and limited to 0 to 255 as it is added.
-        return np.asarray(cv2.add(scaled, offset, dtype=cv2.CV_8U), np.uint8)
+        return np.asarray(cv2.add(scaled, offset * np.float32(255.0), dtype=cv2.CV_8U), np.uint8)
 
-    def _enlarged(self, planes: Tensor, repeat: int = 1) -> NDArray[np.float32]:
-        """Bring (1, C, h, w) to the camera's size as (H, W, C), or (H, W) where C is 1."""
-        channels_last = planes[0].expand(max(repeat, planes.shape[1]), -1, -1).permute(1, 2, 0)
-        array: NDArray[np.float32] = np.ascontiguousarray(channels_last.cpu().numpy())
-        array = array[..., 0] if array.shape[2] == 1 else array
-        return np.asarray(resize(array, self._size, smooth=True), np.float32)
+    def _content(self, planes: Tensor) -> Floats:
+        """Return what the frame fills of (1, C, h, w), as (h, w, C)."""
+        height, width = self._letterbox.content
+        content = planes[0, :, :height, :width].float().permute(1, 2, 0)
+        return np.ascontiguousarray(content.cpu().numpy())
+
+
+def noise_level(grey: UInt8) -> float:
+    """Estimate the standard deviation of a (H, W) picture's noise, as a share of white.
+
+    It is read off flat areas: half of a picture may be full of edges. Pictures of less than three
+    pixels a side have no noise.
+    """
+    if min(grey.shape) < 3:
+        return 0.0
+    edges = np.abs(cv2.filter2D(grey, cv2.CV_32F, _NOISE_KERNEL)[1:-1:3, 1:-1:3])
+    return float(np.median(edges)) / _NOISE_SCALE / 255.0
+
+
+def detail_variance(grey: UInt8, size: tuple[int, int]) -> Floats:
+    """Return the variance of a (H, W) picture inside each pixel of a smaller one, in white².
+
+    Parameters
+    ----------
+    size
+        (height, width) of that one; where it is the larger one, nothing varies.
+    """
+    plane = grey.astype(np.float32) / np.float32(255.0)
+    mean, square = resize(plane, size, smooth=True), resize(plane * plane, size, smooth=True)
+    return np.asarray(np.maximum(square - mean * mean, 0.0), np.float32)

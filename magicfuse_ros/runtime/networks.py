@@ -38,7 +38,7 @@ class CompiledNetworks:
     parallel
         As in `EngineSettings`.
     refined
-        Whether R is made, for `refine`, and not D, for `decode`.
+        Whether R is made too, for `refine`.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class CompiledNetworks:
     image
         The image that `encode` got last, (1, 3, H, W) in [0, 1].
     refined
-        Whether `refine` can be called, and not `decode`.
+        Whether `refine` can be called.
     before_step
         Called before each sampling step, except in a CUDA graph; it may raise to end the sampling.
     """
@@ -97,7 +97,7 @@ class CompiledNetworks:
         self.refined = refined
         if refined:
             self._refiner = backend.compile(part("refiner"), progress)
-        elif self._pair is not None:
+        if self._pair is not None:
             self._started_decoder = backend.share(part("decoder"), progress)
         else:
             self._decoder = backend.compile(part("decoder"), progress)
@@ -182,12 +182,12 @@ class CompiledNetworks:
                 image = self._started_decoder.finish()
         return image, outcome
 
-    def refine(self, step: Step) -> tuple[Tensor, Tensor]:
-        """Return R's maps (1, 7, H, W) and logits of a sample of the image that `encode` got."""
+    def refine(self, step: Step) -> Tensor:
+        """Return R's maps (1, 3, H, W) of a sample of the image that `encode` got."""
         with self.watch.stage("decode"):
             latents = (step.z0_psi, step.z0_phi, step.z0_fused)
-            maps, logits = self._refiner(self.image, *latents, step.state)
-        return maps, logits
+            maps: Tensor = self._refiner(self.image, *latents, step.state)
+        return maps
 
     @property
     def side_by_side(self) -> bool:

@@ -48,16 +48,27 @@ def refined(
     NotFinite
         The networks gave values that are not finite.
     """
-    maps, logits = networks.refine(step)
     watch = networks.watch
+
+    def classes() -> tuple[UInt8, UInt8]:
+        with watch.stage("postprocess"):
+            return _classes(_finite(step.state), letterbox)
+
+    maps = networks.refine(step)
+    restored, (mask, confidence) = networks.decode(step.z0_psi, classes)
+    imagined = None
+    if "infrared" in extras:
+        imagined, _ = networks.decode(step.z0_phi, lambda: None)
     with watch.stage("postprocess"):
-        _, carried = memory.carry(step.z0_fused, temporal, _finite(maps))
-        alone = shown = CameraPictures(frame, maps, networks.image, letterbox)
-        if carried is not None and carried is not maps:
-            shown = CameraPictures(frame, carried, networks.image, letterbox)
-        mask, confidence = _classes(_finite(logits), letterbox)
-        magimg = shown.magimg()
-        infrared = alone.infrared() if "infrared" in extras else None
+        found = torch.cat([_finite(maps), _finite(restored)], dim=1)
+        _, carried = memory.carry(step.z0_fused, temporal, found)
+        alone = shown = CameraPictures(frame, networks.image, restored, letterbox)
+        heat = maps
+        if carried is not None and carried is not found:
+            heat, before = carried[:, : maps.shape[1]], carried[:, maps.shape[1] :]
+            shown = CameraPictures(frame, networks.image, before, letterbox)
+        magimg = shown.magimg(heat)
+        infrared = None if imagined is None else alone.infrared(maps, _finite(imagined))
         enhanced = alone.enhanced() if "enhanced" in extras else None
     return FuseResult(magimg, mask, confidence, infrared, enhanced, watch.stage_ms())
 

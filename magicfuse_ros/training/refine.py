@@ -1,4 +1,4 @@
-"""Phase 3, which the paper has not: R at the camera's size, and S on the same samples."""
+"""Phase 3, which the paper has not: R, and S on the same samples, at the camera's size."""
 
 from __future__ import annotations
 
@@ -14,16 +14,7 @@ from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import is_one_of
 from magicfuse_ros.model.labels import UNKNOWN
 from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
-from magicfuse_ros.model.refiner import (
-    Maps,
-    Refiner,
-    enhanced,
-    enlarged,
-    infrared,
-    lifted,
-    luminance,
-    split_maps,
-)
+from magicfuse_ros.model.refiner import Maps, Refiner, enlarged, infrared_at, split_maps
 from magicfuse_ros.model.sampler import SamplerSettings, Step, sample
 from magicfuse_ros.training.losses import sobel, weighted_l1
 from magicfuse_ros.training.semantics import SemanticLoss, SemanticTerms
@@ -42,31 +33,26 @@ class RefineLoss(SemanticLoss):
 
     Attributes
     ----------
-    picture, picture_texture
-        Weights of the restored picture's absolute error, and of that of its Sobel gradient.
     infrared, infrared_texture
-        The same for the infrared.
+        Weights of the infrared's absolute error, and of that of its Sobel gradient.
     thermal
         Extra weight of the infrared's pixels inside boxes of thermal objects.
     heat
         Weight of the cross-entropy of the heat map with how warm people and vehicles are.
     objects
         Extra weight of that inside people and vehicles.
-    state
-        How much S's own logits count beside R's; 0 leaves F and S as they are.
+    segmentation, absence, class_weights
+        Of S, as in phase 2; with a `segmentation` of 0 F and S are left as they are.
     drift
         Weight of how far the fusion weight w moves away from that of the F it began with, so that
         D(z0_f) stays the paper's fusion.
     """
 
-    picture: float = 10.0
-    picture_texture: float = 1.0
     infrared: float = 4.0
     infrared_texture: float = 1.0
     thermal: float = 8.0
     heat: float = 3.0
     objects: float = 2.0
-    state: float = 1.0
     drift: float = 1.0
 
 
@@ -122,7 +108,7 @@ class RefineStage(Stage):
             part: getattr(model, part) for part in ("encoder", "decoder", "psi", "phi")
         }
         trained: dict[str, nn.Module] = {"refiner": model.refiner}
-        if loss.state:
+        if loss.segmentation:
             trained["fusion"], frozen["kept"] = model.fusion, copy.deepcopy(model.fusion)
         else:
             frozen["fusion"] = model.fusion
@@ -138,25 +124,25 @@ class RefineStage(Stage):
 
     def _sample(self, image: Tensor, generator: torch.Generator) -> tuple[Step, Tensor]:
         condition, noise = starting_point(self._model, image, generator)
-        with torch.set_grad_enabled(bool(self._loss.state) and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(bool(self._loss.segmentation) and torch.is_grad_enabled()):
             streams = _Streams(self._model, self.frozen.get("kept", self._model.fusion))
             step = sample(streams, condition, noise, self._model.config, self._settings)
         return step, streams.drift
 
-    def _refine(self, image: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def _refine(self, image: Tensor, step: Step) -> Tensor:
         refiner: Refiner = self.trained["refiner"]  # type: ignore[assignment]
         latents = (step.z0_psi, step.z0_phi, step.z0_fused)
-        maps, logits = refiner(image, *(each.detach() for each in latents), step.state.detach())
-        return maps, logits
+        maps: Tensor = refiner(image, *(each.detach() for each in latents), step.state.detach())
+        return maps
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the terms, and the terms to log."""
         loss, frame = self._loss, batch["degraded"]
         image = _shrunk(frame)
         step, drift = self._sample(image, generator)
-        maps, logits = self._refine(image, step)
+        maps = self._refine(image, step)
         at_camera = split_maps(enlarged(maps, (frame.shape[-2], frame.shape[-1])))
-        terms = self._picture(frame, at_camera, batch) | self._infrared(frame, at_camera, batch)
+        terms = self._infrared(frame, at_camera, batch)
         small = {
             **batch,
             "labels": batch["labels"][:, ::CAMERA, ::CAMERA],
@@ -164,28 +150,16 @@ class RefineStage(Stage):
             "infrared": _shrunk(batch["infrared"]),
         }
         terms["heat"] = self._heat(maps[:, -1:], small)
-        size = small["labels"].shape[-2:]
-        terms |= self._semantics(upsampled_logits(logits, size), small)
+        if loss.segmentation:
+            logits = upsampled_logits(step.state, small["labels"].shape[-2:])
+            terms |= self._semantics(logits, small) | {"drift": drift}
         weighted = [getattr(loss, name) * value for name, value in terms.items()]
-        if loss.state:
-            own = self._semantics(upsampled_logits(step.state, size), small)
-            weighted += [loss.state * getattr(loss, name) * value for name, value in own.items()]
-            weighted.append(loss.drift * drift)
-            terms |= {f"state/{name}": value for name, value in own.items()} | {"drift": drift}
         return torch.stack(weighted).sum(), {k: value.detach() for k, value in terms.items()}
-
-    def _picture(self, frame: Tensor, maps: Maps, batch: Batch) -> dict[str, Tensor]:
-        weight = batch["has_clean"][:, None, None, None].expand(-1, 1, *frame.shape[-2:])
-        restored, clean = enhanced(maps).applied(frame), batch["clean"]
-        return {
-            "picture": weighted_l1(restored, clean, weight),
-            "picture_texture": weighted_l1(sobel(restored), sobel(clean), weight),
-        }
 
     def _infrared(self, frame: Tensor, maps: Maps, batch: Batch) -> dict[str, Tensor]:
         weight = 1.0 + self._loss.thermal * batch["thermal_weight"][:, None]
         weight = weight * batch["has_infrared"][:, None, None, None]
-        imagined, real = infrared(maps).applied(luminance(frame)), batch["infrared"]
+        imagined, real = infrared_at(frame, maps), batch["infrared"]
         return {
             "infrared": weighted_l1(imagined, real, weight),
             "infrared_texture": weighted_l1(sobel(imagined), sobel(real), weight),
@@ -204,14 +178,13 @@ class RefineStage(Stage):
         return (losses * weight).sum() / weight.sum().clamp(min=1.0)
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Draw frames, restored, MagImg, imagined infrared and heat, from top to bottom."""
+        """Draw frames, imagined infrared, heat and the real infrared, from top to bottom."""
         frame = batch["degraded"][:4]
         image = _shrunk(frame)
-        maps, _ = self._refine(image, self._sample(image, generator)[0])
+        maps = self._refine(image, self._sample(image, generator)[0])
         big = split_maps(enlarged(maps, (frame.shape[-2], frame.shape[-1])))
-        pictures = [frame, enhanced(big).applied(frame), lifted(big).applied(frame)]
-        grey = (infrared(big).applied(luminance(frame)), big.heat)
-        rows = torch.cat([*pictures, *(each.expand(-1, 3, -1, -1) for each in grey)], dim=2)
+        grey = (infrared_at(frame, big), big.heat, batch["infrared"][:4])
+        rows = torch.cat([frame, *(each.expand(-1, 3, -1, -1) for each in grey)], dim=2)
         return torch.cat(list(rows.clamp(0.0, 1.0)), dim=2)
 
 
