@@ -219,7 +219,7 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerConfig:
-    """R, which brings the outcome of sampling to the camera's size; a model may do without it.
+    """R, which finds what is warm; a model may do without it.
 
     Attributes
     ----------
