@@ -63,11 +63,12 @@ def test_maps_have_the_images_size(size):
 
 
 def new_maps():
+    torch.manual_seed(0)
     model = MagicFuse.from_config(SMALL_REFINED)
     model.refiner.begin_with(model.decoder)
     draw = torch.Generator().manual_seed(2)
-    latent = torch.rand(1, 8, 12, 16, generator=draw) * 2.0 - 1.0
-    image, state = torch.rand(1, 3, 48, 64), torch.rand(1, 12, 12, 16)
+    latent = torch.rand(1, 8, 48, 64, generator=draw) * 2.0 - 1.0
+    image, state = torch.rand(1, 3, 192, 256), torch.rand(1, 12, 48, 64)
     with torch.no_grad():
         maps = model.refiner(image, latent, latent, latent, state)
         decoded = model.decoder.linear((latent + 1.0) / 2.0)
