@@ -35,6 +35,14 @@ class Shown:
     scene: Scene
     make: object
     by_engine: str = "Made by hand."
+    by_model: str = "Made by hand."
+
+    def inference(self):
+        return self
+
+    def light_of_heat(self, image):
+        lit, unlit, _ = self.make(image)
+        return np.abs(lit[..., 0].astype(np.float32) - unlit[..., 0])
 
     def under(self, condition, needs, purpose):
         del needs, purpose

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from magicfuse_ros.evaluation.ablations import Variant, ablated, late_fusion
-from magicfuse_ros.evaluation.metrics import U8
+from magicfuse_ros.evaluation.metrics import U8, grey
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.partial import Unaided
 from magicfuse_ros.model.sampler import Networks, Noise, SamplerSettings, Step, sample
@@ -96,13 +97,29 @@ class Inference:
             latents = (step.z0_psi, step.z0_phi, step.z0_fused)
             maps = model.refiner(planes, *latents, step.state)
             pictures = CameraPictures(image, planes, enhanced, letterbox)
-            grey = cv2.cvtColor(pictures.infrared(maps, heat), cv2.COLOR_GRAY2RGB)
-            infrared = np.asarray(grey, np.uint8)
+            imagined = cv2.cvtColor(pictures.infrared(maps, heat), cv2.COLOR_GRAY2RGB)
+            infrared = np.asarray(imagined, np.uint8)
             return Outcome(pictures.magimg(maps), pictures.enhanced(), infrared, mask, step)
-        magimg, restored, imagined = (
+        magimg, restored, infrared = (
             to_camera(_image(each), letterbox) for each in (fused, enhanced, heat)
         )
-        return Outcome(magimg, restored, imagined, mask, step)
+        return Outcome(magimg, restored, infrared, mask, step)
+
+    @torch.inference_mode()
+    def light_of_heat(self, image: U8) -> NDArray[np.float32]:
+        """Return how much brighter heat makes MagImg, (H, W) in grey levels; 0 without R."""
+        model, config = self.model, self.model.config
+        if model.refiner is None:
+            return np.zeros(image.shape[:2], np.float32)
+        size = (image.shape[0], image.shape[1])
+        letterbox = Letterbox.fitting(size, config.resolution, config.multiple_of)
+        planes = self._planes(to_input(image, letterbox))
+        step = self._sample(model, planes, self.settings)
+        maps = model.refiner(planes, step.z0_psi, step.z0_phi, step.z0_fused, step.state)
+        pictures = CameraPictures(image, planes, model.decoder(step.z0_psi), letterbox)
+        cold = torch.full_like(maps, -30.0)  # a logit that is 0 heat
+        lit, unlit = (grey(pictures.magimg(each)) for each in (maps, cold))
+        return np.asarray(np.abs(lit.astype(np.float32) - unlit), np.float32)
 
     def _sample(self, networks: Networks, planes: Tensor, settings: SamplerSettings) -> Step:
         condition = self._encode(planes)

@@ -74,13 +74,12 @@ def people_table(evaluation: Evaluation) -> Table:
 
 
 def heat_table(evaluation: Evaluation) -> Table:
-    """How much light heat adds where there is nothing warm: MagImg minus the enhanced picture."""
-    scores = Scores()
+    """How much light heat adds to MagImg where there is nothing warm."""
+    scores, inference = Scores(), evaluation.inference()
     for scene in evaluation.under("none", has_clean_pair, "heat"):
         if scene.boxes is None:
             continue
-        made, time = evaluation.fuse(scene.degraded), "night" if scene.night else "day"
-        added = np.abs(grey(made.magimg).astype(np.float32) - grey(made.enhanced))
+        added, time = inference.light_of_heat(scene.degraded), "night" if scene.night else "day"
         outside = np.ones(added.shape, np.bool_)
         for _, (x0, y0, x1, y1) in scene.boxes:
             outside[y0:y1, x0:x1] = False
@@ -101,11 +100,11 @@ def heat_table(evaluation: Evaluation) -> Table:
         Column("images without people"), Column("worst window", 1), Column("mean worst window", 1),
     )  # fmt: skip
     note = (
-        "Difference of MagImg and the enhanced picture in grey levels, on clean images with boxes: "
+        "How much brighter heat makes MagImg, in grey levels, on clean images with boxes: "
         f"outside every box, and the worst mean of a {_WINDOW}x{_WINDOW} window outside the boxes "
         "of images that hold no people."
     )
-    return Table("Heat where nobody is", columns, tuple(rows), note, evaluation.by_engine)
+    return Table("Heat where nobody is", columns, tuple(rows), note, evaluation.by_model)
 
 
 def night_table(evaluation: Evaluation) -> Table:

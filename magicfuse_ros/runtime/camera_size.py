@@ -37,17 +37,21 @@ class CameraPictures:
         self._image = self._content(image)
         variance = detail_variance(self._grey, letterbox.content)
         noise = noise_level(self._grey)
-        picture = sharpened(self._image, self._content(restored), variance, noise)
-        self._picture = exposed(picture, self._image)
+        self._picture = sharpened(self._image, self._content(restored), variance, noise)
 
     def enhanced(self) -> UInt8:
         """Return the restored picture, (H, W, 3) uint8 RGB."""
         return self._of(self._frame, self._picture)
 
     def magimg(self, maps: Tensor) -> UInt8:
-        """Return the restored picture with light where R's maps are warm, (H, W, 3) uint8 RGB."""
+        """Return the picture for people, (H, W, 3) uint8 RGB.
+
+        It is the restored one, exposed for longer where it is dark, with light where R's maps are
+        warm.
+        """
         heat = self._content(split_maps(maps.float()).heat)[..., 0]
-        return self._of(self._frame, lit(self._picture, heat, self._image))
+        picture = exposed(self._picture, self._image)
+        return self._of(self._frame, lit(picture, heat, self._image))
 
     def infrared(self, maps: Tensor, decoded: Tensor) -> UInt8:
         """Return the imagined infrared, (H, W) uint8.
