@@ -15,6 +15,9 @@ from magicfuse_ros.runtime.letterbox import Letterbox, resize
 _NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 _NOISE_SCALE = 6.0 * 0.6745  # of the kernel, and of a normal deviate's median
 
+_PATCH = 4
+"""Pixels of the patches that D decodes, in which Φ's pictures have a grid."""
+
 
 class CameraPictures:
     """The pictures of one frame.
@@ -57,10 +60,10 @@ class CameraPictures:
         """Return the imagined infrared, (H, W) uint8.
 
         It is the mean of what R and D, (1, 3, h, w), make of z0_φ. R's is nearer to the real one
-        in its levels, D's in its shapes.
+        in its levels, D's in its shapes; D's grid of patches is averaged away.
         """
         found = split_maps(maps.float())
-        own = self._content(decoded).mean(axis=2)
+        own = cv2.blur(self._content(decoded).mean(axis=2), (_PATCH, _PATCH))
         offset = (self._content(found.infrared_offset)[..., 0] + own) / np.float32(2.0)
         gain = self._content(found.infrared_gain)[..., 0] / np.float32(2.0)
         return self._of(self._grey, Coefficients(gain, offset))
