@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magicfuse_ros.commands.arguments import add_engine_arguments, engine_arguments
 from magicfuse_ros.commands.exit_status import (
     DONE,
     FAILED,
@@ -65,18 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--with-input", action="store_true", help="copy the fused images too, beside their results"
     )
     parser.add_argument("--storage", help="mcap or sqlite3 (default: the input's)")
-    parser.add_argument("--model", help="shipped model or folder of weights (default: tiny)")
-    parser.add_argument("--steps", type=int, help="DDIM steps a picture (default: the model's)")
-    parser.add_argument("--tau", type=float, help="0 to 1, as the node's (default: the model's)")
-    parser.add_argument("--seed", type=int, help="of the starting noise (default: the model's)")
-    parser.add_argument("--backend", help="what runs the networks (default: auto)")
-    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument(
-        "--paper-fusion",
-        action="store_true",
-        default=None,
-        help="MagImg as the paper decodes it, even where the model refines it to the camera's size",
-    )
+    add_engine_arguments(parser)
     parser.add_argument(
         "--threads", type=int, help="CPU threads (default: all cores; with --ray, 1 a bag)"
     )
@@ -128,7 +118,7 @@ def _options(args: argparse.Namespace) -> FuseOptions:
         chosen["topics"] = tuple(args.topics)
     if args.outputs is not None:
         chosen["outputs"] = tuple(filter(None, (part.strip() for part in args.outputs.split(","))))
-    engine = given("model", "steps", "tau", "seed", "backend", "device", "threads", "paper_fusion")
+    engine = engine_arguments(args) | given("threads")
     return FuseOptions(engine=EngineSettings(**engine), **chosen)  # type: ignore[arg-type]
 
 

@@ -83,9 +83,7 @@ class Inference:
         networks, settings = ablated(model, self.settings, variant)
         if self._unaided:
             networks = Unaided(model)
-        size, config = (image.shape[0], image.shape[1]), model.config
-        letterbox = Letterbox.fitting(size, config.resolution, config.multiple_of)
-        planes = self._planes(to_input(image, letterbox))
+        planes, letterbox = self._input(image)
         step = self._sample(networks, planes, settings)
         fused, enhanced, heat = (
             model.decoder(latent) for latent in (step.z0_fused, step.z0_psi, step.z0_phi)
@@ -108,12 +106,10 @@ class Inference:
     @torch.inference_mode()
     def light_of_heat(self, image: U8) -> NDArray[np.float32]:
         """Return how much brighter heat makes MagImg, (H, W) in grey levels; 0 without R."""
-        model, config = self.model, self.model.config
+        model = self.model
         if model.refiner is None:
             return np.zeros(image.shape[:2], np.float32)
-        size = (image.shape[0], image.shape[1])
-        letterbox = Letterbox.fitting(size, config.resolution, config.multiple_of)
-        planes = self._planes(to_input(image, letterbox))
+        planes, letterbox = self._input(image)
         step = self._sample(model, planes, self.settings)
         maps = model.refiner(planes, step.z0_psi, step.z0_phi, step.z0_fused, step.state)
         pictures = CameraPictures(image, planes, model.decoder(step.z0_psi), letterbox)
@@ -134,6 +130,12 @@ class Inference:
         noise = None if noise is None else noise.to(self.device)
         latent: Tensor = self.model.encoder(planes, noise)
         return latent
+
+    def _input(self, image: U8) -> tuple[Tensor, Letterbox]:
+        """Fit an image of any size as the engine does, and say how it lies in the input."""
+        config, size = self.model.config, (image.shape[0], image.shape[1])
+        letterbox = Letterbox.fitting(size, config.resolution, config.multiple_of)
+        return self._planes(to_input(image, letterbox)), letterbox
 
     def _planes(self, image: U8) -> Tensor:
         """(1, 3, H, W) float32 in [0, 1], channels last in memory, of an RGB image."""

@@ -18,7 +18,7 @@ _CUT = 0.25
 
 
 class Memory:
-    """Remembers the fused latent of the last frame of one stream, and R's maps where there are."""
+    """Remembers the fused latent of the last frame of one stream, and what was shown with it."""
 
     def __init__(self) -> None:
         self._before: tuple[Tensor, Tensor | None] | None = None
@@ -42,7 +42,7 @@ class Memory:
         weight
             Of the last frame where nothing moved, 0 to 1.
         maps
-            What R found in this frame, (1, 7, H, W); None without R.
+            What else is shown of this frame, (1, C, H, W); None if nothing is.
         """
         before = self._before if weight else None
         if before is not None and before[0].shape == fused.shape and not is_cut(before[0], fused):

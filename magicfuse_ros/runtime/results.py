@@ -50,17 +50,16 @@ def refined(
     """
     watch = networks.watch
 
-    def classes() -> tuple[UInt8, UInt8]:
-        with watch.stage("postprocess"):
-            return _classes(_finite(step.state), letterbox)
-
     maps = networks.refine(step)
-    restored, (mask, confidence) = networks.decode(step.z0_psi, classes)
+    restored, (mask, confidence) = networks.decode(
+        step.z0_psi, partial(_classes, step, networks, letterbox)
+    )
     imagined = None
     if "infrared" in extras:
         imagined, _ = networks.decode(step.z0_phi, lambda: None)
     with watch.stage("postprocess"):
-        found = torch.cat([_finite(maps), _finite(restored)], dim=1)
+        both = _finite(maps), _finite(restored)
+        found = torch.cat(both, dim=1) if temporal else None  # kept for the next frame
         _, carried = memory.carry(step.z0_fused, temporal, found)
         alone = shown = CameraPictures(frame, networks.image, restored, letterbox)
         heat = maps
@@ -88,10 +87,6 @@ def decoded(
     with watch.stage("fuse"):
         fused, _ = memory.carry(step.z0_fused, temporal)
 
-    def classes() -> tuple[UInt8, UInt8]:
-        with watch.stage("postprocess"):
-            return _classes(_finite(step.state), letterbox)
-
     def picture(image: Tensor, *, grey: bool = False) -> UInt8:
         with watch.stage("postprocess"):
             _finite(image)
@@ -102,7 +97,7 @@ def decoded(
     latents = {"magimg": fused, "infrared": step.z0_phi, "enhanced": step.z0_psi}
     # While D decodes one latent, the result before it is brought to the camera's size.
     made: dict[str, Any] = {}
-    last, work = "classes", cast("Callable[[], Any]", classes)
+    last, work = "classes", cast("Callable[[], Any]", partial(_classes, step, networks, letterbox))
     for name in ("magimg", *(each for each in EXTRAS if each in extras)):
         image, made[last] = networks.decode(latents[name], work)
         last, work = name, partial(picture, image, grey=name == "infrared")
@@ -112,9 +107,11 @@ def decoded(
     return FuseResult(made["magimg"], mask, confidence, infrared, enhanced, watch.stage_ms())
 
 
-def _classes(logits: Tensor, letterbox: Letterbox) -> tuple[UInt8, UInt8]:
-    """Return mask and confidence at the camera's size of logits (1, N, h, w)."""
-    return classify(quantise(logits[0].softmax(dim=0)).cpu().numpy(), letterbox)
+def _classes(step: Step, networks: CompiledNetworks, letterbox: Letterbox) -> tuple[UInt8, UInt8]:
+    """Return a sample's mask and confidence at the camera's size."""
+    with networks.watch.stage("postprocess"):
+        probabilities = quantise(_finite(step.state)[0].softmax(dim=0))
+        return classify(probabilities.cpu().numpy(), letterbox)
 
 
 def _finite(values: Tensor) -> Tensor:
