@@ -13,6 +13,7 @@ import numpy as np
 from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.ablations import Variant
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
+from magicfuse_ros.evaluation.fusion_metrics import FUSION_METRICS, fusion_columns, fusion_scores
 from magicfuse_ros.evaluation.inference import Outcome
 from magicfuse_ros.evaluation.metrics import U8, grey
 from magicfuse_ros.evaluation.scenes import Scene, has_clean, has_clean_pair, has_infrared
@@ -21,6 +22,7 @@ from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
 from magicfuse_ros.training.degradation_mixes import RECIPES
 
 _SHARE_OF_ONE = 0.25
+ALL = tuple(FUSION_METRICS)
 
 VARIANTS: dict[str, Variant] = {
     "MagicFuse": "full",
@@ -148,28 +150,6 @@ def infrared_table(evaluation: Evaluation) -> Table:
     return Table(title, columns, tuple(rows_of_table), note, evaluation.by_engine)
 
 
-def fusion_scores(magimg: U8, scene: Scene) -> dict[str, float]:
-    """Score MagImg (H, W, 3) against the clean visible and the real infrared image."""
-    sources = (grey(scene.visible), _real_infrared(scene), grey(magimg))
-    return {
-        "EN": metrics.entropy(sources[2]),
-        "MI": metrics.fusion_mutual_information(*sources),
-        "Qabf": metrics.qabf(*sources),
-        "SSIM": metrics.ssim_two_sources(*sources),
-        "PSNR": metrics.psnr_two_sources_db(*sources),
-        "PSNR fusion": metrics.psnr_fusion_convention_db(*sources),
-    }
-
-
-FUSION_COLUMNS = (
-    Column("EN (bit)"), Column("MI (bit)"), Column("Qabf", 3), Column("SSIM", 3),
-    Column("PSNR, true (dB)"), Column("PSNR, fusion convention (dB)"),
-)  # fmt: skip
-"""Headings of what `fusion_scores` measures, in its order."""
-FUSION_SCORES = ("EN", "MI", "Qabf", "SSIM", "PSNR", "PSNR fusion")
-"""Keys of `fusion_scores`, in its order."""
-
-
 def fusion_table(evaluation: Evaluation) -> Table:
     """MagImg beside Models I-IV, the paper's ablations, from the same weights."""
     inference, scores = evaluation.inference(), Scores()
@@ -180,16 +160,17 @@ def fusion_table(evaluation: Evaluation) -> Table:
                 if variant == "full"
                 else inference.fuse(scene.degraded, variant)
             )
-            scores.add([row], **fusion_scores(outcome.magimg, scene))
-            pictures = {"magimg": grey(outcome.magimg), "restored": grey(outcome.enhanced)}
+            real, light = _real_infrared(scene), grey(outcome.magimg)
+            scores.add([row], **fusion_scores(grey(scene.visible), real, light, ALL))
+            pictures = {"magimg": light, "restored": grey(outcome.enhanced)}
             add_people(scores, [row], scene, pictures)
     columns = (
-        Column("model"), Column("images"), *FUSION_COLUMNS, Column("people"),
+        Column("model"), Column("images"), *fusion_columns(ALL), Column("people"),
         Column("MagImg contrast", 1), Column("restored contrast", 1),
     )  # fmt: skip
     rows: list[Row] = [
         (
-            row, len(scores.values(row, "EN")), *(scores.mean(row, name) for name in FUSION_SCORES),
+            row, len(scores.values(row, "EN")), *(scores.mean(row, name) for name in ALL),
             _people(scores, row), scores.mean(row, "magimg"), scores.mean(row, "restored"),
         )
         for row in scores.rows()

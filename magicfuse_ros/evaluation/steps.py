@@ -6,13 +6,9 @@ import statistics
 from collections.abc import Mapping
 
 from magicfuse_ros.evaluation import metrics
+from magicfuse_ros.evaluation.fusion_metrics import OF_THE_PAPER, fusion_columns, fusion_scores
 from magicfuse_ros.evaluation.metrics import grey
-from magicfuse_ros.evaluation.report import (
-    FUSION_COLUMNS,
-    FUSION_SCORES,
-    add_people,
-    fusion_scores,
-)
+from magicfuse_ros.evaluation.report import add_people
 from magicfuse_ros.evaluation.scenes import has_clean_pair, has_pixel_labels
 from magicfuse_ros.evaluation.segmentation import confusion
 from magicfuse_ros.evaluation.subject import DEGRADED, Evaluation
@@ -61,7 +57,7 @@ def steps_table(evaluation: Evaluation) -> Table:
                 restored=metrics.psnr_db(made.enhanced, scene.visible),
                 infrared=metrics.psnr_db(made.infrared, scene.infrared),
                 milliseconds=made.milliseconds,
-                **fusion_scores(made.magimg, scene),
+                **fusion_scores(grey(scene.visible), scene.infrared, grey(made.magimg)),
             )
             pictures = {"imagined": made.infrared, "magimg": grey(made.magimg)}
             add_people(scores, [row], scene, pictures)
@@ -71,14 +67,14 @@ def steps_table(evaluation: Evaluation) -> Table:
         times = scores.values(row, "milliseconds")
         rows.append((
             row, len(times), restored, infrared,
-            *(scores.mean(row, name) for name in FUSION_SCORES),
+            *(scores.mean(row, name) for name in OF_THE_PAPER),
             len(scores.values(row, "magimg")), scores.mean(row, "imagined"),
             scores.mean(row, "magimg"), 100.0 * miou,
             statistics.median(times) if times else float("nan"),
         ))  # fmt: skip
     columns = (
         Column("steps"), Column("images"), Column("restored PSNR (dB)"),
-        Column("infrared PSNR (dB)"), *FUSION_COLUMNS, Column("people"),
+        Column("infrared PSNR (dB)"), *fusion_columns(), Column("people"),
         Column("Φ contrast", 1), Column("MagImg contrast", 1), Column("mIoU (%)", 1),
         Column("ms", 1),
     )  # fmt: skip
