@@ -12,7 +12,8 @@ from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, save_few_step
 
 from magicfuse_ros.model.checkpoint import PARTS
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.refiner import enlarged
 from magicfuse_ros.model.sampler import SamplerSettings
 from magicfuse_ros.runtime import backends, networks_by_size
 from magicfuse_ros.runtime.backends import candidates
@@ -127,7 +128,7 @@ def test_the_engine_gives_what_the_model_gives(load, tmp_path, config):
         assert np.abs(getattr(result, name) - expected).max() < 1.0, name
     infrared = pictures.infrared[0].mean(dim=0).numpy() * 255
     assert np.abs(result.infrared - infrared).max() < 1.0
-    probabilities = upsampled_logits(pictures.step.state.softmax(dim=1), (48, 64))[0]
+    probabilities = enlarged(pictures.step.state.softmax(dim=1), (48, 64))[0]
     first, second = probabilities.topk(2, dim=0).values
     leads = (first - second > 0.02).numpy()
     assert leads.mean() > 0.3

@@ -56,8 +56,9 @@ def test_maps_have_the_images_size(size):
     latent = torch.rand(2, 8, size[0] // 4, size[1] // 4)
     state = torch.rand(2, 12, *latent.shape[-2:])
     with torch.no_grad():
-        maps = model.refiner(torch.rand(2, 3, *size), latent, latent, latent, state)
+        maps, logits = model.refiner(torch.rand(2, 3, *size), latent, latent, latent, state)
     assert maps.shape == (2, 3, *size)
+    assert logits.shape == (2, 12, size[0] // 2, size[1] // 2)
     heat = split_maps(maps).heat
     assert 0.0 <= float(heat.min()) <= float(heat.max()) <= 1.0
 
@@ -70,12 +71,13 @@ def new_maps():
     latent = torch.rand(1, 8, 48, 64, generator=draw) * 2.0 - 1.0
     image, state = torch.rand(1, 3, 192, 256), torch.rand(1, 12, 48, 64)
     with torch.no_grad():
-        maps = model.refiner(image, latent, latent, latent, state)
+        maps, logits = model.refiner(image, latent, latent, latent, state)
         decoded = model.decoder.linear((latent + 1.0) / 2.0)
+    assert torch.equal(logits, enlarged(state, (96, 128)))
     return split_maps(maps), decoded
 
 
-def test_a_new_one_shows_what_phis_latent_shows_and_no_heat():
+def test_a_new_one_shows_what_phis_latent_shows_no_heat_and_the_classes_of_s():
     maps, decoded = new_maps()
     assert bool((maps.infrared_gain == 0.0).all())
     assert float(maps.heat.max()) < 0.05
@@ -100,7 +102,7 @@ def test_a_decoder_without_a_linear_path_is_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"widths": ()}, {"widths": (8, 8)}, {"widths": (0,), "blocks": (1,)}, {"fine_width": 0}],
+    [{"widths": ()}, {"widths": (8, 8)}, {"widths": (0,), "blocks": (1,)}, {"class_width": 0}],
 )
 def test_a_wrong_config_is_refused(wrong):
     with pytest.raises(ConfigError, match="refiner"):
@@ -296,11 +298,13 @@ def test_the_engine_and_the_model_agree(model):
 # --- the stage ----------------------------------------------------------------------------------
 
 
-def test_s_is_left_alone_where_it_is_not_asked_for():
+@pytest.mark.parametrize("blind", [0.0, 1.0])
+def test_z_s_is_hidden_from_r_as_often_as_it_is_asked_for(blind):
     model = MagicFuse.from_config(SMALL_REFINED)
-    stage = RefineStage(model, RefineLoss(segmentation=0.0))
-    assert set(stage.trained) == {"refiner"}
-    assert not any(each.requires_grad for each in model.fusion.parameters())
+    stage, seen = RefineStage(model, RefineLoss(blind=blind)), []
+    model.refiner.register_forward_hook(lambda _, inputs, __: seen.append(inputs[-1]))
+    stage._refine(torch.rand(2, 3, 32, 32), torch.Generator().manual_seed(0))
+    assert bool(seen[0].any()) == (blind == 0.0)
 
 
 def test_a_model_without_r_is_refused():

@@ -31,7 +31,7 @@ OF_STAGE = {
     "psi": {"psi"},
     "phi": {"phi"},
     "mkf": {"fusion"},
-    "refine": {"refiner", "fusion"},
+    "refine": {"refiner"},
 }
 WITH_CONFIG = [
     *((name, SMALL_REFINED) for name in STAGES),

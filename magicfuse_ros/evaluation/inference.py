@@ -93,7 +93,8 @@ class Inference:
         mask = _mask(step.state, letterbox)
         if model.refiner is not None and variant == "full":
             latents = (step.z0_psi, step.z0_phi, step.z0_fused)
-            maps = model.refiner(planes, *latents, step.state)
+            maps, logits = model.refiner(planes, *latents, step.state)
+            mask = _mask(logits, letterbox)
             pictures = CameraPictures(image, planes, enhanced, letterbox)
             imagined = cv2.cvtColor(pictures.infrared(maps, heat), cv2.COLOR_GRAY2RGB)
             infrared = np.asarray(imagined, np.uint8)
@@ -111,7 +112,7 @@ class Inference:
             return np.zeros(image.shape[:2], np.float32)
         planes, letterbox = self._input(image)
         step = self._sample(model, planes, self.settings)
-        maps = model.refiner(planes, step.z0_psi, step.z0_phi, step.z0_fused, step.state)
+        maps, _ = model.refiner(planes, step.z0_psi, step.z0_phi, step.z0_fused, step.state)
         pictures = CameraPictures(image, planes, model.decoder(step.z0_psi), letterbox)
         cold = torch.full_like(maps, -30.0)  # a logit that is 0 heat
         lit, unlit = (grey(pictures.magimg(each)) for each in (maps, cold))

@@ -219,7 +219,7 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerConfig:
-    """R, which finds what is warm; a model may do without it.
+    """R, which finds what is warm and sharpens S's classes; a model may do without it.
 
     Attributes
     ----------
@@ -228,13 +228,14 @@ class RefinerConfig:
         after it half of that.
     blocks
         Residual blocks of each level on the way down; on the way up each has one.
-    fine_width
-        Channels at the image's own size.
+    fine_width, class_width
+        Channels at the image's own size, and those of the classes at half of it.
     """
 
-    widths: tuple[int, ...] = (32, 64, 112, 112)
+    widths: tuple[int, ...] = (40, 80, 144, 160)
     blocks: tuple[int, ...] = (1, 1, 2, 2)
     fine_width: int = 12
+    class_width: int = 32
 
     def __post_init__(self) -> None:
         require(len(self.widths) >= 1, "refiner.widths", self.widths, "one number a level")
@@ -244,7 +245,8 @@ class RefinerConfig:
             require(
                 min(getattr(self, name)) >= 1, f"refiner.{name}", getattr(self, name), "1 or more"
             )
-        require(self.fine_width >= 1, "refiner.fine_width", self.fine_width, "1 or more")
+        for name in ("fine_width", "class_width"):
+            require(getattr(self, name) >= 1, f"refiner.{name}", getattr(self, name), "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,6 +361,13 @@ class MagicFuseConfig:
                 self.resolution,
                 f"multiples of {self.multiple_of}",
             )
+
+        require(
+            self.refiner is None or self.autoencoder.stride % 2 == 0,
+            "autoencoder.stride with refiner",
+            self.autoencoder.stride,
+            "an even number",
+        )
 
     @property
     def multiple_of(self) -> int:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from magicfuse_ros.model import checkpoint, noise
 from magicfuse_ros.model.autoencoder import Decoder, Encoder
@@ -17,7 +16,7 @@ from magicfuse_ros.model.denoiser import Denoiser
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import Fusion
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.model.refiner import Refiner
+from magicfuse_ros.model.refiner import Refiner, enlarged
 from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
 
 
@@ -157,11 +156,6 @@ class MagicFuse(nn.Module):
             magimg=self.decoder(step.z0_fused),
             enhanced=self.decoder(step.z0_psi),
             infrared=self.decoder(step.z0_phi),
-            logits=upsampled_logits(step.state, image.shape[-2:]),
+            logits=enlarged(step.state, (image.shape[-2], image.shape[-1])),
             step=step,
         )
-
-
-def upsampled_logits(state: Tensor, size: tuple[int, ...]) -> Tensor:
-    """z^s (B, classes, h, w) upsampled bilinearly to `size` (H, W)."""
-    return functional.interpolate(state, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,10 +1,13 @@
-"""R: from the outcome of sampling, where it is warm, and an infrared that follows the frame.
+"""R: from the outcome of sampling, what is warm, an infrared that follows the frame, and classes.
 
 The paper has no such part: there heat is in MagImg because D(z0_f) is, in the place of what stood
 there. R keeps the two apart. From the frame and the latents it finds how surely a person or vehicle
 is warm, and how the infrared follows from the frame locally, as gain·luminance + offset, at the
 model's resolution. Enlarged, these change slowly, and edges are where the frame has them: it is the
 fast guided filter (He and Sun, 2015) with coefficients that a network gives.
+
+S's classes lie on the latent's grid, in which a pole or a person far away is narrower than a cell.
+R adds to S's logits what it sees of them in the frame, at half of the frame's size.
 """
 
 from __future__ import annotations
@@ -55,12 +58,12 @@ class _Block(nn.Module):
 
 
 class Refiner(nn.Module):
-    """R, a U-Net on the latent's grid with a thin head at the size of the image.
+    """R, a U-Net on the latent's grid with thin heads at the size of the image and at half of it.
 
     Parameters
     ----------
     stride
-        Image pixels per latent position, along each axis.
+        Image pixels per latent position, along each axis; an even number.
     """
 
     def __init__(
@@ -84,9 +87,14 @@ class Refiner(nn.Module):
         self.mix = nn.Conv2d(config.fine_width + 3, config.fine_width, 3, padding=1)
         self.maps = nn.Conv2d(config.fine_width, len(Maps._fields), 3, padding=1)
         self.decode = nn.Conv2d(latent_channels, 3 * stride**2, 1)
-        # It begins with what Φ's latent shows, and without heat.
-        nn.init.zeros_(self.maps.weight)
-        nn.init.zeros_(self.maps.bias)  # type: ignore[arg-type]
+        self._half, width = stride // 2, config.class_width
+        self.spread = nn.Conv2d(widths[0] + known, width * self._half**2, 1)
+        self.look = nn.Conv2d(width + 3 * 2**2, width, 3, padding=1)
+        self.classes = nn.Conv2d(width, classes, 1)
+        # It begins with what Φ's latent shows, with S's classes, and without heat.
+        for last in (self.maps, self.classes):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             self.maps.bias[-1] = -3.0  # type: ignore[index]
 
@@ -108,8 +116,8 @@ class Refiner(nn.Module):
 
     def forward(
         self, image: Tensor, z0_psi: Tensor, z0_phi: Tensor, z0_fused: Tensor, state: Tensor
-    ) -> Tensor:
-        """Find the maps of a sample, (B, 3, H, W), which `split_maps` names.
+    ) -> tuple[Tensor, Tensor]:
+        """Find what a sample shows.
 
         Parameters
         ----------
@@ -119,6 +127,13 @@ class Refiner(nn.Module):
             The sampler's last latents, (B, 8, h, w).
         state
             z^s, the logits at latent size, (B, classes, h, w).
+
+        Returns
+        -------
+        maps
+            (B, 3, H, W), which `split_maps` names.
+        logits
+            (B, classes, H/2, W/2): those of S, enlarged, with what R adds to them.
         """
         # Unbounded logits would drown the latents; probabilities say the same.
         known = torch.cat([z0_psi, z0_phi, z0_fused, state.softmax(dim=1)], dim=1)
@@ -138,7 +153,13 @@ class Refiner(nn.Module):
         fine = functional.relu(self.mix(torch.cat([fine, image], dim=1)))
         gain, infrared, heat = self.maps(fine).split(1, dim=1)
         offset = infrared + self._smooth(z0_phi) - gain * luminance(image)
-        return torch.cat([gain, offset, heat], dim=1)
+        return torch.cat([gain, offset, heat], dim=1), self._logits(x, image, state)
+
+    def _logits(self, x: Tensor, image: Tensor, state: Tensor) -> Tensor:
+        own = functional.relu(functional.pixel_shuffle(self.spread(x), self._half))
+        seen = torch.cat([own, functional.pixel_unshuffle(image, 2)], dim=1)
+        more: Tensor = self.classes(functional.relu(self.look(seen)))
+        return enlarged(state, (more.shape[-2], more.shape[-1])) + more
 
     def _smooth(self, latent: Tensor) -> Tensor:
         """Return the luminance of what latents show, without the grid of their patches."""
@@ -160,7 +181,7 @@ def luminance(image: Tensor) -> Tensor:
 
 
 def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarge maps (B, C, H, W) bilinearly to the camera's `size` (height, width)."""
+    """Enlarge maps (B, C, h, w) bilinearly to `size` (height, width)."""
     return functional.interpolate(maps, size=size, mode="bilinear")
 
 

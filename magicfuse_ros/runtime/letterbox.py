@@ -123,10 +123,10 @@ def to_picture(image: torch.Tensor) -> UInt8:
 
 
 def classify(probabilities: UInt8, letterbox: Letterbox) -> tuple[UInt8, UInt8]:
-    """Turn class probabilities at latent size into a mask and its confidence at the camera's size.
+    """Turn class probabilities into a mask and its confidence at the camera's size.
 
     Interpolating probabilities, and taking the largest afterwards, gives smooth class borders,
-    where enlarging the mask itself gives steps. Only the classes that win somewhere at latent size
+    where enlarging the mask itself gives steps. Only the classes that win somewhere before
     are enlarged: that keeps the cost at a few planes, and keeps a third class from appearing
     between two others.
 

@@ -182,12 +182,12 @@ class CompiledNetworks:
                 image = self._started_decoder.finish()
         return image, outcome
 
-    def refine(self, step: Step) -> Tensor:
-        """Return R's maps (1, 3, H, W) of a sample of the image that `encode` got."""
+    def refine(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Return R's maps and logits of a sample of the image that `encode` got."""
         with self.watch.stage("decode"):
             latents = (step.z0_psi, step.z0_phi, step.z0_fused)
-            maps: Tensor = self._refiner(self.image, *latents, step.state)
-        return maps
+            maps, logits = self._refiner(self.image, *latents, step.state)
+        return maps, logits
 
     @property
     def side_by_side(self) -> bool:

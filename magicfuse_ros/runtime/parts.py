@@ -26,7 +26,7 @@ OUTPUTS = {
     "phi": ("prediction",),
     "fusion": ("w", "z_s_next"),
     "decoder": ("image",),
-    "refiner": ("maps",),
+    "refiner": ("maps", "logits"),
 }
 """Part → names of its outputs."""
 

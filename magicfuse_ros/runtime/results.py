@@ -50,9 +50,9 @@ def refined(
     """
     watch = networks.watch
 
-    maps = networks.refine(step)
+    maps, logits = networks.refine(step)
     restored, (mask, confidence) = networks.decode(
-        step.z0_psi, partial(_classes, step, networks, letterbox)
+        step.z0_psi, partial(_classes, logits, networks, letterbox)
     )
     imagined = None
     if "infrared" in extras:
@@ -97,7 +97,8 @@ def decoded(
     latents = {"magimg": fused, "infrared": step.z0_phi, "enhanced": step.z0_psi}
     # While D decodes one latent, the result before it is brought to the camera's size.
     made: dict[str, Any] = {}
-    last, work = "classes", cast("Callable[[], Any]", partial(_classes, step, networks, letterbox))
+    classes = partial(_classes, step.state, networks, letterbox)
+    last, work = "classes", cast("Callable[[], Any]", classes)
     for name in ("magimg", *(each for each in EXTRAS if each in extras)):
         image, made[last] = networks.decode(latents[name], work)
         last, work = name, partial(picture, image, grey=name == "infrared")
@@ -107,10 +108,12 @@ def decoded(
     return FuseResult(made["magimg"], mask, confidence, infrared, enhanced, watch.stage_ms())
 
 
-def _classes(step: Step, networks: CompiledNetworks, letterbox: Letterbox) -> tuple[UInt8, UInt8]:
-    """Return a sample's mask and confidence at the camera's size."""
+def _classes(
+    logits: Tensor, networks: CompiledNetworks, letterbox: Letterbox
+) -> tuple[UInt8, UInt8]:
+    """Return the mask and confidence of logits (1, classes, h, w), at the camera's size."""
     with networks.watch.stage("postprocess"):
-        probabilities = quantise(_finite(step.state)[0].softmax(dim=0))
+        probabilities = quantise(_finite(logits)[0].softmax(dim=0))
         return classify(probabilities.cpu().numpy(), letterbox)
 
 

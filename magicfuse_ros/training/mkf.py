@@ -10,8 +10,9 @@ from torch import Tensor
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import is_one_of
 from magicfuse_ros.model.labels import UNKNOWN
-from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.partial import Unaided
+from magicfuse_ros.model.refiner import enlarged
 from magicfuse_ros.model.sampler import Networks, SamplerSettings, Step, sample
 from magicfuse_ros.training.losses import visual_loss
 from magicfuse_ros.training.semantics import SemanticLoss, SemanticTerms
@@ -114,7 +115,8 @@ class MkfStage(Stage):
         weight = 1.0 + weights.thermal * batch["thermal_weight"][:, None]
         cold = self._cold(batch) if weights.cold else None
         terms = visual_loss(decoder(step.z0_fused), enhanced, infrared, weight, cold)
-        logits = upsampled_logits(step.state, batch["labels"].shape[-2:])
+        height, width = batch["labels"].shape[-2:]
+        logits = enlarged(step.state, (height, width))
         terms |= self._semantics(logits, batch)
         loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         scalars = {name: value.detach() for name, value in terms.items()}

@@ -1,21 +1,20 @@
-"""Phase 3, which the paper has not: R, and S on the same samples, at the camera's size."""
+"""Phase 3, which the paper has not: R, at the camera's size, on what the others make."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from magicfuse_ros.model.checkpoint import PARTS, REFINER
 from magicfuse_ros.model.config_values import ConfigError
-from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import is_one_of
 from magicfuse_ros.model.labels import UNKNOWN
-from magicfuse_ros.model.magicfuse import MagicFuse, upsampled_logits
+from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.refiner import Maps, Refiner, enlarged, infrared_at, split_maps
-from magicfuse_ros.model.sampler import SamplerSettings, Step, sample
+from magicfuse_ros.model.sampler import SamplerSettings, sample
 from magicfuse_ros.training.losses import sobel, weighted_l1
 from magicfuse_ros.training.semantics import SemanticLoss, SemanticTerms
 from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes, starting_point
@@ -29,7 +28,7 @@ _WARM, _HOT = 0.3, 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class RefineLoss(SemanticLoss):
-    """The objective of R, and of S beside it.
+    """The objective of R.
 
     Attributes
     ----------
@@ -42,10 +41,10 @@ class RefineLoss(SemanticLoss):
     objects
         Extra weight of that inside people and vehicles.
     segmentation, absence, class_weights
-        Of S, as in phase 2; with a `segmentation` of 0 F and S are left as they are.
-    drift
-        Weight of how far the fusion weight w moves away from that of the F it began with, so that
-        D(z0_f) stays the paper's fusion.
+        Of the classes that R makes of S's, as in phase 2.
+    blind
+        Chance that R does not see a sample's z^s. S is surer of the pictures it learned from than
+        of others, and R would trust it too far.
     """
 
     infrared: float = 4.0
@@ -53,42 +52,11 @@ class RefineLoss(SemanticLoss):
     thermal: float = 8.0
     heat: float = 3.0
     objects: float = 2.0
-    drift: float = 1.0
-
-
-class _Streams:
-    """The sampler's networks: gradients for F and S alone, and how far w has moved.
-
-    Attributes
-    ----------
-    drift
-        Mean absolute difference of w from that of the F that is kept.
-    """
-
-    def __init__(self, model: MagicFuse, kept: nn.Module) -> None:
-        self._model, self._kept = model, kept
-        self.drift: Tensor = torch.zeros(())
-
-    def denoise(
-        self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            return self._model.denoise(condition, z_psi, z_phi, t)
-
-    def fuse(
-        self, psi: Estimate, phi: Estimate, z_f: Tensor, state: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
-        w, following = self._model.fuse(psi, phi, z_f, state, t)
-        if w.requires_grad:
-            step = torch.tensor([t], device=z_f.device)
-            with torch.no_grad():
-                was, _ = self._kept(psi.z0, phi.z0, z_f, psi.eps, phi.eps, state, step)
-            self.drift = (w - was).abs().mean()
-        return w, following
+    blind: float = 0.0
 
 
 class RefineStage(Stage):
-    """Trains R, and F & S further, with E, Ψ and Φ frozen.
+    """Trains R, with the others frozen.
 
     Raises
     ------
@@ -104,15 +72,8 @@ class RefineStage(Stage):
             )
         if not model.refiner.maps.weight.any():  # it is new
             model.refiner.begin_with(model.decoder)
-        frozen: dict[str, nn.Module] = {
-            part: getattr(model, part) for part in ("encoder", "decoder", "psi", "phi")
-        }
-        trained: dict[str, nn.Module] = {"refiner": model.refiner}
-        if loss.segmentation:
-            trained["fusion"], frozen["kept"] = model.fusion, copy.deepcopy(model.fusion)
-        else:
-            frozen["fusion"] = model.fusion
-        super().__init__(trained, frozen)
+        frozen: dict[str, nn.Module] = {part: getattr(model, part) for part in PARTS}
+        super().__init__({REFINER: model.refiner}, frozen)
         self.__dict__["_model"] = model
         self._loss = loss
         self.trained_steps = (model.config.diffusion.steps,)
@@ -122,25 +83,20 @@ class RefineStage(Stage):
 
     _model: MagicFuse
 
-    def _sample(self, image: Tensor, generator: torch.Generator) -> tuple[Step, Tensor]:
+    def _refine(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         condition, noise = starting_point(self._model, image, generator)
-        with torch.set_grad_enabled(bool(self._loss.segmentation) and torch.is_grad_enabled()):
-            streams = _Streams(self._model, self.frozen.get("kept", self._model.fusion))
-            step = sample(streams, condition, noise, self._model.config, self._settings)
-        return step, streams.drift
-
-    def _refine(self, image: Tensor, step: Step) -> Tensor:
-        refiner: Refiner = self.trained["refiner"]  # type: ignore[assignment]
-        latents = (step.z0_psi, step.z0_phi, step.z0_fused)
-        maps: Tensor = refiner(image, *(each.detach() for each in latents), step.state.detach())
-        return maps
+        with torch.no_grad():
+            step = sample(self._model, condition, noise, self._model.config, self._settings)
+        chance = torch.rand(len(image), generator=generator).to(image.device)
+        state = step.state * (chance >= self._loss.blind)[:, None, None, None]
+        refiner: Refiner = self.trained[REFINER]  # type: ignore[assignment]
+        maps, logits = refiner(image, step.z0_psi, step.z0_phi, step.z0_fused, state)
+        return maps, logits
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the terms, and the terms to log."""
         loss, frame = self._loss, batch["degraded"]
-        image = _shrunk(frame)
-        step, drift = self._sample(image, generator)
-        maps = self._refine(image, step)
+        maps, logits = self._refine(_shrunk(frame), generator)
         at_camera = split_maps(enlarged(maps, (frame.shape[-2], frame.shape[-1])))
         terms = self._infrared(frame, at_camera, batch)
         small = {
@@ -150,9 +106,7 @@ class RefineStage(Stage):
             "infrared": _shrunk(batch["infrared"]),
         }
         terms["heat"] = self._heat(maps[:, -1:], small)
-        if loss.segmentation:
-            logits = upsampled_logits(step.state, small["labels"].shape[-2:])
-            terms |= self._semantics(logits, small) | {"drift": drift}
+        terms |= self._semantics(enlarged(logits, (maps.shape[-2], maps.shape[-1])), small)
         weighted = [getattr(loss, name) * value for name, value in terms.items()]
         return torch.stack(weighted).sum(), {k: value.detach() for k, value in terms.items()}
 
@@ -180,8 +134,7 @@ class RefineStage(Stage):
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Draw frames, imagined infrared, heat and the real infrared, from top to bottom."""
         frame = batch["degraded"][:4]
-        image = _shrunk(frame)
-        maps = self._refine(image, self._sample(image, generator)[0])
+        maps, _ = self._refine(_shrunk(frame), generator)
         big = split_maps(enlarged(maps, (frame.shape[-2], frame.shape[-1])))
         grey = (infrared_at(frame, big), big.heat, batch["infrared"][:4])
         rows = torch.cat([frame, *(each.expand(-1, 3, -1, -1) for each in grey)], dim=2)
