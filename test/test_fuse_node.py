@@ -315,6 +315,19 @@ def test_steps_that_the_model_was_not_trained_for_are_told_in_log_and_diagnostic
     assert len([line for line in node.lines("WARN") if warning in line]) == 2
 
 
+def test_a_part_that_its_backend_leaves_to_pytorch_degrades_the_node(system):
+    node, _, listener = system
+    assert listener.set_parameters(steps=901)[0].successful
+    warning = "fusion runs in PyTorch"
+    status, facts = listener.next_status(lambda status, _: warning in status.message)
+    assert status.level in {DiagnosticStatus.WARN, DiagnosticStatus.STALE}
+    assert facts["degraded"] == "true"
+    assert listener.set_parameters(steps=0)[0].successful
+    _, facts = listener.next_status(lambda status, _: warning not in status.message)
+    assert facts["degraded"] == "false"
+    assert len([line for line in node.lines("WARN") if warning in line]) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [

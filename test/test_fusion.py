@@ -16,6 +16,7 @@ from magicfuse_ros.model.fusion import (
     Fusion,
     SelfAttention,
     _resized,
+    area_averaged,
     fused_noise,
     modulated_weight,
     radiation_category_map,
@@ -41,12 +42,31 @@ def filled(config, classes=3):
     return network
 
 
+@settings(deadline=None)
 @given(st.integers(1, 17), st.integers(1, 17), st.sampled_from([1, 2, 4]))
 def test_a_coarser_scale_holds_the_means_of_what_it_covers(height, width, scale):
     x = noise(1, 2, height, width)
     size = (-(-height // scale), -(-width // scale))
     means = torch.nn.functional.adaptive_avg_pool2d(x, size)
-    torch.testing.assert_close(_resized(x, size), means)
+    torch.testing.assert_close(_resized(x, size), means, rtol=0.0, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(sizes=st.tuples(*[st.integers(1, 40)] * 4), seed=st.integers(0, 9))
+def test_shrinking_by_matrix_products_is_adaptive_average_pooling(sizes, seed):
+    height, width, new_height, new_width = sizes
+    x = noise(2, 3, height, width, seed=seed)
+    size = min(new_height, height), min(new_width, width)
+    wanted = torch.nn.functional.adaptive_avg_pool2d(x, size)
+    torch.testing.assert_close(area_averaged(x, size), wanted, rtol=0.0, atol=1e-6)
+
+
+def test_no_operator_that_torch_tensorrt_lowers_wrongly_is_left_in_fusion():
+    network = filled(TINY.fusion)
+    program = torch.export.export(network, tuple(inputs((60, 80), 3)))  # 30 rows → 15 → 8
+    operators = {str(node.target) for node in program.run_decompositions().graph.nodes}
+    assert "aten.avg_pool2d.default" in operators
+    assert not [each for each in operators if "adaptive" in each]
 
 
 # Eq. 11: the radiation category map and the modulated weight

@@ -116,7 +116,30 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     ratio = x.shape[-2] // size[0]
     if (x.shape[-2], x.shape[-1]) == (ratio * size[0], ratio * size[1]):
         return functional.avg_pool2d(x, ratio)  # the same result, which compilers make fast
-    return functional.interpolate(x, size=size, mode="area")
+    return area_averaged(x, size)
+
+
+def area_averaged(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Shrink (B, C, H, W) to `size` (height, width) by the mean of each pixel's window.
+
+    It is adaptive average pooling, written as two matrix products: where a side is no multiple of
+    the new one, Torch-TensorRT 2.11 lowers that operator with windows of one size, far too large
+    (15 rows become 8 by means of 8 rows each, and not of 2 or 3).
+    """
+    rows = _windows(int(x.shape[-2]), size[0], x)
+    columns = _windows(int(x.shape[-1]), size[1], x)
+    return rows @ x @ columns.transpose(0, 1)
+
+
+def _windows(length: int, new: int, like: Tensor) -> Tensor:
+    """Return the weights of `length` pixels in each of `new` means, (new, length)."""
+    # Made on the device: a table from the CPU could not be copied during a CUDA graph's capture.
+    pixel = torch.arange(length, device=like.device)
+    index = torch.arange(new, device=like.device)[:, None]
+    # Pixel i begins in window ⌊i·new/length⌋ and ends in ⌈(i + 1)·new/length⌉ - 1.
+    inside = ((pixel + 1) * new > index * length) & (pixel * new < (index + 1) * length)
+    share = inside.to(like.dtype)
+    return share / share.sum(dim=1, keepdim=True)
 
 
 class Fusion(nn.Module):

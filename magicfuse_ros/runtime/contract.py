@@ -157,6 +157,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def parts_warning(self) -> str:
+        """Say which parts the backend leaves to PyTorch, and why; empty if none."""
+        ...
+
+    @property
     def under_way(self) -> str:
         """The input size whose networks are being made while frames use others; empty if none."""
         ...

@@ -127,6 +127,17 @@ class FuseEngine:
         return () if self._backend is None else tuple(self._backend.built)
 
     @property
+    def parts_warning(self) -> str:
+        """A sentence saying which parts the backend leaves to PyTorch, and why, else empty."""
+        parts = {} if self._backend is None else dict(self._backend.in_pytorch)
+        if not parts:
+            return ""
+        reasons = "; ".join(f"{name}: {why}" for name, why in parts.items())
+        return (
+            f"{self.backend_name} runs {', '.join(parts)} in PyTorch, which is slower ({reasons})"
+        )
+
+    @property
     def under_way(self) -> str:
         """The input size whose networks are made in the background, as `320x136`, or empty."""
         return self._networks.under_way

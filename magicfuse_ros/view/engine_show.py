@@ -75,7 +75,7 @@ class EngineShow:
             state["labels"] = [[each.name, each.color] for each in engine.labels.labels]
             if not engine.trained:
                 state["warnings"].append("untrained weights: the pictures mean nothing")
-            state["warnings"] += filter(None, [engine.steps_warning])
+            state["warnings"] += filter(None, [engine.steps_warning, engine.parts_warning])
             if engine.under_way:
                 state["warnings"].append(f"making networks for {engine.under_way}; less detail yet")
         if isinstance(feed, Playback):

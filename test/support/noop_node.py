@@ -26,6 +26,8 @@ SLOW_S = 0.6
 HANG = (255, 0, 4)
 NO_LOAD_STEPS = 666
 """An engine that is to take so many steps cannot be loaded."""
+PARTS_STEPS = 901
+"""An engine that takes so many steps runs a part in PyTorch."""
 
 
 class NoopEngine:
@@ -59,6 +61,10 @@ class NoopEngine:
     @property
     def steps_warning(self):
         return "" if self.steps <= 500 else f"not trained for {self.steps} steps"
+
+    @property
+    def parts_warning(self):
+        return "fusion runs in PyTorch" if self.steps == PARTS_STEPS else ""
 
     def warm_up(self, progress):
         progress("warm")

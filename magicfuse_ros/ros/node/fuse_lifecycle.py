@@ -36,7 +36,7 @@ class FuseNode(ManagedNode):
         super().__init__("fuse_node", **node_arguments)
         self._engine_factory = engine_factory
         self._session: Session | None = None
-        self._logged_steps_warning = ""
+        self._logged_warnings: tuple[str, ...] = ()
         self._intake = Intake(self, self._account)
         if outputs.NO_LABEL_INFO:
             self.get_logger().info(outputs.NO_LABEL_INFO)
@@ -162,13 +162,12 @@ class FuseNode(ManagedNode):
         session = self._session
         if session is not None and self._state in {"active", "inactive"}:
             session.watch()
-            self._log_steps("" if session.engine is None else session.engine.steps_warning)
-
-    def _log_steps(self, warning: str) -> None:
-        """Log a warning about the number of steps, unless it is the one that was logged last."""
-        if warning and warning != self._logged_steps_warning:
-            self.get_logger().warning(warning)
-        self._logged_steps_warning = warning
+            engine = session.engine
+            found = () if engine is None else (engine.steps_warning, engine.parts_warning)
+            for warning in found:
+                if warning and warning not in self._logged_warnings:
+                    self.get_logger().warning(warning)
+            self._logged_warnings = found
 
     def _health(self) -> diagnostics.Health:
         session, subscriptions = self._session, self._intake.subscriptions
@@ -181,7 +180,7 @@ class FuseNode(ManagedNode):
             pipeline = session.pipeline
             warnings += [session.loading, pipeline.refused, pipeline.degraded, pipeline.advice]
             if session.engine is not None:
-                warnings.append(session.engine.steps_warning)
+                warnings += [session.engine.steps_warning, session.engine.parts_warning]
                 if not session.engine.trained:
                     warnings.append("the weights are untrained: the pictures mean nothing yet")
         return diagnostics.Health(
@@ -201,7 +200,7 @@ class FuseNode(ManagedNode):
         session, subscriptions = self._session, self._intake.subscriptions
         if session is not None and session.engine is not None:
             engine = session.engine
-            facts["degraded"] = bool(session.pipeline.degraded)
+            facts["degraded"] = bool(session.pipeline.degraded or engine.parts_warning)
             facts["model"], facts["trained"] = session.settings.engine.model, engine.trained
             facts["labels"], facts["backend"] = engine.labels.name, engine.backend_name
             facts["preparing"] = engine.under_way

@@ -43,6 +43,8 @@ class Backend(Protocol):
         How many threads PyTorch may use while parts are made and run; 0 leaves that to PyTorch.
     built
         Names of the parts that were compiled from scratch, and not found in the artifact cache.
+    in_pytorch
+        Names of the parts that PyTorch runs although they should be compiled, with the reason.
     """
 
     device_type: str
@@ -51,6 +53,7 @@ class Backend(Protocol):
     compiles: bool
     pytorch_threads: int
     built: list[str]
+    in_pytorch: dict[str, str]
 
     def __init__(self, device: torch.device, threads: int) -> None: ...
 

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.part import Network, Part
+from magicfuse_ros.runtime.backends.precision import first_faithful
 from magicfuse_ros.runtime.backends.prepare import Write, part_key, prepare
 from magicfuse_ros.runtime.concurrency import StartedNetwork
 from magicfuse_ros.runtime.contract import EngineError, Progress
 
 _MODEL, _COMPILED, _PRECISION = "model.xml", "compiled.blob", "precision"
 _HINT, _EXACT = "INFERENCE_PRECISION_HINT", "f32"
+_BITS = {"bf16": "16 bits", _EXACT: "32 bits"}
 
 
 class OpenVinoBackend:
@@ -56,6 +58,7 @@ class OpenVinoBackend:
 
     def __init__(self, device: torch.device, threads: int) -> None:  # noqa: ARG002 - the CPU
         self.built: list[str] = []
+        self.in_pytorch: dict[str, str] = {}
         self._threads = threads or len(os.sched_getaffinity(0))
         self.side_by_side = self._threads >= 2
         self._core: Any = _core()
@@ -97,16 +100,11 @@ class OpenVinoBackend:
             return _Request(self._core.compile_model(model, "CPU", given), precision)
 
         def fastest(model: Any, example: parity.Example) -> _Request:
-            network = compiled(model, self._precision)
-            if self._precision == _EXACT:  # nothing to fall back to: `prepare` checks it
-                return network
-            apart = parity.difference(network(*example.inputs), example.reference)
-            if apart <= parity.TOLERANCE:
-                return network
-            progress(
-                f"{part.name} computes in 32 bits: in 16 it is off by {apart:.2g} of its values"
-            )
-            return compiled(model, _EXACT)
+            versions = {
+                _BITS[each]: functools.partial(compiled, model, each)
+                for each in dict.fromkeys((self._precision, _EXACT))
+            }
+            return first_faithful(part.name, versions, example, progress)
 
         def load_graph(folder: Path) -> _Request:
             model = self._core.read_model(folder / _MODEL)
