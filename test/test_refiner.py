@@ -102,7 +102,13 @@ def test_a_decoder_without_a_linear_path_is_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"widths": ()}, {"widths": (8, 8)}, {"widths": (0,), "blocks": (1,)}, {"class_width": 0}],
+    [
+        {"widths": ()},
+        {"labels": "fmb"},
+        {"widths": (8, 8)},
+        {"widths": (0,), "blocks": (1,)},
+        {"class_width": 0},
+    ],
 )
 def test_a_wrong_config_is_refused(wrong):
     with pytest.raises(ConfigError, match="refiner"):
@@ -260,6 +266,20 @@ def test_the_engine_shows_what_r_makes_and_the_papers_fusion_where_it_is_asked_f
         assert result.mask.shape == result.infrared.shape == frame.shape[:2]
 
 
+def test_masks_come_in_the_classes_of_another_set_that_r_knows_and_nothing_else_changes(model):
+    frame = picture(96, 128)
+    with torch.no_grad():
+        model.refiner.more_classes["mfnet"].classes.bias.copy_(torch.arange(9.0) == 5)
+    own, nine = run(model, frame), run(model, frame, labels="mfnet")
+    assert set(np.unique(nine.mask)) == {5}
+    assert int(own.mask.max()) > 8
+    assert np.array_equal(own.magimg, nine.magimg)
+    with pytest.raises(EngineError, match=r"labels: set 'mfnet' has 9 classes.*tells 12 apart"):
+        run(model, frame, labels="mfnet", paper_fusion=True)
+    with pytest.raises(EngineError, match=r"give 'mfnet', or a set with a label for each"):
+        run(model, frame, labels="fmb")
+
+
 def test_what_was_shown_before_stays_in_magimg_alone(model):
     rng = np.random.default_rng(3)
     first = picture(96, 128)
@@ -305,6 +325,25 @@ def test_z_s_is_hidden_from_r_as_often_as_it_is_asked_for(blind):
     model.refiner.register_forward_hook(lambda _, inputs, __: seen.append(inputs[-1]))
     stage._refine(torch.rand(2, 3, 32, 32), torch.Generator().manual_seed(0))
     assert bool(seen[0].any()) == (blind == 0.0)
+
+
+def test_the_classes_of_another_set_are_learned_alone():
+    model = MagicFuse.from_config(SMALL_REFINED)
+    stage = RefineStage(model, RefineLoss(), "mfnet")
+    learned = {name for name, each in model.refiner.named_parameters() if each.requires_grad}
+    assert learned == {n for n, _ in model.refiner.named_parameters() if n.startswith("more_cl")}
+    labels = torch.full((2, 32, 32), 5)
+    batch = {
+        "degraded": torch.rand(2, 3, 32, 32),
+        "infrared": torch.zeros(2, 1, 32, 32),
+        "labels": labels,
+        "thermal_weight": torch.zeros(2, 32, 32),
+        "annotated": torch.zeros(2),
+    }
+    loss, terms = stage(batch, torch.Generator().manual_seed(0))
+    assert set(terms) == {"segmentation", "absence"}
+    loss.backward()
+    assert bool(model.refiner.more_classes["mfnet"].classes.bias.grad.any())
 
 
 def test_a_model_without_r_is_refused():

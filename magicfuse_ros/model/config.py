@@ -230,12 +230,18 @@ class RefinerConfig:
         Residual blocks of each level on the way down; on the way up each has one.
     fine_width, class_width
         Channels at the image's own size, and those of the classes at half of it.
+    more_labels
+        Built-in label sets whose classes it can tell instead of S's.
+    labels
+        Which of these it shows; empty for S's.
     """
 
     widths: tuple[int, ...] = (40, 80, 144, 160)
     blocks: tuple[int, ...] = (1, 1, 2, 2)
     fine_width: int = 12
     class_width: int = 32
+    more_labels: tuple[str, ...] = ()
+    labels: str = ""
 
     def __post_init__(self) -> None:
         require(len(self.widths) >= 1, "refiner.widths", self.widths, "one number a level")
@@ -244,6 +250,13 @@ class RefinerConfig:
         for name in ("widths", "blocks"):
             require(
                 min(getattr(self, name)) >= 1, f"refiner.{name}", getattr(self, name), "1 or more"
+            )
+        if self.labels:
+            require(
+                self.labels in self.more_labels,
+                "refiner.labels",
+                repr(self.labels),
+                " or ".join(map(repr, ("", *self.more_labels))),
             )
         for name in ("fine_width", "class_width"):
             require(getattr(self, name) >= 1, f"refiner.{name}", getattr(self, name), "1 or more")

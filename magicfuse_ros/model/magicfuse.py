@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from magicfuse_ros.model import checkpoint, noise
 from magicfuse_ros.model.autoencoder import Decoder, Encoder
 from magicfuse_ros.model.checkpoint import PARTS, REFINER
 from magicfuse_ros.model.config import MagicFuseConfig
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.denoiser import Denoiser
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import Fusion
@@ -65,6 +67,30 @@ class MagicFuse(nn.Module):
     def parts(self) -> tuple[str, ...]:
         """Names of the networks that it has, which are attributes and files of a weights folder."""
         return PARTS if self.refiner is None else (*PARTS, REFINER)
+
+    def with_classes_of(self, labels: str) -> MagicFuse:
+        """Return this model, its networks shared, with masks in the classes of a label set.
+
+        Parameters
+        ----------
+        labels
+            One of the `more_labels` of its R.
+
+        Raises
+        ------
+        ConfigError
+            R does not know that set, or there is no R.
+        """
+        known = () if self.config.refiner is None else self.config.refiner.more_labels
+        if self.refiner is None or self.config.refiner is None or labels not in known:
+            raise ConfigError(f"labels is {labels!r}; accepted: {', '.join(known) or 'none'}")
+        refiner = replace(self.config.refiner, labels=labels)
+        other = MagicFuse(replace(self.config, refiner=refiner), self.labels)
+        for part in PARTS:
+            setattr(other, part, getattr(self, part))
+        for name, network in self.refiner.named_children():
+            setattr(other.refiner, name, network)
+        return other.train(self.training)
 
     @classmethod
     def from_config(cls, config: MagicFuseConfig) -> MagicFuse:

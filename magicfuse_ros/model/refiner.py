@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from magicfuse_ros.model.autoencoder import Decoder
 from magicfuse_ros.model.config import RefinerConfig
+from magicfuse_ros.model.labels import LabelSet
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -57,6 +58,38 @@ class _Block(nn.Module):
         return result
 
 
+class ClassHead(nn.Module):
+    """From what R knows on the latent's grid to logits at half of the image's size.
+
+    Parameters
+    ----------
+    known
+        Channels on the latent's grid.
+    width
+        Channels at half of the image's size.
+    classes
+        How many it tells apart.
+    stride
+        Image pixels per latent position, along each axis; an even number.
+    """
+
+    def __init__(self, known: int, width: int, classes: int, stride: int) -> None:
+        super().__init__()
+        self._half = stride // 2
+        self.spread = nn.Conv2d(known, width * self._half**2, 1)
+        self.look = nn.Conv2d(width + 3 * 2**2, width, 3, padding=1)
+        self.classes = nn.Conv2d(width, classes, 1)
+        nn.init.zeros_(self.classes.weight)
+        nn.init.zeros_(self.classes.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        """Return (B, classes, H/2, W/2) for (B, known, h, w) and the image (B, 3, H, W)."""
+        own = functional.relu(functional.pixel_shuffle(self.spread(x), self._half))
+        seen = torch.cat([own, functional.pixel_unshuffle(image, 2)], dim=1)
+        logits: Tensor = self.classes(functional.relu(self.look(seen)))
+        return logits
+
+
 class Refiner(nn.Module):
     """R, a U-Net on the latent's grid with thin heads at the size of the image and at half of it.
 
@@ -87,14 +120,17 @@ class Refiner(nn.Module):
         self.mix = nn.Conv2d(config.fine_width + 3, config.fine_width, 3, padding=1)
         self.maps = nn.Conv2d(config.fine_width, len(Maps._fields), 3, padding=1)
         self.decode = nn.Conv2d(latent_channels, 3 * stride**2, 1)
-        self._half, width = stride // 2, config.class_width
-        self.spread = nn.Conv2d(widths[0] + known, width * self._half**2, 1)
-        self.look = nn.Conv2d(width + 3 * 2**2, width, 3, padding=1)
-        self.classes = nn.Conv2d(width, classes, 1)
+        about = (widths[0] + known, config.class_width)
+        self.classes = ClassHead(*about, classes, stride)
+        self.more_classes = nn.ModuleDict(
+            {
+                name: ClassHead(*about, len(LabelSet.load(name)), stride)
+                for name in config.more_labels
+            }
+        )
         # It begins with what Φ's latent shows, with S's classes, and without heat.
-        for last in (self.maps, self.classes):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.maps.weight)
+        nn.init.zeros_(self.maps.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             self.maps.bias[-1] = -3.0  # type: ignore[index]
 
@@ -133,7 +169,8 @@ class Refiner(nn.Module):
         maps
             (B, 3, H, W), which `split_maps` names.
         logits
-            (B, classes, H/2, W/2): those of S, enlarged, with what R adds to them.
+            (B, classes, H/2, W/2): those of S, enlarged, with what R adds to them; or R's own, of
+            the label set that the config names.
         """
         # Unbounded logits would drown the latents; probabilities say the same.
         known = torch.cat([z0_psi, z0_phi, z0_fused, state.softmax(dim=1)], dim=1)
@@ -153,13 +190,12 @@ class Refiner(nn.Module):
         fine = functional.relu(self.mix(torch.cat([fine, image], dim=1)))
         gain, infrared, heat = self.maps(fine).split(1, dim=1)
         offset = infrared + self._smooth(z0_phi) - gain * luminance(image)
-        return torch.cat([gain, offset, heat], dim=1), self._logits(x, image, state)
-
-    def _logits(self, x: Tensor, image: Tensor, state: Tensor) -> Tensor:
-        own = functional.relu(functional.pixel_shuffle(self.spread(x), self._half))
-        seen = torch.cat([own, functional.pixel_unshuffle(image, 2)], dim=1)
-        more: Tensor = self.classes(functional.relu(self.look(seen)))
-        return enlarged(state, (more.shape[-2], more.shape[-1])) + more
+        if self.config.labels:
+            logits: Tensor = self.more_classes[self.config.labels](x, image)
+        else:
+            more = self.classes(x, image)
+            logits = enlarged(state, (more.shape[-2], more.shape[-1])) + more
+        return torch.cat([gain, offset, heat], dim=1), logits
 
     def _smooth(self, latent: Tensor) -> Tensor:
         """Return the luminance of what latents show, without the grid of their patches."""

@@ -74,7 +74,7 @@ TINY = MagicFuseConfig(
         norm_groups=8,
         patch=2,
     ),
-    refiner=RefinerConfig(),
+    refiner=RefinerConfig(more_labels=("mfnet",)),
     diffusion=DiffusionConfig(
         steps=1, spacing="trailing", trained_steps=(1,), clip_z0=True, scale_inputs=True
     ),

@@ -59,7 +59,8 @@ class EngineSettings:
     resolution
         (width, height) in pixels that frames are fitted into.
     labels
-        Label set with as many classes as the model's: a built-in name or a YAML file.
+        Label set of the masks, a built-in name or a YAML file: one that the model has learned
+        beside its own (`mfnet` of `tiny`), or one that renames the model's classes, in their order.
     threads
         CPU threads for the networks; 0 takes every core this process may use.
     parallel

@@ -83,7 +83,10 @@ class FuseEngine:
     def __init__(self, model: MagicFuse, settings: EngineSettings, progress: Progress) -> None:
         self.trained = model.config.trained
         self.preparing, self.first_frame_s = False, 0.0
-        self.labels = _labels(model, settings.labels)
+        model, self.labels = _shown(model, settings)
+        # With classes of R's own, S still segments in the model's.
+        own = model.config.refiner is None or not model.config.refiner.labels
+        thermal = self.labels if own else model.labels
         self._model: MagicFuse | None = model
         self._config = model.config
         self._resolution = settings.resolution or self._config.resolution
@@ -95,7 +98,7 @@ class FuseEngine:
         self.settings = settings
         self._refined = model.refiner is not None and not settings.paper_fusion
         self._threads, self._progress = settings.threads, progress
-        self._sampling, self._warm_up_steps = LiveSampling(self._config, self.labels, settings), 1
+        self._sampling, self._warm_up_steps = LiveSampling(self._config, thermal, settings), 1
         self._candidates = candidates(settings.backend, settings.device)
         self._candidate: Candidate = self._candidates.pop(0)
         self._backend: Backend | None = None
@@ -408,17 +411,23 @@ def load_model(name: str) -> MagicFuse:
         raise EngineError(f"model {name!r} cannot be loaded: {one_line(error)}") from error
 
 
-def _labels(model: MagicFuse, override: str | None) -> LabelSet:
-    if override is None:
-        return model.labels
+def _shown(model: MagicFuse, settings: EngineSettings) -> tuple[MagicFuse, LabelSet]:
+    """Return the model that gives the masks asked for, and what is in them."""
+    if settings.labels is None:
+        return model, model.labels
     try:
-        labels = LabelSet.load(override)
+        labels = LabelSet.load(settings.labels)
     except LabelSetError as error:
         raise EngineError(f"labels: {one_line(error)}") from error
+    refiner = model.config.refiner
+    more = refiner.more_labels if refiner and not settings.paper_fusion else ()
+    if settings.labels in more:
+        return model.with_classes_of(settings.labels), labels
     if len(labels) != len(model.labels):
+        others = f" {', '.join(map(repr, more))}, or" if more else ""
         raise EngineError(
             f"labels: set {labels.name!r} has {len(labels)} classes, but model "
-            f"{model.config.name!r} tells {len(model.labels)} apart; give a set with a label for "
-            f"each of these, in this order: {', '.join(model.labels.names())}"
+            f"{model.config.name!r} tells {len(model.labels)} apart; give{others} a set with a "
+            f"label for each of these, in this order: {', '.join(model.labels.names())}"
         )
-    return labels
+    return model, labels

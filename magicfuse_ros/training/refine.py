@@ -11,7 +11,7 @@ from torch.nn import functional
 from magicfuse_ros.model.checkpoint import PARTS, REFINER
 from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.fusion import is_one_of
-from magicfuse_ros.model.labels import UNKNOWN
+from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.refiner import Maps, Refiner, enlarged, infrared_at, split_maps
 from magicfuse_ros.model.sampler import SamplerSettings, sample
@@ -41,7 +41,7 @@ class RefineLoss(SemanticLoss):
     objects
         Extra weight of that inside people and vehicles.
     segmentation, absence, class_weights
-        Of the classes that R makes of S's, as in phase 2.
+        Of R's classes, as in phase 2.
     blind
         Chance that R does not see a sample's z^s. S is surer of the pictures it learned from than
         of others, and R would trust it too far.
@@ -56,7 +56,12 @@ class RefineLoss(SemanticLoss):
 
 
 class RefineStage(Stage):
-    """Trains R, with the others frozen.
+    """Trains R, with the others frozen; or its classes of another label set, and nothing else.
+
+    Parameters
+    ----------
+    labels
+        One of the `more_labels` of R; empty trains all but those.
 
     Raises
     ------
@@ -64,7 +69,7 @@ class RefineStage(Stage):
         The model has no R, or the class weights are not as many as its classes.
     """
 
-    def __init__(self, model: MagicFuse, loss: RefineLoss) -> None:
+    def __init__(self, model: MagicFuse, loss: RefineLoss, labels: str = "") -> None:
         if model.refiner is None:
             raise ConfigError(
                 f"stage is 'refine', but model {model.config.name!r} has no section `refiner`; "
@@ -74,12 +79,16 @@ class RefineStage(Stage):
             model.refiner.begin_with(model.decoder)
         frozen: dict[str, nn.Module] = {part: getattr(model, part) for part in PARTS}
         super().__init__({REFINER: model.refiner}, frozen)
-        self.__dict__["_model"] = model
+        self._classes_alone = bool(labels)
+        model.refiner.requires_grad_(requires_grad=not labels)
+        model.refiner.more_classes.requires_grad_(requires_grad=bool(labels))
+        self.__dict__["_model"] = model.with_classes_of(labels) if labels else model
+        shown = LabelSet.load(labels) if labels else model.labels
         self._loss = loss
         self.trained_steps = (model.config.diffusion.steps,)
         self._settings = SamplerSettings.of(model.config, model.labels.thermal_ids())
-        self._objects = tuple(label.id for label in model.labels.labels if label.name in BOXED)
-        self._semantics = SemanticTerms(model.labels, loss, "refine")
+        self._objects = tuple(label.id for label in shown.labels if label.name in BOXED)
+        self._semantics = SemanticTerms(shown, loss, "refine")
 
     _model: MagicFuse
 
@@ -89,7 +98,7 @@ class RefineStage(Stage):
             step = sample(self._model, condition, noise, self._model.config, self._settings)
         chance = torch.rand(len(image), generator=generator).to(image.device)
         state = step.state * (chance >= self._loss.blind)[:, None, None, None]
-        refiner: Refiner = self.trained[REFINER]  # type: ignore[assignment]
+        refiner: Refiner = self._model.refiner  # type: ignore[assignment]
         maps, logits = refiner(image, step.z0_psi, step.z0_phi, step.z0_fused, state)
         return maps, logits
 
@@ -97,16 +106,17 @@ class RefineStage(Stage):
         """Return the weighted sum of the terms, and the terms to log."""
         loss, frame = self._loss, batch["degraded"]
         maps, logits = self._refine(_shrunk(frame), generator)
-        at_camera = split_maps(enlarged(maps, (frame.shape[-2], frame.shape[-1])))
-        terms = self._infrared(frame, at_camera, batch)
         small = {
             **batch,
             "labels": batch["labels"][:, ::CAMERA, ::CAMERA],
             "thermal_weight": batch["thermal_weight"][:, ::CAMERA, ::CAMERA],
             "infrared": _shrunk(batch["infrared"]),
         }
-        terms["heat"] = self._heat(maps[:, -1:], small)
-        terms |= self._semantics(enlarged(logits, (maps.shape[-2], maps.shape[-1])), small)
+        terms = self._semantics(enlarged(logits, (maps.shape[-2], maps.shape[-1])), small)
+        if not self._classes_alone:
+            at_camera = split_maps(enlarged(maps, (frame.shape[-2], frame.shape[-1])))
+            terms |= self._infrared(frame, at_camera, batch)
+            terms["heat"] = self._heat(maps[:, -1:], small)
         weighted = [getattr(loss, name) * value for name, value in terms.items()]
         return torch.stack(weighted).sum(), {k: value.detach() for k, value in terms.items()}
 

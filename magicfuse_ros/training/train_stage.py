@@ -128,6 +128,8 @@ def _open_model(recipe: StageRecipe, folder: Path) -> tuple[MagicFuse, bool]:
         return refined.train(), True
     if not recipe.labels or LabelSet.load(recipe.labels).labels == model.labels.labels:
         return model.train(), False
+    if _more_classes(recipe, model):
+        return model.train(), False
     if recipe.stage != "mkf":
         raise ConfigError(
             f"labels is {recipe.labels!r}, but {folder} has the label set {model.labels.name!r}; "
@@ -138,6 +140,13 @@ def _open_model(recipe: StageRecipe, folder: Path) -> tuple[MagicFuse, bool]:
     for part in ("encoder", "decoder", "psi", "phi"):
         setattr(other, part, getattr(model, part))
     return other.train(), True
+
+
+def _more_classes(recipe: StageRecipe, model: MagicFuse) -> str:
+    """Return the label set that R is to learn beside S's, if the recipe asks for one."""
+    refiner = model.config.refiner
+    known = refiner.more_labels if refiner and recipe.stage == "refine" else ()
+    return recipe.labels if recipe.labels in known else ""
 
 
 def _new_model(config: MagicFuseConfig, labels: str) -> MagicFuse:
@@ -175,7 +184,7 @@ def _open_data(
     return CropDataset(
         [open_cache(source, cache, settings, print) for source in find_sources(data, "train")],
         recipe.data,
-        model.labels,
+        LabelSet.load(more) if (more := _more_classes(recipe, model)) else model.labels,
         seed=recipe.loop.seed,
         samples=recipe.loop.steps * recipe.loop.batch * processes,
         needs=_needs(recipe),
@@ -208,5 +217,5 @@ def _stage(recipe: StageRecipe, model: MagicFuse, folder: Path) -> tuple[Stage, 
     if recipe.stage == "mkf":
         return MkfStage(model, recipe.mkf), multiple_of
     if recipe.stage == "refine":
-        return RefineStage(model, recipe.refine), multiple_of
+        return RefineStage(model, recipe.refine, _more_classes(recipe, model)), multiple_of
     return BranchStage(model, cast("Branch", recipe.stage), recipe.branch), multiple_of
