@@ -86,7 +86,9 @@ def exposed(picture: Coefficients, image: Floats) -> Coefficients:
     longer = 1.0 - _ramp(median, *_DARK)
     if longer == 0.0:
         return picture
-    brighter = np.asarray(1.0 + _EXPOSURE * longer * (1.0 - _around(light)) ** 4, np.float32)
+    # Of what is around or the pixel itself, the brighter: the rim of a lamp does not become one.
+    dark = 1.0 - np.maximum(_around(light), light)
+    brighter = np.asarray(1.0 + _EXPOSURE * longer * dark**4, np.float32)
     return Coefficients(brighter * picture.gain, brighter[..., None] * picture.offset)
 
 
@@ -97,7 +99,8 @@ def lit(picture: Coefficients, heat: Floats, image: Floats) -> Coefficients:
     """
     first, last = _SURE
     light = _LIFT * np.clip((_around(_around(heat)) - first) / (last - first), 0.0, 1.0)
-    dark = 1.0 - _around(np.clip(luminance(picture.applied(image)), 0.0, 1.0))
+    shown = np.clip(luminance(picture.applied(image)), 0.0, 1.0)
+    dark = 1.0 - np.maximum(_around(shown), shown)
     return Coefficients(picture.gain, picture.offset + (light * dark)[..., None])
 
 
