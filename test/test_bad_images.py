@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_reference import ALL, RawImage
 from sensor_msgs.msg import Image
+from support.foreign_buffer import Buffer
 
 from magicfuse_ros.ros.images.codec import MAX_PIXELS, REASONS, ImageError, decode_image
 
@@ -41,6 +42,8 @@ BAD = {
     "odd nv21 height": (message(encoding="nv21", height=3), "odd_size", "multiple of 2 x 2"),
     "nv12 without chroma": (message(encoding="nv12", step=6, data=bytes(24)), "short_data", "36"),
     "flat mosaic": (message(encoding="bayer_rggb8", height=2), "too_small", "at least 3 x 3"),
+    "a GPU's memory": (message(data=Buffer(bytes(72))), "unreadable_data", "backend 'cuda', which"),
+    "no bytes": (message(data="pixels"), "unreadable_data", "builtins.str"),
     "16 bits in 8": (message(encoding="mono16", step=11), "bad_step", "at least 12"),
 }
 

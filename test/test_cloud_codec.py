@@ -1,12 +1,14 @@
 """PointCloud2 of any layout in, the same with paint out."""
 
 import array
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sensor_msgs.msg import PointCloud2, PointField
+from support.foreign_buffer import Buffer
 
 from magicfuse_ros.ros.cloud.cloud_codec import CloudError, painted_cloud, read_points
 from magicfuse_ros.ros.cloud.painting import Painted
@@ -263,6 +265,15 @@ def test_any_message_is_read_or_refused(cloud):
     )
     out = painted_cloud(cloud, painted, keep_unseen=False)
     assert np.array_equal(read_points(out), points, equal_nan=True)
+
+
+def test_points_in_a_gpus_memory_are_refused():
+    cloud = xyz_cloud()
+    names = ("header", "height", "width", "fields", "is_bigendian", "point_step", "row_step")
+    fields = {name: getattr(cloud, name) for name in names}
+    with pytest.raises(CloudError, match="backend 'cuda', which NumPy cannot read") as caught:
+        read_points(SimpleNamespace(**fields, data=Buffer(bytes(cloud.data))))
+    assert caught.value.reason == "unreadable_data"
 
 
 def test_sensor_msgs_py_reads_the_same():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
+from support.foreign_buffer import Buffer
 
 from magicfuse_ros.ros.images.codec import (
     MAX_PIXELS,
@@ -266,6 +268,13 @@ def test_a_jpeg_of_countless_scans_is_refused_before_it_is_decoded(monkeypatch):
 )
 def test_bytes_that_are_no_picture(data, reason):
     assert reason_of(compressed(data)) == reason
+
+
+def test_a_jpeg_in_a_gpus_memory_is_refused():
+    message = SimpleNamespace(format="jpeg", data=Buffer(jpeg_of(scene())))
+    with pytest.raises(ImageError, match="without acceptable_buffer_backends") as error:
+        decode_compressed(message)
+    assert error.value.reason == "unreadable_data"
 
 
 def test_a_png_whose_chunk_announces_gigabytes_is_refused_before_it_is_decoded():

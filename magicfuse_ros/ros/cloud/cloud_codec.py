@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import PointCloud2, PointField
 
+from magicfuse_ros.ros.byte_data import why_unreadable
 from magicfuse_ros.ros.cloud.painting import Painted
 
 Floats = NDArray[np.floating[Any]]
@@ -51,8 +52,8 @@ class CloudError(ValueError):
     Attributes
     ----------
     reason
-        "no_coordinates", "bad_layout", "short_data" or "too_large": stable and machine-readable,
-        for counting.
+        "no_coordinates", "bad_layout", "short_data", "unreadable_data" or "too_large": stable and
+        machine-readable, for counting.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -174,16 +175,23 @@ def _points_as_bytes(cloud: Any) -> NDArray[np.uint8]:
             f"rows of {row} bytes for {width} points of {step} bytes; accepted: {width * step} and "
             "more",
         )
-    needed = row * (height - 1) + width * step
-    if len(cloud.data) < needed:
-        raise CloudError(
-            "short_data",
-            f"{len(cloud.data)} bytes for {width} x {height} points; accepted: {needed} and more",
-        )
+    _check_data(cloud, row * (height - 1) + width * step)
     view: NDArray[np.uint8] = np.ndarray(
         (height, width, step), np.uint8, cloud.data, 0, (row, step, 1)
     )
     return view
+
+
+def _check_data(cloud: Any, needed: int) -> None:
+    unreadable = why_unreadable(cloud.data)
+    if unreadable:
+        raise CloudError("unreadable_data", unreadable)
+    if len(cloud.data) < needed:
+        raise CloudError(
+            "short_data",
+            f"{len(cloud.data)} bytes for {cloud.width} x {cloud.height} points; accepted: "
+            f"{needed} and more",
+        )
 
 
 def _coordinate(cloud: Any, name: str, bytes_: NDArray[np.uint8]) -> Floats:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 
+from magicfuse_ros.ros.byte_data import why_unreadable
 from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.errors import REASONS, ImageError, Reason
 from magicfuse_ros.ros.images.pixel_layouts import ENCODINGS, PixelLayout, layout_of
@@ -103,7 +104,7 @@ def decode_image(msg: ImageLike, depth: BitDepth = _FULL_SCALE) -> NDArray[np.ui
     ------
     ImageError
         `zero_size`, `unknown_encoding`, `too_large`, `too_small`, `odd_size`, `bad_step`,
-        `short_data`, `non_finite` or `out_of_range`.
+        `short_data`, `unreadable_data`, `non_finite` or `out_of_range`.
 
     Examples
     --------
@@ -146,9 +147,10 @@ def decode_compressed(msg: CompressedLike, depth: BitDepth = _FULL_SCALE) -> NDA
     Raises
     ------
     ImageError
-        `short_data`, `unknown_format`, `unknown_encoding`, `zero_size`, `too_large`, `too_small`,
-        `corrupt_jpeg` or `corrupt_png`.
+        `short_data`, `unreadable_data`, `unknown_format`, `unknown_encoding`, `zero_size`,
+        `too_large`, `too_small`, `corrupt_jpeg` or `corrupt_png`.
     """
+    _refuse_unreadable(msg.data)
     data = bytes(msg.data)
     _refuse_other_transports(msg.format, data)
     try:
@@ -245,6 +247,7 @@ def _checked_layout(msg: ImageLike) -> PixelLayout:
             f"the step is {step} bytes; accepted: at least {layout.row_bytes(width)} for "
             f"{encoding} with a width of {width}",
         )
+    _refuse_unreadable(msg.data)
     length, needed = memoryview(msg.data).nbytes, layout.rows(height) * step
     if length < needed:
         raise ImageError(
@@ -253,6 +256,12 @@ def _checked_layout(msg: ImageLike) -> PixelLayout:
             f"rows of {step} bytes",
         )
     return layout
+
+
+def _refuse_unreadable(data: object) -> None:
+    why = why_unreadable(data)
+    if why:
+        raise ImageError("unreadable_data", why)
 
 
 def _refuse_other_transports(form: str, data: bytes) -> None:

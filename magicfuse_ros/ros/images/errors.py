@@ -15,6 +15,7 @@ Reason = Literal[
     "odd_size",  # a subsampled encoding whose chroma does not cover the picture
     "bad_step",  # a row does not fit into `step`
     "short_data",  # `data` ends before the last row
+    "unreadable_data",  # `data` is no bytes in the CPU's memory, see `ros.byte_data`
     "non_finite",  # NaN or infinity in float pixels
     "out_of_range",  # float pixels on another scale than [0, 1]
     "corrupt_jpeg",
