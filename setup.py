@@ -13,6 +13,9 @@ from setuptools import find_packages, setup
 
 NAME = "magicfuse_ros"
 
+# What `ros2 run` starts.
+EXECUTABLES = ["fuse_node", "semantic_cloud", "example_planner"]
+
 # Everything that runs a model on an image; torch pulls in most of the weight.
 REQUIRES = [
     "numpy>=1.23",
@@ -64,7 +67,7 @@ def share_files() -> list[tuple[str, list[str]]]:
     entries = [
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (share, ["package.xml"]),
-        (f"lib/{NAME}", ["scripts/fuse_node", "scripts/semantic_cloud"]),
+        (f"lib/{NAME}", [f"scripts/{name}" for name in EXECUTABLES]),
     ]
     for top in ("config", "launch", "models", "rviz"):
         files = sorted(path for path in Path(top).rglob("*") if path.is_file())

@@ -79,6 +79,30 @@ def test_the_console_script_runs(installation):
     assert output == "magicfuse 0.1.0\n"
 
 
+def test_the_example_planner_starts(installation, tmp_path):
+    """It waits for the nodes, or names what is missing to read their messages."""
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        planner = subprocess.Popen(
+            [installation.prefix / "lib" / "magicfuse_ros" / "example_planner"],
+            env=installation.environment() | {"ROS_DOMAIN_ID": str(random_domain())},
+            cwd=tmp_path,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while planner.poll() is None and "waiting for fuse_node" not in log.read_text():
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        planner.send_signal(signal.SIGTERM)
+        missing = "apt install ros-$ROS_DISTRO-cv-bridge" in log.read_text()
+        assert planner.wait(PATIENCE_S) == (2 if missing else 0), log.read_text()
+    finally:
+        planner.kill()
+        planner.wait()
+
+
 @pytest.mark.parametrize("name", ["fuse_node", "semantic_cloud"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_executable_starts_the_node_and_a_signal_ends_it(installation, tmp_path, name, number):

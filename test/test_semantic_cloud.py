@@ -26,6 +26,7 @@ from support.system import (
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.ros.cloud.cloud_codec import read_points
 from magicfuse_ros.ros.cloud.cloud_parameters import CLOUD_PARAMETERS
+from magicfuse_ros.ros.example_planner import look_ahead
 
 # Telling how it is five times a second, so that tests wait less.
 QUICK = """
@@ -192,6 +193,10 @@ def test_a_scanners_points_get_the_classes_of_a_known_scene(rig, lens):
     assert np.array_equal(column(cloud, "intensity"), np.arange(len(points)) % 251)
     person = found == scene.PERSON
     assert person.sum() > 50
+    # What example_planner makes of it: the person is 6 m before the camera, 0.3 m less to here.
+    names = dict(enumerate(LabelSet.load("drive").names()))
+    planned = look_ahead(scene.structured(cloud), names, optical=False, lane_m=2.4)
+    assert (planned.ends_at, planned.free_m) == ("person", pytest.approx(6.3, abs=0.3))
     assert np.allclose(column(cloud, "confidence")[person], 100 / 255)
     red, green, blue = palette[scene.PERSON].astype(np.uint32)
     assert (column(cloud, "rgb")[person] == red << 16 | green << 8 | blue).all()

@@ -131,3 +131,19 @@ def image_fields(picture, encoding, stamp_ns, frame_id):
         "stamp": [stamp_ns // 10**9, stamp_ns % 10**9],
         "frame_id": frame_id,
     }
+
+
+def structured(cloud):
+    """The points as sensor_msgs_py returns them."""
+    names = ["x", "y", "z", "class_id", "confidence"]
+    kinds = {7: "<f4", 2: "u1"}
+    fields = {field.name: field for field in cloud.fields}
+    kind = np.dtype(
+        {
+            "names": names,
+            "formats": [kinds[fields[name].datatype] for name in names],
+            "offsets": [fields[name].offset for name in names],
+            "itemsize": cloud.point_step,
+        }
+    )
+    return np.frombuffer(cloud.data, kind)
