@@ -48,7 +48,7 @@ $(VENV)/.demo: setup.py constraints.txt | $(VENV)/.created
 
 $(VENV)/.test: setup.py constraints.txt | $(VENV)/.created
 	@echo "Installing what the tests need into $(VENV) (the first time this takes some minutes)"
-	$(call install,ros$(comma)bag$(comma)demo$(comma)view$(comma)train$(comma)openvino$(comma)onnx$(comma)fleet$(comma)benchmark$(comma)test)
+	$(call install,ros$(comma)bag$(comma)demo$(comma)view$(comma)train$(comma)openvino$(comma)onnx$(comma)fleet$(comma)rerun$(comma)benchmark$(comma)test)
 	@touch $@ $(VENV)/.package
 
 # The package alone: installed again when a source changed.

@@ -44,12 +44,14 @@ OPENVINO = ["openvino>=2025.0"]
 TENSORRT = ["torch-tensorrt>=2.10"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", *OPENVINO]  # OpenVINO reads the files back
 VIEW = ["aiohttp>=3.9", *VIDEO]  # serves the page of `magicfuse view`
+RERUN = ["rerun-sdk>=0.23"]  # logs for its viewer, which it brings; 660 MB installed
 FLEET = ["ray>=2.40"]  # many bags at once; 240 MB installed
 # SegFormer-B0 to compare with, the plots, and the video that is fused.
 BENCHMARK = ["matplotlib>=3.8", "torchmetrics>=1.4", "transformers>=4.40", *DEMO]
 TEST = [
     "diffusers>=0.30",  # whose U-Net and DDIM ours are compared with
     "hypothesis>=6.100",
+    "mcap-ros2-support>=0.5",  # Foxglove's own reader of MCAP files
     "mypy>=1.15",
     "pytest>=8.0",
     "pytest-cov>=7.0",
@@ -100,6 +102,7 @@ setup(
         "tensorrt": TENSORRT,
         "onnx": ONNX,
         "fleet": FLEET,
+        "rerun": RERUN,
         "view": VIEW,
         "benchmark": BENCHMARK,
         "test": TEST,

@@ -25,6 +25,7 @@ def test_the_ament_index_names_the_package(installation):
         "launch/cameras.launch.py",
         "launch/fuse.launch.py",
         "launch/semantic_cloud.launch.py",
+        "config/foxglove.json",
         "config/fuse.yaml",
         "config/semantic_cloud.yaml",
         "config/fastdds.xml",

@@ -35,6 +35,11 @@ Outputs, all of the input's size:
   color          the classes' colours over magimg, RGB
   confidence     how sure the mask is, grey: 0 to 255
 
+With --mcap or --rerun, all streams (the input and every output) also go into one file, under the
+topics that fuse_node has, with the names of the classes. Foxglove opens the first, with the layout
+in config/foxglove.json; it holds raw pictures, some 5 MB a frame of 640x480. The Rerun viewer opens
+the second, whose pictures are JPEGs.
+
 The same input and settings give the same files. Nothing is replaced without --overwrite. A file
 has its name when it is whole; a video that an error or a crash ended stays as NAME.partial.mp4.
 Ctrl-C and SIGTERM finish the videos first. Videos need the package av.
@@ -43,6 +48,7 @@ Examples:
   magicfuse fuse night.jpg fused.png
   magicfuse fuse photos/ results/ --outputs magimg,infrared,mask,color
   magicfuse fuse street.mp4 fused.mp4
+  magicfuse fuse street.mp4 fused.mp4 --mcap street.mcap
 
 {SCHEME}
 """
@@ -69,6 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace results that are there already"
     )
+    for kind, viewer in (("mcap", "Foxglove"), ("rerun", "the Rerun viewer")):
+        parser.add_argument(
+            f"--{kind}", type=Path, metavar="FILE", help=f"log all streams for {viewer} too"
+        )
     add_engine_arguments(parser)
 
 
@@ -96,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             args.outputs,
             EngineSettings(**engine_arguments(args)),
             overwrite=args.overwrite,
+            logs={kind: vars(args)[kind] for kind in ("mcap", "rerun") if vars(args)[kind]},
         )
     except (EngineError, OutputError, SourceError) as error:
         print(f"magicfuse fuse: {error}", file=sys.stderr)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from magicfuse_ros.commands.fuse_files import Target
+from magicfuse_ros.commands.fuse_logs import OUTPUT_STREAMS, check_logs, open_logs
 from magicfuse_ros.runtime.class_colors import colorize
 from magicfuse_ros.runtime.contract import EXTRAS, EngineSettings, FuseResult, UInt8
 from magicfuse_ros.runtime.engine import FuseEngine, load_engine
@@ -24,8 +27,18 @@ def fuse_all(
     settings: EngineSettings,
     *,
     overwrite: bool = False,
+    logs: Mapping[str, Path] | None = None,
 ) -> int:
     """Fuse every picture of `path` into `target`, and print a summary.
+
+    Parameters
+    ----------
+    path, target, outputs, overwrite
+        See `Target`.
+    settings
+        What to fuse with.
+    logs
+        Files for all streams, by their kind; see `fuse_logs`.
 
     Returns
     -------
@@ -42,10 +55,13 @@ def fuse_all(
         The engine cannot be loaded, or no backend can fuse a picture.
     """
     source = open_source(path)
-    extras = frozenset(outputs) & frozenset(EXTRAS)
+    logs = logs or {}
+    check_logs(logs, overwrite=overwrite)
+    extras = frozenset(EXTRAS) & frozenset(OUTPUT_STREAMS if logs else outputs)
     with (
         Target(target, source, path, outputs, overwrite=overwrite) as files,
         closing(load_engine(settings, _say)) as engine,
+        open_logs(logs, engine.labels) as log,
     ):
         if not engine.trained:
             _say("WARNING: the weights of this model are untrained, its results mean nothing")
@@ -61,6 +77,7 @@ def fuse_all(
             result = _fuse(engine, frame.rgb, extras)
             for output in outputs:
                 files.write(output, frame, _select(result, output, engine))
+            log(frame, {name: partial(_select, result, name, engine) for name in OUTPUT_STREAMS})
             fused += 1
             fuse_ms += sum(result.stage_ms.values())
             if time.monotonic() - reported_at >= _REPORT_EVERY_S:
@@ -74,6 +91,8 @@ def fuse_all(
         f"{fused} fused into {target} in {took:.1f} s, {fuse_ms / fused:.0f} ms each on "
         f"{engine.backend_name}" + (f"; {left_out} left out" if left_out else "")
     )
+    for made in logs.values():
+        print(f"all streams are in {made}")
     return left_out
 
 
