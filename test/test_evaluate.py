@@ -14,7 +14,7 @@ from magicfuse_ros.commands.exit_status import FAILED
 from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
 from magicfuse_ros.evaluation.inference import Inference
-from magicfuse_ros.evaluation.report import VARIANTS
+from magicfuse_ros.evaluation.protocol import MODELS
 from magicfuse_ros.evaluation.scene_sheet import BAND, picture_sheet, sheet_items
 from magicfuse_ros.evaluation.scenes import (
     ValidationSet,
@@ -121,7 +121,7 @@ def test_all_tables_are_printed_and_kept_and_the_same_every_time(
         "autoencoder": model,
         "restoration": engine,
         "infrared": engine,
-        "fusion": f"MagicFuse: {engine} Models I-IV: {model}",
+        "fusion": f"Full model: {engine} Models I-IV: {model}",
         "people": engine,
         "night": engine,
         "segmentation": engine,
@@ -141,7 +141,7 @@ def test_all_tables_are_printed_and_kept_and_the_same_every_time(
     assert haze["gain over best"] <= haze["gain over input"]
 
     fused = tables["fusion"][0]["rows"]
-    assert [row["model"] for row in fused] == list(VARIANTS)
+    assert [row["model"] for row in fused] == list(MODELS.values())
     for row in fused:
         shift = row["PSNR, fusion convention (dB)"] - row["PSNR, true (dB)"]
         assert shift == pytest.approx(48.1308, abs=1e-3)

@@ -11,6 +11,7 @@ import pytest
 MODULES = (
     "magicfuse_ros.bags.reader",
     "magicfuse_ros.bags.writer",
+    "magicfuse_ros.evaluation.calibration",
     "magicfuse_ros.evaluation.fusion_metrics",
     "magicfuse_ros.evaluation.metrics",
     "magicfuse_ros.messages",

@@ -50,7 +50,8 @@ class Shown:
 
     def fuse(self, image):
         magimg, enhanced, infrared = self.make(image)
-        return Products(magimg, enhanced, infrared, np.zeros(image.shape[:2], np.uint8), 1.0)
+        empty = np.zeros(image.shape[:2], np.uint8)
+        return Products(magimg, enhanced, infrared, empty, 1.0, empty)
 
 
 def cells(table, row=0):

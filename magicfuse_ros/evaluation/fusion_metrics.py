@@ -72,7 +72,7 @@ def visual_information(visible: U8, infrared: U8, fused: U8) -> float:
     for source in (visible, infrared):
         if np.ptp(source) == 0:
             return math.nan
-        ours, reference = (torch.from_numpy(image)[None, None].float() for image in (fused, source))
+        ours, reference = (torch.tensor(image)[None, None].float() for image in (fused, source))
         total += float(visual_information_fidelity(ours, reference))
     return total
 

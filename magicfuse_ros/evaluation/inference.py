@@ -54,13 +54,20 @@ class Inference:
     unaided
         Puts the condition latent in the place of both branches' estimates: what F & S do without
         Ψ and Φ (only for weights of F & S that were trained so).
+    paper_fusion
+        Makes the pictures without R, as the engine's setting of this name does.
     """
 
     def __init__(
-        self, model: MagicFuse, steps: int | None = None, *, unaided: bool = False
+        self,
+        model: MagicFuse,
+        steps: int | None = None,
+        *,
+        unaided: bool = False,
+        paper_fusion: bool = False,
     ) -> None:
         self.model = model
-        self._unaided = unaided
+        self._unaided, self._paper_fusion = unaided, paper_fusion
         self.settings = SamplerSettings.of(model.config, model.labels.thermal_ids(), steps=steps)
 
     @property
@@ -91,7 +98,7 @@ class Inference:
         if variant == "late_fusion":
             fused = late_fusion(enhanced, heat, step.w_r)
         mask = _mask(step.state, letterbox)
-        if model.refiner is not None and variant == "full":
+        if model.refiner is not None and variant == "full" and not self._paper_fusion:
             latents = (step.z0_psi, step.z0_phi, step.z0_fused)
             maps, logits = model.refiner(planes, *latents, step.state)
             mask = _mask(logits, letterbox)

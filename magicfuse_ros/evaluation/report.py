@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from magicfuse_ros.evaluation import metrics
-from magicfuse_ros.evaluation.ablations import Variant
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
 from magicfuse_ros.evaluation.fusion_metrics import FUSION_METRICS, fusion_columns, fusion_scores
 from magicfuse_ros.evaluation.inference import Outcome
 from magicfuse_ros.evaluation.metrics import U8, grey
+from magicfuse_ros.evaluation.protocol import MODELS
 from magicfuse_ros.evaluation.scenes import Scene, has_clean, has_clean_pair, has_infrared
 from magicfuse_ros.evaluation.subject import DEGRADED, Evaluation, Products
 from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
@@ -23,14 +23,6 @@ from magicfuse_ros.training.degradation_mixes import RECIPES
 
 _SHARE_OF_ONE = 0.25
 ALL = tuple(FUSION_METRICS)
-
-VARIANTS: dict[str, Variant] = {
-    "MagicFuse": "full",
-    "Model I (no z0 estimates)": "no_estimates",
-    "Model II (no segmentation)": "no_segmentation",
-    "Model III (late fusion)": "late_fusion",
-    "Model IV (restored only)": "restore_only",
-}
 
 
 def autoencoder_table(evaluation: Evaluation) -> Table:
@@ -154,7 +146,7 @@ def fusion_table(evaluation: Evaluation) -> Table:
     """MagImg beside Models I-IV, the paper's ablations, from the same weights."""
     inference, scores = evaluation.inference(), Scores()
     for scene in evaluation.under(DEGRADED, has_clean_pair, "fusion"):
-        for row, variant in VARIANTS.items():
+        for variant, row in MODELS.items():
             outcome: Products | Outcome = (
                 evaluation.fuse(scene.degraded)
                 if variant == "full"
@@ -179,7 +171,7 @@ def fusion_table(evaluation: Evaluation) -> Table:
         "Input degraded; scores against the clean visible and the real infrared image. The fusion "
         "convention's PSNR is the true one + 48.13 dB. Contrast of people as for Φ, of luminance."
     )
-    source = f"MagicFuse: {evaluation.by_engine} Models I-IV: {evaluation.by_model}"
+    source = f"Full model: {evaluation.by_engine} Models I-IV: {evaluation.by_model}"
     return Table("MagImg: fusion", columns, tuple(rows), note, source)
 
 

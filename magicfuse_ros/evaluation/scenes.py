@@ -129,7 +129,7 @@ def has_weak_masks(frame: Frame) -> bool:
 
 
 class ValidationSet:
-    """The validation split of every dataset under a folder.
+    """The validation split of every dataset under a folder, or another split of some of them.
 
     Parameters
     ----------
@@ -139,6 +139,8 @@ class ValidationSet:
         Where decoded images are kept.
     config, labels
         The model's: what size it is evaluated at, and the label set its classes are named by.
+    layouts, split
+        Of which datasets (None: all that are there) which split, `val` or `train`.
 
     Raises
     ------
@@ -147,15 +149,23 @@ class ValidationSet:
     """
 
     def __init__(
-        self, root: Path, cache_dir: Path, config: MagicFuseConfig, labels: LabelSet
+        self,
+        root: Path,
+        cache_dir: Path,
+        config: MagicFuseConfig,
+        labels: LabelSet,
+        *,
+        layouts: Sequence[str] | None = None,
+        split: str = "val",
     ) -> None:
         self._root, self._cache_dir = root, cache_dir
+        self._layouts, self._split = layouts, split
         camera = CAMERA if config.refiner is not None else 1
         self._size = camera * config.resolution[0], camera * config.resolution[1]
         self._lookup = from_canonical(labels)
         self._frames = {
             (source.name, frame.name): frame
-            for source in find_sources(root, "val")
+            for source in find_sources(root, split, layouts)
             for frame in source.frames
         }
         self._items: dict[str, list[ValidationItem]] = {}  # by condition
@@ -166,7 +176,13 @@ class ValidationSet:
             settings = CacheSettings(*self._size)
             for name in RECIPES:
                 self._items[name] = []
-            for item in validation_items(self._root, self._cache_dir, settings=settings):
+            for item in validation_items(
+                self._root,
+                self._cache_dir,
+                settings=settings,
+                layouts=self._layouts,
+                split=self._split,
+            ):
                 self._items[item.condition].append(item)
             self._items = {name: _thinned(items) for name, items in self._items.items()}
         fitting = [item for item in self._items[condition] if needs(self.frame(item))]
@@ -181,6 +197,14 @@ class ValidationSet:
         """Look up what an item was read from."""
         return self._frames[item.source.name, item.item.name]
 
+    def frames(self) -> list[Frame]:
+        """List every frame of the split, whatever it has."""
+        return list(self._frames.values())
+
+    def recorded(self, scene: Scene) -> Frame:
+        """Look up which files a scene was read from."""
+        return self._frames[scene.source, scene.name]
+
     def videos(self, limit: int) -> list[Video]:
         """Read from the middle of every video its share of `limit` frames (0: all), at least two.
 
@@ -190,7 +214,7 @@ class ValidationSet:
             No dataset holds a video.
         """
         found = []
-        for source in find_sources(self._root, "val"):
+        for source in find_sources(self._root, self._split, self._layouts):
             groups: dict[str, list[int]] = {}
             for index, frame in enumerate(source.frames):
                 if frame.group:

@@ -1,8 +1,9 @@
-"""SegFormer-B0, the peer that MagicFuse's speed is measured against: it only segments."""
+"""SegFormer: B0 is the peer of MagicFuse's speed, and any of them judges its pictures."""
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,26 +19,43 @@ class SegFormerB0(nn.Module):
     ----------
     classes
         Classes to tell apart.
+    checkpoint
+        Folder of a SegFormer of any size, as transformers saves it, whose weights to begin with;
+        those of its last layer stay random where its classes are others.
 
     Raises
     ------
     ImportError
         The package transformers is not installed; the text says how to get it.
+    OSError, ValueError
+        The folder holds no SegFormer.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, checkpoint: Path | None = None) -> None:
         super().__init__()
         try:
             # By name: a type check need not read through the whole of transformers.
             transformers: Any = importlib.import_module("transformers")
         except ImportError as error:
             raise ImportError(
-                "SegFormer-B0, the benchmark's peer, needs the package transformers: "
+                "SegFormer-B0, a peer of this model, needs the package transformers: "
                 "pip install 'magicfuse_ros[benchmark]'"
             ) from error
+        kind = transformers.SegformerForSemanticSegmentation
+        if checkpoint is not None:
+            if not (checkpoint / "config.json").is_file():
+                raise ValueError(f"{checkpoint} holds no config.json; give a SegFormer's folder")
+            self.network: nn.Module = kind.from_pretrained(
+                checkpoint,
+                num_labels=classes,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+            return
         # The configuration's defaults are B0's (Xie et al., SegFormer, 2021).
         config = transformers.SegformerConfig(num_labels=classes)
-        self.network: nn.Module = transformers.SegformerForSemanticSegmentation(config)
+        self.network = kind(config)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits (B, classes, H/4, W/4) of images (B, 3, H, W)."""

@@ -18,6 +18,8 @@ from magicfuse_ros.evaluation.scenes import (
 )
 from magicfuse_ros.evaluation.subject import DEGRADED, Evaluation
 from magicfuse_ros.evaluation.tables import Column, Row, Table
+from magicfuse_ros.model.labels import UNKNOWN, LabelSet
+from magicfuse_ros.training.datasets.label_maps import CANONICAL, from_canonical
 
 
 def confusion(
@@ -39,6 +41,24 @@ def confusion(
         if scene.labels is not None:
             counted.add(made(scene.degraded), scene.labels)
     return counted
+
+
+def translation(said: LabelSet, scored: LabelSet) -> NDArray[np.uint8]:
+    """Return a table (256,) from ids of a set to those of another, by what the classes are called.
+
+    A class that the other set lacks counts as its unlabeled one, or as one id more than it has.
+    """
+    to_said, to_scored = from_canonical(said), from_canonical(scored)
+    names = {name.lower(): index for index, name in enumerate(scored.names())}
+    none = next((names[n] for n in ("unlabeled", "background") if n in names), len(scored))
+    table = np.full(256, none, np.uint8)
+    for label in said.labels:
+        own = label.name.replace("_", " ").lower()
+        meant = [name for k, name in enumerate(CANONICAL) if to_said[k] == label.id]
+        name = own if own in meant or not meant else meant[0]
+        if name in CANONICAL and to_scored[CANONICAL.index(name)] != UNKNOWN:
+            table[label.id] = to_scored[CANONICAL.index(name)]
+    return table
 
 
 def segmentation_table(evaluation: Evaluation) -> Table:

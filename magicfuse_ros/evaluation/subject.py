@@ -36,6 +36,8 @@ class Products(NamedTuple):
         (H, W) uint8 class ids.
     milliseconds
         What the engine took for all of it.
+    confidence
+        (H, W) uint8: the probability of the mask's class, times 255.
     """
 
     magimg: U8
@@ -43,6 +45,7 @@ class Products(NamedTuple):
     infrared: U8
     mask: U8
     milliseconds: float
+    confidence: U8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Evaluation:
         The validation images.
     steps
         DDIM steps; None takes the model's.
+    tau
+        τ of the engine; None takes the model's.
     limit
         At most this many images a row, evenly from all datasets; 0 takes all. A row of one
         degradation alone takes a quarter of it.
@@ -74,6 +79,7 @@ class Evaluation:
     model: MagicFuse
     scenes: ValidationSet
     steps: int | None = None
+    tau: float | None = None
     limit: int = 0
     unaided: MagicFuse | None = None
     progress: Callable[[str], None] = lambda _line: None
@@ -90,7 +96,8 @@ class Evaluation:
 
     def inference(self) -> Inference:
         """Build what runs the model in PyTorch."""
-        return Inference(self.model, self.steps)
+        paper_fusion = self.engine.settings.paper_fusion
+        return Inference(self.model, self.steps, paper_fusion=paper_fusion)
 
     def fuse(self, image: U8, *, temporal: float = 0.0) -> Products:
         """Make everything that ships of an RGB image (H, W, 3).
@@ -98,15 +105,20 @@ class Evaluation:
         With `temporal` above 0 images are those of one stream, from the last `engine.forget` on.
         """
         settings = self.engine.settings
-        if (settings.steps, settings.temporal) != (self.steps or 0, temporal):
-            self.engine.update(
-                steps=self.steps or 0, tau=settings.tau, seed=settings.seed, temporal=temporal
-            )
+        wanted = (self.steps or 0, self.tau, temporal)
+        if (settings.steps, settings.tau, settings.temporal) != wanted:
+            steps, tau, _ = wanted
+            self.engine.update(steps=steps, tau=tau, seed=settings.seed, temporal=temporal)
         made = self.engine.fuse(image, frozenset(EXTRAS))
         if made.enhanced is None or made.infrared is None:
             raise TypeError(f"{self.engine.backend_name} left out one of {', '.join(EXTRAS)}")
         return Products(
-            made.magimg, made.enhanced, made.infrared, made.mask, sum(made.stage_ms.values())
+            made.magimg,
+            made.enhanced,
+            made.infrared,
+            made.mask,
+            sum(made.stage_ms.values()),
+            made.confidence,
         )
 
     def with_steps(self, steps: int) -> Evaluation:

@@ -50,19 +50,23 @@ class Table:
             if len(row) != len(self.columns):
                 raise ValueError(f"row {row} of {self.title!r} has not {len(self.columns)} cells")
 
-    def markdown(self) -> str:
-        """Print the table under a heading of its title, its note and source below."""
-        names = [column.name for column in self.columns]
+    def texts(self) -> tuple[list[str], list[list[str]], str]:
+        """Return headings, rows and what stands below, as they are printed."""
         cells = [
             [_print(cell, column) for cell, column in zip(row, self.columns, strict=True)]
             for row in self.rows
         ]
+        below = " ".join(filter(None, (self.note, self.source)))
+        return [column.name for column in self.columns], cells, below
+
+    def markdown(self) -> str:
+        """Print the table under a heading of its title, its note and source below."""
+        names, cells, below = self.texts()
         widths = [max(len(text) for text in column) for column in zip(names, *cells, strict=True)]
         rules = [(":" if i == 0 else "-") + "-" * max(1, w - 2) + ("-" if i == 0 else ":")
                  for i, w in enumerate(widths)]  # fmt: skip
         lines = [f"### {self.title}", "", _line(names, widths), _line(rules, widths)]
         lines += [_line(row, widths) for row in cells]
-        below = " ".join(filter(None, (self.note, self.source)))
         return "\n".join([*lines, "", *([below, ""] if below else [])])
 
     def as_json(self) -> dict[str, Any]:

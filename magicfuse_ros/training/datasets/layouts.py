@@ -102,7 +102,7 @@ def find_sources(root: Path, split: str, layouts: Sequence[str] | None = None) -
 def _with_pseudo_labels(source: Source, folder: Path) -> Source:
     if source.classes or not folder.is_dir():
         return source
-    labels = _by_stem(folder)
+    labels = by_stem(folder)
     frames = []
     for frame in source.frames:
         found = labels.get(frame.name.replace(":", "_"))
@@ -114,7 +114,7 @@ def _pairs(root: Path, split: str) -> Source:
     """`<split>/{visible,infrared}/` and, if there, `labels/` and YOLO `boxes/*.txt`."""
     folder = _split_folder(root, split)
     labels_folder = _one_of(folder, LABELS)
-    labels = _by_stem(labels_folder) if labels_folder else None
+    labels = by_stem(labels_folder) if labels_folder else None
     frames = []
     for visible, infrared in _pair(folder):
         stem = visible.stem
@@ -282,11 +282,12 @@ def _pair(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def _pair_folders(visible: Path, partner: Path) -> list[tuple[Path, Path]]:
-    partners = _by_stem(partner)
-    return [(v, _partner(partners, v.stem, partner, v)) for v in _by_stem(visible).values()]
+    partners = by_stem(partner)
+    return [(v, _partner(partners, v.stem, partner, v)) for v in by_stem(visible).values()]
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def by_stem(folder: Path) -> dict[str, Path]:
+    """Return a folder's pictures by name without its ending; `DatasetError` if two have one."""
     if not folder.is_dir():
         raise DatasetError(f"{folder} is missing")
     try:

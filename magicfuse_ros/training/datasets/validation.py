@@ -71,8 +71,9 @@ def validation_items(
     conditions: Sequence[str] = RECIPES,
     settings: CacheSettings | None = None,
     layouts: Sequence[str] | None = None,
+    split: str = "val",
 ) -> list[ValidationItem]:
-    """List the validation images of every dataset under `root`, once for each condition.
+    """List the images of a split of every dataset under `root`, once for each condition.
 
     A condition keeps its recipes and seeds whatever other conditions are asked for, and an image
     keeps its own whatever other images there are, because both come from their names.
@@ -83,7 +84,7 @@ def validation_items(
         If a file is missing or no dataset is found.
     """
     result = []
-    for source in find_sources(root, "val", layouts):
+    for source in find_sources(root, split, layouts):
         cached = open_cache(source, cache_dir, settings)
         for index, item in enumerate(cached.items):
             for condition in conditions:
