@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -5,12 +6,11 @@ from dataset_trees import TREES, everything, write
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from torch.utils.data import DataLoader
 
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.training.datasets import (
     CacheSettings,
-    CropDataset,
+    Crops,
     DataConfig,
     DatasetError,
     find_sources,
@@ -19,6 +19,7 @@ from magicfuse_ros.training.datasets import (
     validation_items,
 )
 from magicfuse_ros.training.datasets.cache import training_size
+from magicfuse_ros.training.datasets.pixels import Cut, Pixels
 from magicfuse_ros.training.datasets.recolour import recolour
 from magicfuse_ros.training.heat import HEAT
 
@@ -44,7 +45,7 @@ def sources(tree, cache_dir):
 def crops(sources, **options):
     needs = options.pop("needs", frozenset())
     config = DataConfig(**{"crop": 24, **options})
-    return CropDataset(sources, config, DRIVE, seed=5, samples=100, needs=needs)
+    return Crops(sources, config, DRIVE, seed=5, needs=needs)
 
 
 @pytest.mark.parametrize(
@@ -138,37 +139,55 @@ def test_videos_share_one_infrared_scale(tree, tmp_path):
 
 
 def test_sample_has_the_documented_tensors(sources):
-    sample = crops(sources)[0]
+    sample = crops(sources).batch(0, 5)
     shapes = {name: (tuple(value.shape), value.dtype) for name, value in sample.items()}
     image = torch.float32
     assert shapes == {
-        "degraded": ((3, 24, 24), image), "clean": ((3, 24, 24), image),
-        "infrared": ((1, 24, 24), image), "labels": ((24, 24), torch.int64),
-        "thermal_weight": ((24, 24), image), "has_infrared": ((), image),
-        "has_clean": ((), image), "annotated": ((), image), "source": ((), torch.int64),
-        "night": ((), image),
+        "degraded": ((5, 3, 24, 24), image), "clean": ((5, 3, 24, 24), image),
+        "infrared": ((5, 1, 24, 24), image), "labels": ((5, 24, 24), torch.int64),
+        "thermal_weight": ((5, 24, 24), image), "has_infrared": ((5,), image),
+        "has_clean": ((5,), image), "annotated": ((5,), image), "source": ((5,), image),
     }  # fmt: skip
+    for name in ("degraded", "clean"):
+        assert sample[name].is_contiguous(memory_format=torch.channels_last)
     for name in ("degraded", "clean", "infrared", "thermal_weight"):
         assert 0.0 <= float(sample[name].min()) <= float(sample[name].max()) <= 1.0
 
 
-def test_samples_depend_on_seed_and_index_alone(sources):
-    first, second = crops(sources), crops(sources)
-    second[17]  # what was asked before must not matter
-    for index in (3, 0, 99):
-        a, b = first[index], second[index]
+def test_samples_depend_on_seed_and_place_alone(sources):
+    first, second = (crops(sources, paste=1.0, recolour=0.5) for _ in range(2))
+    second.batch(17, 4)  # what was asked before must not matter
+    for place in (3, 0, 99):
+        a, b = first.batch(place, 4), second.batch(place, 4)
         assert all(torch.equal(a[name], b[name]) for name in a)
-    other = CropDataset(sources, DataConfig(crop=24), DRIVE, seed=6, samples=100)
-    assert any(not torch.equal(first[k]["degraded"], other[k]["degraded"]) for k in range(5))
+    other = Crops(sources, DataConfig(crop=24), DRIVE, seed=6)
+    assert not torch.equal(first.batch(0, 4)["degraded"], other.batch(0, 4)["degraded"])
 
 
-def test_worker_processes_give_the_same_samples_as_none(sources):
-    dataset = crops(sources)
-    here = list(DataLoader(dataset, batch_size=25))
-    there = list(DataLoader(dataset, batch_size=25, num_workers=1))
-    assert len(here) == len(there) == 4
-    for a, b in zip(here, there, strict=True):
-        assert all(torch.equal(a[name], b[name]) for name in a)
+def cut(source, cuts, shape):
+    pixels = Pixels()
+    for _ in cuts:
+        pixels.add(source.bytes_on(torch.device("cpu")), source.items[0])
+    return [plane.numpy() for plane in pixels.cut(cuts, shape, torch.device("cpu"))]
+
+
+def test_a_turned_and_scaled_window_is_what_opencv_cuts(sources):
+    source = next(source for source in sources if source.name == "fmb/train")
+    cuts = [Cut((19.3, 15.2), 8.0, 0.9, True), Cut((22.0, 13.0), -9.0, 1.6, False)]
+    colours, known = cut(source, cuts, (20, 36))
+    for k, each in enumerate(cuts):
+        smooth, nearest = (
+            cv2.warpAffine(
+                plane, each.matrix(20, 36), (36, 20), flags=flags | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REFLECT_101,
+            )
+            for plane, flags in (
+                (source.visible(0), cv2.INTER_LINEAR), (source.labels(0), cv2.INTER_NEAREST)
+            )
+        )  # fmt: skip
+        # OpenCV interpolates between 32 parts of a pixel, and this between 256.
+        assert np.abs(colours[k, ..., :3].astype(int) - smooth).mean() < 0.6
+        assert np.mean(known[k, ..., 0] == nearest) > 0.97
 
 
 @pytest.mark.parametrize("warp", [0.0, 1.0])
@@ -182,10 +201,10 @@ def test_every_plane_of_a_sample_is_cut_alike(tmp_path, warp):
     write(tmp_path / "fmb/train/Label/1.png", np.where(left, 8, 1).astype("u1"))
     settings = CacheSettings(width=64, height=48)
     source = open_cache(read_source("fmb", tmp_path / "fmb", "train"), tmp_path / "c", settings)
-    dataset = crops([source], crop=32, warp=warp, around_box=0.0)
+    batch = crops([source], crop=32, warp=warp, around_box=0.0).batch(0, 30)
     sides = set()
     for index in range(30):
-        sample = dataset[index]
+        sample = {name: value[index] for name, value in batch.items()}
         person = sample["labels"] == DRIVE.id_of("person")
         for image in (sample["clean"][0], sample["infrared"][0]):
             bright = image > (image.min() + image.max()) / 2 if person.any() else image < 0
@@ -197,20 +216,18 @@ def test_every_plane_of_a_sample_is_cut_alike(tmp_path, warp):
 
 @pytest.mark.parametrize("warp", [0.0, 1.0])
 def test_crops_may_be_wider_than_high(sources, warp):
-    dataset = crops(sources, crop=20, crop_width=36, warp=warp)
-    for index in range(20):
-        shapes = {name: tuple(value.shape[-2:]) for name, value in dataset[index].items()}
-        for name in ("degraded", "clean", "infrared", "labels", "thermal_weight"):
-            assert shapes[name] == (20, 36)
+    batch = crops(sources, crop=20, crop_width=36, warp=warp).batch(0, 20)
+    for name in ("degraded", "clean", "infrared", "labels", "thermal_weight"):
+        assert batch[name].shape[-2:] == (20, 36)
 
 
 def test_a_crop_of_the_whole_image_is_the_image(tmp_path):
     TREES["camvid"](tmp_path / "camvid")
     source = read_source("camvid", tmp_path / "camvid", "train")
     cached = open_cache(source, tmp_path / "cache", CacheSettings(width=64, height=48))
-    dataset, mirrored = crops([cached], crop=48, crop_width=64, warp=0.0), 0
-    for index in range(20):
-        image = (dataset[index]["clean"].permute(1, 2, 0) * 255.0).round().byte().numpy()
+    batch, mirrored = crops([cached], crop=48, crop_width=64, warp=0.0).batch(0, 20), 0
+    for clean in batch["clean"]:
+        image = (clean.permute(1, 2, 0) * 255.0).round().byte().numpy()
         is_mirrored = not np.array_equal(image, cached.visible(0))
         mirrored += is_mirrored
         np.testing.assert_array_equal(image[:, :: -1 if is_mirrored else 1], cached.visible(0))
@@ -220,25 +237,19 @@ def test_a_crop_of_the_whole_image_is_the_image(tmp_path):
 def test_needs_choose_the_items(sources):
     names = [source.name for source in sources]
     labelled = crops(sources, needs=frozenset({"labels", "infrared"}))
-    drawn = {names[int(labelled[k]["source"])] for k in range(60)}
+    drawn = {names[int(s)] for s in labelled.batch(0, 60)["source"]}
     assert drawn == {"msrs/train", "mfnet/train", "fmb/train", "llvip/train"}
     clean = crops(sources, needs=frozenset({"clean"}))
-    assert all(clean[k]["has_clean"] == 1.0 for k in range(60))
-    everything_else = crops(sources)
-    assert any(everything_else[k]["has_clean"] == 0.0 for k in range(100))
+    assert bool((clean.batch(0, 60)["has_clean"] == 1.0).all())
+    assert bool((crops(sources).batch(0, 100)["has_clean"] == 0.0).any())
 
 
 def test_recolouring_changes_the_visible_image_alone_and_keeps_what_is_brighter(sources):
-    plain, other = (crops(sources, recolour=chance, warp=0.0) for chance in (0.0, 1.0))
-    recoloured = 0
-    for index in range(20):
-        a, b = plain[index], other[index]
-        # The seed is one stream: what is drawn after the colours differs, what is cut does not.
-        for key in ("infrared", "labels", "thermal_weight"):
-            assert torch.equal(a[key], b[key])
-        recoloured += not torch.equal(a["clean"], b["clean"])
-        np.testing.assert_array_equal(b["clean"], other[index]["clean"])
-    assert recoloured == 20
+    a, b = (crops(sources, recolour=chance, warp=0.0).batch(0, 20) for chance in (0.0, 1.0))
+    # The seed is one stream: what is drawn after the colours differs, what is cut does not.
+    for key in ("infrared", "labels", "thermal_weight"):
+        assert torch.equal(a[key], b[key])
+    assert all(not torch.equal(*pair) for pair in zip(a["clean"], b["clean"], strict=True))
 
 
 @given(
@@ -247,36 +258,37 @@ def test_recolouring_changes_the_visible_image_alone_and_keeps_what_is_brighter(
 )
 def test_recoloured_grey_levels_keep_their_order(seed, levels):
     image = np.repeat(levels[..., None], 3, axis=2)
-    result = recolour(image, np.random.default_rng(seed)).astype(int)
-    assert result.shape == image.shape
+    result = recolour(torch.from_numpy(image)[None].float(), np.random.default_rng(seed))
+    assert result.shape == (1, *image.shape)
+    result = result[0].numpy().astype(int)
     order = np.argsort(levels, axis=None, kind="stable")
     for channel in range(3):  # rounding twice, and saturation, may cost a level
         assert (np.diff(result[..., channel].ravel()[order]) >= -2).all()
 
 
 def test_recolouring_is_seeded_and_leaves_its_input_alone():
-    image = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
-    before = image.copy()
-    first, second, third = (recolour(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(image, before)
-    np.testing.assert_array_equal(first, second)
-    assert not np.array_equal(first, third)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3))).float()
+    before = images.clone()
+    first, second, third = (recolour(images, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert torch.equal(images, before)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
 
 
 def test_weights_mix_the_sources(sources):
     weights = {source.name: 0.0 for source in sources} | {"camvid/train": 3.0, "msrs/train": 1.0}
     dataset = crops(sources, crop=16, weights=tuple(weights.items()))
-    names = [sources[int(dataset[k]["source"])].name for k in range(400)]
+    names = [sources[int(s)].name for s in dataset.batch(0, 400)["source"]]
     assert names.count("camvid/train") / 400 == pytest.approx(0.75, abs=0.07)
     assert set(names) == {"camvid/train", "msrs/train"}
 
 
-def test_crops_around_boxes_hold_people_more_often(sources):
+def test_crops_around_boxes_hold_more_of_people(sources):
     msrs = [source for source in sources if source.name == "msrs/train"]
 
     def share(chance):
-        dataset = crops(msrs, crop=16, warp=0.0, around_box=chance)
-        return np.mean([bool((dataset[k]["thermal_weight"] == 1.0).any()) for k in range(100)])
+        batch = crops(msrs, crop=16, warp=0.0, around_box=chance).batch(0, 400)
+        return float((batch["thermal_weight"] == 1.0).float().mean())
 
     assert share(1.0) > share(0.0)
 

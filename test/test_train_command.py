@@ -123,7 +123,7 @@ def wait_for(condition, process, seconds=180.0):
 
 def test_stopped_killed_and_resumed_is_as_never_interrupted(tmp_path, data, cache, train):
     steps, name = 40, "psi.state.safetensors"
-    loop = {"steps": steps, "checkpoint_minutes": 1e-4, "decay": "cosine", "workers": 1}
+    loop = {"steps": steps, "checkpoint_minutes": 1e-4, "decay": "cosine"}
     config = write_recipe(tmp_path, "psi", loop=loop, data={"crop": 16})
     whole, parts = run_folder(tmp_path / "whole"), tmp_path / "parts"
     shutil.copytree(whole, parts)

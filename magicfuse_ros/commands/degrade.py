@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magicfuse_ros.training.degradation import EFFECTS
-from magicfuse_ros.training.degradation_mixes import Degradation
+from magicfuse_ros.training.degradation_mixes import Degradation, Recipe
+from magicfuse_ros.training.degradation_mixes import degrade as degrade_image
 
 DEFAULT_STRENGTH = 0.7
 
@@ -56,7 +56,7 @@ def degradation(
     def degrade(frame: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
         generator = _ClipGenerator(seed, index)
         for step in steps:
-            frame = EFFECTS[step.effect](frame, step.strength, generator)
+            frame = degrade_image(frame, generator, Recipe(step.effect, (step,)))
         return frame
 
     return degrade

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from magicfuse_ros.training.degradation import EFFECTS, Rgb
 
@@ -127,12 +130,25 @@ def degrade(image: Rgb, rng: np.random.Generator, recipe: Recipe) -> Rgb:
     >>> dark.shape, bool(dark.mean() < street.mean() / 2)
     ((48, 64, 3), True)
     """
-    result = np.ascontiguousarray(image)
-    by_effect = {step.effect: step.strength for step in recipe.steps}
+    result = degrade_batch(torch.from_numpy(np.array(image)[None]).float(), rng, [recipe])
+    return np.asarray(result[0].byte().numpy(), np.uint8)
+
+
+def degrade_batch(images: Tensor, rng: np.random.Generator, recipes: Sequence[Recipe]) -> Tensor:
+    """Apply a recipe to each of (B, H, W, 3) float32 images in whole levels, on their device."""
+    result = images
     for name, effect in EFFECTS.items():
-        if name in by_effect:
-            result = effect(result, by_effect[name], rng)
-    return result.copy() if result is image else result
+        strengths = {
+            index: step.strength
+            for index, recipe in enumerate(recipes)
+            for step in recipe.steps
+            if step.effect == name
+        }
+        some = torch.tensor(list(strengths), device=images.device, dtype=torch.int64)
+        if len(some):
+            changed = effect(result[some], np.array(list(strengths.values())), rng)
+            result = result.index_copy(0, some, changed)
+    return result
 
 
 def named_recipe(name: str, rng: np.random.Generator, *, night: bool = False) -> Recipe:

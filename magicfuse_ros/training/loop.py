@@ -2,7 +2,8 @@
 
 A stage is a `Stage`: a module whose forward is the loss. The loop draws batch k from (seed, k) and
 noise from (seed, k), so a resumed run sees the data and the noise that an uninterrupted one would
-have; only weights, optimiser and averages are saved.
+have; only weights, optimiser and averages are saved. The next batch is made while a GPU still works
+on a step: the loop asks for it before it waits for the loss.
 
 A checkpoint is written between the loss of a step and its update, so the weights in it have just
 been seen to give a good loss: those of a diverging run never replace the last good ones.
@@ -12,16 +13,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, Protocol, cast
 
-import cv2
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from magicfuse_ros.training.optimization import LoopConfig, make_average, make_optimizer
 from magicfuse_ros.training.progress import Progress
@@ -44,23 +42,11 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and where the last good checkpoint is."""
 
 
-class _StepSampler(Sampler[list[int]]):
-    """Indices of the batches from `start` on, for one process of several.
+class Batches(Protocol):
+    """Makes batches on the device that trains; see `Crops`."""
 
-    The dataset maps an index to a seeded sample.
-    """
-
-    def __init__(self, start: int, config: LoopConfig, rank: int, world: int) -> None:
-        self._steps = range(start, config.steps)
-        self._batch, self._rank, self._world = config.batch, rank, world
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self._steps:
-            first = (step * self._world + self._rank) * self._batch
-            yield list(range(first, first + self._batch))
-
-    def __len__(self) -> int:
-        return len(self._steps)
+    def batch(self, first: int, count: int) -> Batch:
+        """Make the samples from number `first` on, which depend on nothing else."""
 
 
 class StopRequest:
@@ -92,7 +78,7 @@ class Export(Protocol):
 
 def run(
     stage: Stage,
-    dataset: Dataset[Batch],
+    data: Batches,
     config: LoopConfig,
     folder: Path,
     name: str,
@@ -128,7 +114,7 @@ def run(
     if loop.state.step < config.steps:
         stop = StopRequest()
         with stop:
-            loop.run(dataset, stop)
+            loop.run(data, stop)
     stage.trained.load_state_dict(loop.parts.average.module.state_dict())
     return loop.state.step >= config.steps
 
@@ -153,7 +139,7 @@ class _Loop:
         )
         self.state = read_state(self._path, self.parts) if self._path.is_file() else TrainingState()
 
-    def run(self, dataset: Dataset[Batch], stop: StopRequest) -> None:
+    def run(self, data: Batches, stop: StopRequest) -> None:
         """Take every step that is left, or those until `stop` is asked for in any process."""
         config, state = self._config, self.state
         # DDP's forward averages the gradients; both come back with types that mypy cannot know.
@@ -162,12 +148,15 @@ class _Loop:
         progress = self._progress()
         saved_at = time.monotonic()
         try:
-            for batch in self._loader(dataset):
+            batch = self._batch(data, state.step)
+            while batch is not None:
+                tensors, generator = batch, self._generator()
+                loss, scalars = prepared(tensors, generator)
+                if progress:
+                    progress.trained()
+                batch = self._batch(data, state.step + 1)
                 if progress:
                     progress.received()
-                tensors = {k: value.to(self._accelerator.device) for k, value in batch.items()}
-                generator = self._generator()
-                loss, scalars = prepared(tensors, generator)
                 value, stopping = self._agree(loss, stop)
                 self._check(value)
                 if stopping:
@@ -180,11 +169,10 @@ class _Loop:
                 self._update(loss, prepared, optimizer)
                 state.record(value)
                 if progress:
-                    progress.trained(state, scalars)
+                    progress.stepped(state, scalars)
                     if state.step % config.sheet_every == 0:
                         with torch.no_grad():
                             progress.sheet(self._stage.sheet(tensors, generator), state.step)
-                    progress.next()
         finally:
             if progress:
                 progress.close()
@@ -205,19 +193,13 @@ class _Loop:
         samples = self._config.batch * self._accelerator.num_processes
         return Progress(self._folder, self._name, self.state.step, self._config.steps, samples)
 
-    def _loader(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
-        # OpenCV's thread pool does not survive the fork of a data worker: end it here, where its
-        # threads still live.
-        cv2.setNumThreads(0)
-        config, accelerator = self._config, self._accelerator
-        return DataLoader(
-            dataset,
-            batch_sampler=_StepSampler(
-                self.state.step, config, accelerator.process_index, accelerator.num_processes
-            ),
-            num_workers=config.workers,
-            prefetch_factor=4 if config.workers else None,
-            worker_init_fn=_prepare_worker,
+    def _batch(self, data: Batches, step: int) -> Batch | None:
+        """Make this process's batch of a step; None after the last."""
+        if step >= self._config.steps:
+            return None
+        accelerator, count = self._accelerator, self._config.batch
+        return data.batch(
+            (step * accelerator.num_processes + accelerator.process_index) * count, count
         )
 
     def _generator(self) -> torch.Generator:
@@ -263,12 +245,3 @@ class _Loop:
             f"{self._name}: {what} at step {self.state.step}; {kept}. Lower loop.learning_rate and "
             "run the same command with --resume"
         )
-
-
-def _prepare_worker(_worker: int) -> None:
-    # Several threads in a data worker would fight the training step for the same cores.
-    torch.set_num_threads(1)
-    # A signal to the whole process group is the training process's to answer: it still needs the
-    # data of the step it is in, and ends its workers itself.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)

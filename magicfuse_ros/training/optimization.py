@@ -34,8 +34,6 @@ class LoopConfig:
         Minutes between checkpoints.
     sheet_every
         Steps between picture sheets in TensorBoard.
-    workers
-        Data processes for each training process; 0 makes the samples in the training process.
     seed
         With the step and the process's rank, the only source of randomness.
     """
@@ -52,7 +50,6 @@ class LoopConfig:
     ema: float = 0.999
     checkpoint_minutes: float = 3.0
     sheet_every: int = 1000
-    workers: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,7 +58,7 @@ class LoopConfig:
                 raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: 1 or more")
         if not self.learning_rate > 0.0:
             raise ConfigError(f"loop.learning_rate is {self.learning_rate}; accepted: more than 0")
-        for name in ("weight_decay", "warmup_steps", "checkpoint_minutes", "workers", "seed"):
+        for name in ("weight_decay", "warmup_steps", "checkpoint_minutes", "seed"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: 0 or more")
         for name in ("ema", "momentum"):
@@ -94,9 +91,10 @@ def make_optimizer(config: LoopConfig, module: nn.Module) -> torch.optim.Optimiz
             config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=True,
         )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, config.learning_rate, weight_decay=config.weight_decay)
+    return kind(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 def make_average(config: LoopConfig, module: nn.Module) -> AveragedModel:

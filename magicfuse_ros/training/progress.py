@@ -41,14 +41,20 @@ class Progress:
         self._mark = time.monotonic()
 
     def received(self) -> None:
-        """Note that a batch came from the data loader."""
+        """Note that the next batch was made, or that a GPU was told to make it."""
         now = time.monotonic()
         self._waited += now - self._mark
         self._mark = now
 
-    def trained(self, state: TrainingState, scalars: dict[str, Tensor]) -> None:
-        """Note that the batch was trained on, and log every `LOG_EVERY` steps."""
-        self._worked += time.monotonic() - self._mark
+    def trained(self) -> None:
+        """Note that a batch was trained on but for the update, or that a GPU was told to."""
+        now = time.monotonic()
+        self._worked += now - self._mark
+        self._mark = now
+
+    def stepped(self, state: TrainingState, scalars: dict[str, Tensor]) -> None:
+        """Note that the step was taken, and log every `LOG_EVERY` steps."""
+        self.trained()
         self._steps += 1
         self._bar.update(1)
         if state.step % LOG_EVERY == 0:
@@ -67,10 +73,6 @@ class Progress:
     def sheet(self, picture: Tensor, step: int) -> None:
         """Log a picture (3, H, W) in [0, 1]."""
         self._writer.add_image("sheet", picture, step)
-
-    def next(self) -> None:
-        """Note that the wait for the next batch begins; logging is not part of it."""
-        self._mark = time.monotonic()
 
     def flush(self) -> None:
         """Write out what was logged, so that a checkpoint never runs ahead of the curves."""

@@ -25,7 +25,7 @@ from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.resources import model_path
 from magicfuse_ros.training.autoencoder_stage import AutoencoderStage
 from magicfuse_ros.training.branches import BranchStage
-from magicfuse_ros.training.datasets import CropDataset, find_sources, open_cache
+from magicfuse_ros.training.datasets import Crops, find_sources, open_cache
 from magicfuse_ros.training.datasets.cache import CacheSettings
 from magicfuse_ros.training.distill import DistillStage
 from magicfuse_ros.training.loop import run
@@ -87,17 +87,14 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name
         model, is_new = _open_model(recipe, folder)
         # Before the data, whose decoding may take hours: it finds what is wrong with the recipe.
         stage, multiple_of = _stage(recipe, model, folder)
-        dataset = _open_data(recipe, model, multiple_of, data, cache, processes.num_processes)
+        crops = _open_data(recipe, model, multiple_of, data, cache, processes.device)
         if is_new:  # not before all is known to be right: it replaces F and S of another label set
             _save_model(model, recipe.labels, folder)
     starts = recipe.stage == "autoencoder" and not recipe.autoencoder.anchor and not done
     if starts and model.config.autoencoder.linear_path:
-        samples = [dataset[index] for index in range(_LINEAR_SAMPLES)]
-        images = [
-            sample[key][None].expand(-1, 3, -1, -1)
-            for sample in samples
-            for key in ("clean", "infrared")
-        ]
+        sample = crops.batch(0, _LINEAR_SAMPLES)
+        pictures = (sample[key].cpu().expand(-1, 3, -1, -1) for key in ("clean", "infrared"))
+        images = [image[None] for some in pictures for image in some]
         fit_linear_path(model.encoder, model.decoder, images)
 
     def export(trained: nn.ModuleDict, *, complete: bool) -> None:
@@ -110,7 +107,7 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name
             sampling = replace(config.diffusion, trained_steps=stage.trained_steps)
             checkpoint.write_config(folder, replace(config, trained=True, diffusion=sampling))
 
-    complete = run(stage, dataset, recipe.loop, output, name, export)
+    complete = run(stage, crops, recipe.loop, output, name, export)
     processes.wait_for_everyone()
     return complete
 
@@ -170,8 +167,8 @@ def _open_data(
     multiple_of: int,
     data: Path,
     cache: Path,
-    processes: int,
-) -> CropDataset:
+    device: torch.device,
+) -> Crops:
     camera = CAMERA if recipe.stage == "refine" else 1
     width, height = (camera * side for side in model.config.resolution)
     settings, multiple_of = CacheSettings(width=width, height=height), camera * multiple_of
@@ -181,13 +178,13 @@ def _open_data(
             raise ConfigError(
                 f"data.{name} is {side}; accepted: multiples of {multiple_of} for {models}"
             )
-    return CropDataset(
+    return Crops(
         [open_cache(source, cache, settings, print) for source in find_sources(data, "train")],
         recipe.data,
         LabelSet.load(more) if (more := _more_classes(recipe, model)) else model.labels,
         seed=recipe.loop.seed,
-        samples=recipe.loop.steps * recipe.loop.batch * processes,
         needs=_needs(recipe),
+        device=device,
     )
 
 

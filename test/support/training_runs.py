@@ -17,7 +17,7 @@ from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.training.stage import Stage
 
 ROOT = Path(__file__).parents[2]
-LOOP = {"steps": 4, "batch": 2, "learning_rate": 2e-3, "workers": 0, "ema": 0.5}
+LOOP = {"steps": 4, "batch": 2, "learning_rate": 2e-3, "ema": 0.5}
 
 
 def on_one_thread():
@@ -105,12 +105,12 @@ class LineStage(Stage):
         return torch.zeros(3, 4, 4)
 
 
-class Points(torch.utils.data.Dataset):
-    """x of sample `index`, drawn by it alone; keeps the indices it was asked for."""
+class Points:
+    """Batches of x, each drawn by the number of its first sample alone; keeps what was asked."""
 
     def __init__(self):
         self.asked = []
 
-    def __getitem__(self, index):
-        self.asked.append(index)
-        return {"x": torch.rand((), generator=torch.Generator().manual_seed(index))}
+    def batch(self, first, count):
+        self.asked.append((first, count))
+        return {"x": torch.rand(count, generator=torch.Generator().manual_seed(first))}

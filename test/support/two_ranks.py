@@ -37,7 +37,7 @@ def fit(name, folder, happens):
     processes = PartialState(cpu=True)
     rank = processes.process_index
     stage = LineStage({7: happens} if rank == 1 else {})
-    config = LoopConfig(steps=12, batch=2, learning_rate=0.1, workers=0, checkpoint_minutes=0.0)
+    config = LoopConfig(steps=12, batch=2, learning_rate=0.1, checkpoint_minutes=0.0)
     try:
         ending = "complete" if run(stage, Points(), config, folder, "line") else "stopped"
     except TrainingError:

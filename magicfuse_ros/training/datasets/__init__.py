@@ -6,7 +6,7 @@ from magicfuse_ros.training.datasets.cache import (
     CacheSettings,
     open_cache,
 )
-from magicfuse_ros.training.datasets.crops import CropDataset, DataConfig
+from magicfuse_ros.training.datasets.crops import Crops, DataConfig
 from magicfuse_ros.training.datasets.frames import Box, DatasetError, Frame, Item, Source
 from magicfuse_ros.training.datasets.layouts import LAYOUTS, find_sources, read_source
 from magicfuse_ros.training.datasets.validation import ValidationItem, validation_items
@@ -17,7 +17,7 @@ __all__ = [
     "CacheSettings",
     "CachedItem",
     "CachedSource",
-    "CropDataset",
+    "Crops",
     "DataConfig",
     "DatasetError",
     "Frame",

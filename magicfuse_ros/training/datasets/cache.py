@@ -3,9 +3,9 @@
 `<source>-<key>.raw` holds the pixels (uint8), and `<source>-<key>.json` beside it says where in it
 each item's planes are. The key is a digest of the list of files with their sizes and times, the
 settings and the version of this format, so a changed dataset makes a new cache, and an interrupted
-build leaves none. The planes of an item are the visible image (h, w, 3) RGB and then, where the
-item has them, infrared (h, w) on the common scale and labels (h, w) as canonical ids (see
-`label_maps`).
+build leaves none. An item is (h, w, 4), the visible image and the infrared on the common scale, and
+then (h, w, 2), labels as canonical ids (see `label_maps`) and the thermal weight: 255 in boxes of
+people, 128 in other boxes. What an item has not is 0 in the infrared, and 255 in the labels.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from magicfuse_ros.model.labels import UNKNOWN
 from magicfuse_ros.training.datasets.frames import U8, Box, DatasetError, Frame, Item, Source
@@ -30,7 +33,9 @@ from magicfuse_ros.training.infrared import InfraredScale, common_infrared_scale
 from magicfuse_ros.training.weak_masks import weak_mask
 
 # Raise when the decoded content changes for the same files and settings.
-_VERSION = 5
+_VERSION = 6
+# Items begin at multiples of this many bytes: pixels are read as 32 bits.
+_ALIGNED = 4
 _BOX_IDS = {kind: CANONICAL.index(kind) for kind in ("person", "bike", "car")}
 
 
@@ -76,10 +81,7 @@ class CachedItem:
 
 
 class CachedSource:
-    """A source's items, read from the memory-mapped cache; use `open_cache` to get one.
-
-    Planes are views into the map: copy them before changing anything.
-    """
+    """A source's items, read from the memory-mapped cache; use `open_cache` to get one."""
 
     def __init__(self, name: str, items: list[CachedItem], array: NDArray[np.uint8]) -> None:
         self.name = name
@@ -91,27 +93,33 @@ class CachedSource:
 
     def visible(self, index: int) -> U8:
         """Return the visible image, (H, W, 3) uint8 RGB."""
-        item = self.items[index]
-        return self._plane(item, 0, 3).reshape(item.height, item.width, 3)
+        return np.ascontiguousarray(self._colours(index)[..., :3])
 
     def infrared(self, index: int) -> U8 | None:
         """Return the infrared image, (H, W) uint8 on the common scale, or None."""
-        item = self.items[index]
-        return (
-            self._plane(item, 3, 1).reshape(item.height, item.width) if item.has_infrared else None
-        )
+        if not self.items[index].has_infrared:
+            return None
+        return np.ascontiguousarray(self._colours(index)[..., 3])
 
     def labels(self, index: int) -> U8 | None:
         """Return the labels, (H, W) uint8 canonical ids with 255 for unknown, or None."""
         item = self.items[index]
         if not item.has_labels:
             return None
-        return self._plane(item, 4 if item.has_infrared else 3, 1).reshape(item.height, item.width)
+        start = item.offset + 4 * item.height * item.width
+        known = self._array[start : start + 2 * item.height * item.width]
+        return np.ascontiguousarray(known.reshape(item.height, item.width, 2)[..., 0])
 
-    def _plane(self, item: CachedItem, before: int, planes: int) -> U8:
-        size = item.height * item.width
-        start = item.offset + before * size
-        return self._array[start : start + planes * size]
+    def bytes_on(self, device: torch.device) -> Tensor:
+        """Return the whole cache as (bytes,) uint8; on the CPU it is the mapped file itself."""
+        with warnings.catch_warnings():  # that it must not be written to, which nobody does
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(self._array).to(device)
+
+    def _colours(self, index: int) -> U8:
+        item = self.items[index]
+        part = self._array[item.offset : item.offset + 4 * item.height * item.width]
+        return part.reshape(item.height, item.width, 4)
 
 
 def open_cache(
@@ -127,7 +135,7 @@ def open_cache(
     source
         What to decode.
     cache_dir
-        Folder of the caches, made if missing. About 0.3 MB an item at 320x240.
+        Folder of the caches, made if missing. About 0.5 MB an item at 320x240.
     settings
         How to store; the default is the model resolution of `tiny`.
     progress
@@ -157,6 +165,11 @@ def open_cache(
     return CachedSource(source.name, items, array)
 
 
+def thermal_weight(box: Box) -> int:
+    """Return what a box's pixels have as their thermal weight, of 255."""
+    return 255 if box.kind == "person" else 128
+
+
 def training_size(width: int, height: int, settings: CacheSettings) -> tuple[int, int]:
     """Return the (width, height) that an image has in the cache, in pixels."""
     scale = max(settings.width / width, settings.height / height)
@@ -180,10 +193,11 @@ def _build(
     try:
         with os.fdopen(raw_fd, "wb") as raw:
             for number, item in enumerate(source.items(), 1):
-                planes, entry = _store(item, settings, lookup, scales.get(item.frame.group))
-                raw.writelines(plane.tobytes() for plane in planes)
+                pixels, entry = _store(item, settings, lookup, scales.get(item.frame.group))
+                pixels += bytes(-len(pixels) % _ALIGNED)
+                raw.write(pixels)
                 entries.append({**entry, "offset": offset})
-                offset += sum(plane.size for plane in planes)
+                offset += len(pixels)
                 if number % 100 == 0:
                     progress(f"caching {source.name}: {number} of {total}")
         Path(raw_name).replace(array_path)
@@ -196,46 +210,53 @@ def _build(
 
 def _store(
     item: Item, settings: CacheSettings, lookup: NDArray[np.uint8], scale: InfraredScale | None
-) -> tuple[list[U8], dict[str, object]]:
+) -> tuple[bytes, dict[str, object]]:
     frame = item.frame
     height, width = item.visible.shape[:2]
     size = training_size(width, height, settings)
     shrink = size[0] < width
     smooth = cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
     visible = np.asarray(cv2.resize(item.visible, size, interpolation=smooth), np.uint8)
-    planes = [visible]
     infrared = None
     if item.infrared is not None:
         infrared = np.asarray(cv2.resize(item.infrared, size, interpolation=smooth), np.uint8)
         scale = scale or common_infrared_scale([infrared])
         infrared = scale.apply(infrared)
-        planes.append(infrared)
     labels = None if item.labels is None else lookup[item.labels]
     if frame.boxes is not None and (labels is None or frame.pseudo):
         # At full size the object has more pixels to be told by.
         mask = weak_mask(item.visible, item.infrared, frame.boxes, _BOX_IDS)
         # What networks said stays, and boxes tell where they said nothing.
         labels = mask if labels is None else np.where(labels == UNKNOWN, mask, labels)
-    if labels is not None:
-        planes.append(
-            np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-        )
     boxes = frame.boxes
     if boxes is None and infrared is not None:
         boxes = hot_boxes(infrared)
+    blank = np.zeros(visible.shape[:2], np.uint8)
+    ids = np.full_like(blank, UNKNOWN)
+    if labels is not None:
+        ids = np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), np.uint8)
+    colours = np.dstack((visible, blank if infrared is None else infrared))
+    known = np.dstack((ids, _thermal(blank, boxes or ())))
     entry: dict[str, object] = {
         "name": frame.name,
         "width": size[0],
         "height": size[1],
         "has_infrared": infrared is not None,
-        "has_labels": len(planes) > 1 + (infrared is not None),
+        "has_labels": labels is not None,
         "night": item.night,
         "clean": frame.clean,
         "annotated": frame.boxes is not None,
         "pseudo": frame.pseudo,
         "boxes": [asdict(box) for box in boxes or ()],
     }
-    return planes, entry
+    return colours.tobytes() + known.tobytes(), entry
+
+
+def _thermal(weight: U8, boxes: Sequence[Box]) -> U8:
+    for box in sorted(boxes, key=lambda box: box.kind == "person"):
+        x0, y0, x1, y1 = box.pixels(*weight.shape)
+        weight[y0:y1, x0:x1] = thermal_weight(box)
+    return weight
 
 
 def _infrared_scales(source: Source) -> dict[str, InfraredScale]:

@@ -1,4 +1,8 @@
-"""Random crops for training. The same seed and index give the same sample, bit for bit."""
+"""Random crops for training, made a batch at a time on the device that trains.
+
+The decoded images lie there too. What is cut where is drawn on the CPU, and everything that is
+done to pixels is done there by the batch. The same seed and place in training give the same batch.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.training.datasets.cache import CachedItem, CachedSource
-from magicfuse_ros.training.datasets.copy_paste import Donors, Picture
-from magicfuse_ros.training.datasets.frames import U8, Box, DatasetError
+from magicfuse_ros.training.datasets.copy_paste import Donors
+from magicfuse_ros.training.datasets.frames import Box, DatasetError
 from magicfuse_ros.training.datasets.label_maps import CANONICAL, from_canonical
+from magicfuse_ros.training.datasets.pixels import Cut, Pixels
 from magicfuse_ros.training.datasets.recolour import recolour
-from magicfuse_ros.training.degradation_mixes import Mix, degrade, sample_recipe
+from magicfuse_ros.training.degradation_mixes import Mix, degrade_batch, sample_recipe
 from magicfuse_ros.training.heat import HEAT
 
 # How much more often a crop goes around a box of this kind.
@@ -89,35 +92,34 @@ class DataConfig:
         return self.crop, self.crop_width or self.crop
 
 
-class CropDataset(Dataset[dict[str, Tensor]]):
-    """Random crops of several sources, mixed by weight; a map from index to sample.
+class Crops:
+    """Random crops of several sources, mixed by weight.
 
-    A sample holds
+    A batch holds, on the device,
 
-    - `degraded`, `clean`: (3, H, W) float32 RGB in [0, 1]
-    - `infrared`: (1, H, W) float32 in [0, 1] on the common scale, zeros where there is none
-    - `labels`: (H, W) int64 ids of the label set, 255 unknown
-    - `thermal_weight`: (H, W) float32 in [0, 1], 1 on annotated people, 0.5 on vehicles and on
+    - `degraded`, `clean`: (B, 3, H, W) float32 RGB in [0, 1], in channels-last memory
+    - `infrared`: (B, 1, H, W) float32 in [0, 1] on the common scale, zeros where there is none
+    - `labels`: (B, H, W) int64 ids of the label set, 255 unknown
+    - `thermal_weight`: (B, H, W) float32 in [0, 1], 1 on annotated people, 0.5 on vehicles and on
       hot spots of images that have no annotation
-    - `has_infrared`, `has_clean`, `annotated` (objects have boxes): () float32, 1 or 0
-    - `source`: () int64, place of the source in `sources`
-    - `night`: () float32, 1 or 0
+    - `has_infrared`, `has_clean`, `annotated` (objects have boxes): (B,) float32, 1 or 0
+    - `source`: (B,) float32, place of the source in `sources`
 
     Parameters
     ----------
     sources
-        Opened caches.
+        Opened caches; they are copied to a GPU's memory, and stay mapped files on a CPU.
     config
         What a sample looks like, and how often each source is drawn.
     labels
         The label set wanted.
     seed
-        With the index, the only source of randomness.
-    samples
-        Length of the dataset: how many indices training will use.
+        With the number of a batch's first sample, the only source of randomness.
     needs
         What an item must have to be drawn: any of "clean" (a visible image fit as the target of
         restoration), "infrared" and "labels".
+    device
+        Where batches are made; None is the CPU.
 
     Raises
     ------
@@ -132,66 +134,67 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         labels: LabelSet,
         *,
         seed: int,
-        samples: int,
         needs: frozenset[str] = frozenset(),
+        device: torch.device | None = None,
     ) -> None:
         self.sources = list(sources)
         self.config = config
         self.seed = seed
-        self.samples = samples
-        self._lookup = from_canonical(labels)
-        self._unsure = [CANONICAL.index(name) for name in _UNSURE_AT_NIGHT]
-        # For the whole process and the workers forked from it: images this small are not worth
-        # threads, and those would take the cores from the network.
-        cv2.setNumThreads(1)
+        self._device = device or torch.device("cpu")
+        lookup, sure = from_canonical(labels), from_canonical(labels)
+        sure[[CANONICAL.index(name) for name in _UNSURE_AT_NIGHT]] = UNKNOWN
+        self._lookup = torch.tensor([*lookup, *sure], dtype=torch.int64, device=self._device)
         self._usable = [_usable(source, needs) for source in self.sources]
-        self._donors = [Donors(source) for source in self.sources] if config.paste else []
-        self._share = _shares(self.sources, self._usable, dict(config.weights), needs)
+        share = _shares(self.sources, self._usable, dict(config.weights), needs)
+        self._share = np.cumsum(share)
+        drawn = [source if part else None for source, part in zip(sources, share, strict=True)]
+        self._bytes = [None if one is None else one.bytes_on(self._device) for one in drawn]
+        self._donors = [Donors(one) if one and config.paste else None for one in drawn]
 
-    def __len__(self) -> int:
-        return self.samples
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.seed, index))
-        s = int(rng.choice(len(self.sources), p=self._share))
-        source = self.sources[s]
-        i = int(rng.choice(self._usable[s]))
-        picture = Picture.of(source, i)
-        if self.config.paste and rng.random() < self.config.paste:
-            picture = self._donors[s].paste(picture, rng)
-        item, shape = picture.item, self.config.shape
-        cut = self._cut(item, rng)
-
-        clean = cut.smooth(picture.visible)
-        if self.config.recolour and rng.random() < self.config.recolour:
-            clean = recolour(clean, rng)
-        recipe = sample_recipe(rng, self.config.mix, night=item.night or not item.clean)
-        degraded = degrade(clean, rng, recipe)
-        infrared, labels = picture.infrared, picture.labels
-        ids = np.full(shape, UNKNOWN, np.uint8)
-        if labels is not None:
-            known = cut.nearest(labels)
-            if item.pseudo and item.night and rng.random() < _LEFT_OUT:
-                known[np.isin(known, self._unsure)] = UNKNOWN
-            ids = self._lookup[known]
+    def batch(self, first: int, count: int) -> dict[str, Tensor]:
+        """Make the samples from number `first` on."""
+        rng, config = np.random.default_rng((self.seed, first)), self.config
+        pixels = Pixels()
+        items, cuts, facts = [], [], []
+        for _ in range(count):
+            s = int(np.searchsorted(self._share, rng.random() * self._share[-1], side="right"))
+            item = self.sources[s].items[int(rng.choice(self._usable[s]))]
+            data, donors = self._bytes[s], self._donors[s]
+            assert data is not None  # noqa: S101 - for mypy: it has a share
+            place = pixels.add(data, item)
+            boxes = item.boxes
+            if donors is not None and rng.random() < config.paste:
+                boxes = donors.paste(pixels, place, data, item, rng)
+            cuts.append(self._cut(item, boxes, rng))
+            is_left_out = item.pseudo and item.night and rng.random() < _LEFT_OUT
+            facts.append((item.has_infrared, item.clean, item.annotated, s, is_left_out))
+            items.append(item)
+        colours, known = pixels.cut(cuts, config.shape, self._device)
+        clean = colours[..., :3].float()
+        recoloured = np.flatnonzero(rng.random(count) < config.recolour)
+        if len(recoloured):
+            some = torch.from_numpy(recoloured).to(self._device)
+            clean[some] = recolour(clean[some], rng)
+        recipes = [
+            sample_recipe(rng, config.mix, night=item.night or not item.clean) for item in items
+        ]
+        degraded = degrade_batch(clean, rng, recipes)
+        told = torch.tensor(facts, dtype=torch.float32).to(self._device)
+        has_infrared, has_clean, annotated, source, left_out = told.unbind(1)
+        ids = known[..., 0].long() + 256 * left_out.long()[:, None, None]
         return {
-            "degraded": _float_tensor(degraded),
-            "clean": _float_tensor(clean),
-            "infrared": torch.zeros(1, *shape)
-            if infrared is None
-            else _float_tensor(cut.smooth(infrared)[..., None]),
-            "labels": torch.from_numpy(ids.astype(np.int64)),
-            "thermal_weight": torch.from_numpy(
-                cut.nearest(_thermal(item)).astype(np.float32) / 255.0
-            ),
-            "has_infrared": torch.tensor(float(infrared is not None)),
-            "has_clean": torch.tensor(float(item.clean)),
-            "annotated": torch.tensor(float(item.annotated)),
-            "source": torch.tensor(s),
-            "night": torch.tensor(float(item.night)),
+            "degraded": degraded.mul(1.0 / 255.0).permute(0, 3, 1, 2),
+            "clean": clean.mul(1.0 / 255.0).permute(0, 3, 1, 2),
+            "infrared": colours[..., 3].float().mul_(1.0 / 255.0)[:, None],
+            "labels": self._lookup[ids],
+            "thermal_weight": known[..., 1].float().mul_(1.0 / 255.0),
+            "has_infrared": has_infrared,
+            "has_clean": has_clean,
+            "annotated": annotated,
+            "source": source,
         }
 
-    def _cut(self, item: CachedItem, rng: np.random.Generator) -> _Cut:
+    def _cut(self, item: CachedItem, boxes: Sequence[Box], rng: np.random.Generator) -> Cut:
         config = self.config
         flip = bool(rng.random() < _FLIP)
         angle, scale = 0.0, 1.0
@@ -203,56 +206,9 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         half_x, half_y = width / scale / 2.0, height / scale / 2.0
         x = float(rng.uniform(half_x, max(half_x, item.width - half_x)))
         y = float(rng.uniform(half_y, max(half_y, item.height - half_y)))
-        if item.boxes and rng.random() < config.around_box:
-            x, y = _near(_choose(item.boxes, rng), item, (half_x, half_y), rng)
-        return _Cut((x, y), (width, height), angle, scale, flip)
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A window on an image.
-
-    Attributes
-    ----------
-    center
-        (x, y) in pixels of the image.
-    size
-        (width, height) of the window, in its own pixels.
-    angle, scale, flip
-        Its rotation in degrees, its magnification, and whether it is mirrored.
-    """
-
-    center: tuple[float, float]
-    size: tuple[int, int]
-    angle: float
-    scale: float
-    flip: bool
-
-    def smooth(self, image: U8) -> U8:
-        return self._take(image, cv2.INTER_LINEAR)
-
-    def nearest(self, image: U8) -> U8:
-        return self._take(image, cv2.INTER_NEAREST)
-
-    def _take(self, image: U8, interpolation: int) -> U8:
-        width, height = self.size
-        if self.angle == 0.0 and self.scale == 1.0:
-            x, y = round(self.center[0] - width / 2.0), round(self.center[1] - height / 2.0)
-            part = image[y : y + height, x : x + width]
-            # A copy in any case: the cache is read-only.
-            return np.array(part[:, ::-1] if self.flip else part, order="C")
-        turn = math.radians(self.angle)
-        c, s = math.cos(turn) / self.scale, math.sin(turn) / self.scale
-        mirror = -1.0 if self.flip else 1.0
-        middle = ((width - 1) / 2.0, (height - 1) / 2.0)
-        # From crop to image; pixel centres lie half a pixel inside the coordinates of `center`.
-        matrix = np.array([[c * mirror, -s, 0.0], [s * mirror, c, 0.0]])
-        matrix[:, 2] = np.array(self.center) - 0.5 - matrix[:, :2] @ middle
-        flags = interpolation | cv2.WARP_INVERSE_MAP
-        border = cv2.BORDER_REFLECT_101
-        return np.asarray(
-            cv2.warpAffine(image, matrix, self.size, flags=flags, borderMode=border), np.uint8
-        )
+        if boxes and rng.random() < config.around_box:
+            x, y = _near(_choose(boxes, rng), item, (half_x, half_y), rng)
+        return Cut((x, y), angle, scale, flip)
 
 
 def _usable(source: CachedSource, needs: frozenset[str]) -> NDArray[np.int64]:
@@ -285,8 +241,8 @@ def _shares(
 
 
 def _choose(boxes: Sequence[Box], rng: np.random.Generator) -> Box:
-    weight = np.array([_BOX_WEIGHT.get(box.kind, 1.0) for box in boxes])
-    return boxes[int(rng.choice(len(boxes), p=weight / weight.sum()))]
+    weight = np.cumsum([_BOX_WEIGHT.get(box.kind, 1.0) for box in boxes])
+    return boxes[int(np.searchsorted(weight, rng.random() * weight[-1], side="right"))]
 
 
 def _near(
@@ -298,16 +254,3 @@ def _near(
     x = min(max(x, half[0]), max(half[0], item.width - half[0]))
     y = min(max(y, half[1]), max(half[1], item.height - half[1]))
     return float(x), float(y)
-
-
-def _thermal(item: CachedItem) -> U8:
-    weight = np.zeros((item.height, item.width), np.uint8)
-    for box in sorted(item.boxes or (), key=lambda box: box.kind == "person"):
-        x0, y0, x1, y1 = box.pixels(item.height, item.width)
-        weight[y0:y1, x0:x1] = 255 if box.kind == "person" else 128
-    return weight
-
-
-def _float_tensor(image: U8) -> Tensor:
-    """(H, W, C) uint8 to (C, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(image).permute(2, 0, 1).float().div_(255.0)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
+import math
 
-from magicfuse_ros.training.datasets.frames import U8, Rgb
+import numpy as np
+from torch import Tensor
+
+from magicfuse_ros.training.degradation import beside, grey_levels, levels
 
 _GAMMA = (0.65, 1.5)
 _GAIN = 0.12  # standard deviation of a channel's logarithm
 _SATURATION = (0.3, 1.4)
 
 
-def recolour(image: Rgb, rng: np.random.Generator) -> Rgb:
-    """Return (H, W, 3) uint8 as other light or another camera might have shown it.
+def recolour(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return (B, H, W, 3) float32 in whole levels as other light or another camera had shown them.
 
     A few hundred streets under a few suns are learnt by their colours. What is dark stays darker
     than what is bright, but not its grey level, its cast or its saturation. Everything random comes
     from `rng`.
     """
-    gamma = float(np.exp(rng.uniform(*np.log(_GAMMA))))
-    gains = np.exp(rng.normal(0.0, _GAIN, 3))
-    saturation = float(rng.uniform(*_SATURATION))
-    level = (np.arange(256) / 255.0) ** gamma
-    table = np.rint(np.clip(level[:, None] * gains, 0.0, 1.0) * 255.0).astype(np.uint8)
-    toned = np.asarray(cv2.LUT(image, table[None]), np.uint8)
-    grey: U8 = np.asarray(cv2.cvtColor(toned, cv2.COLOR_RGB2GRAY), np.uint8)
-    grey = np.repeat(grey[..., None], 3, axis=2)
-    return np.asarray(cv2.addWeighted(toned, saturation, grey, 1.0 - saturation, 0.0), np.uint8)
+    count = len(images)
+    gamma = np.exp(rng.uniform(math.log(_GAMMA[0]), math.log(_GAMMA[1]), count))
+    gains = np.exp(rng.normal(0.0, _GAIN, (count, 3)))
+    saturation = rng.uniform(*_SATURATION, count)
+    power, gain, keep = beside(images, gamma, 255.0 * gains, saturation)
+    toned = levels((images / 255.0).pow_(power).mul_(gain))
+    grey = grey_levels(toned)
+    return levels((toned - grey).mul_(keep).add_(grey))
