@@ -212,8 +212,9 @@ def split_maps(maps: Tensor) -> Maps:
 
 def luminance(image: Tensor) -> Tensor:
     """Return Y of BT.601 of RGB (B, 3, H, W) as (B, 1, H, W)."""
-    weights = image.new_tensor(_LUMA)[:, None, None]
-    return (image * weights).sum(dim=1, keepdim=True)
+    # Not with a tensor of weights: it would come from the CPU, which a CUDA graph cannot hold.
+    red, green, blue = torch.split(image, 1, dim=1)
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
 
 def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,6 +6,8 @@ Starting the sampler from that latent, with noise added again, was measured too 
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -44,16 +46,27 @@ class Memory:
         maps
             What else is shown of this frame, (1, C, H, W); None if nothing is.
         """
-        before = self._before if weight else None
-        if before is not None and before[0].shape == fused.shape and not is_cut(before[0], fused):
-            share = unmoved(before[0], fused, weight)
-            fused = torch.lerp(fused, before[0], share)
-            if maps is not None and before[1] is not None:
-                size = (maps.shape[-2], maps.shape[-1])
-                share = functional.interpolate(share, size=size, mode="bilinear")
-                maps = torch.lerp(maps, before[1], share)
-        self._before = (fused, maps) if weight else None
-        return fused, maps
+        before, now = self._before if weight else None, (fused, maps)
+        if before is not None and before[0].shape == fused.shape:
+            now = carried(before, now, weight)
+        self._before = now if weight else None
+        return now
+
+
+Shown: TypeAlias = tuple[Tensor, Tensor | None]
+"""A frame's fused latent (1, 8, h, w), and what else is shown of it, (1, C, H, W)."""
+
+
+def carried(before: Shown, now: Shown, weight: float) -> Shown:
+    """Mix the last frame into this one; see `Memory.carry`. It branches on no value."""
+    cut, share = is_cut(before[0], now[0]), unmoved(before[0], now[0], weight)
+    # Chosen and not multiplied: what is not finite in the last frame must not come back.
+    fused = torch.where(cut, now[0], torch.lerp(now[0], before[0], share))
+    if now[1] is None or before[1] is None:
+        return fused, now[1]
+    size = (now[1].shape[-2], now[1].shape[-1])
+    share = functional.interpolate(share, size=size, mode="bilinear")
+    return fused, torch.where(cut, now[1], torch.lerp(now[1], before[1], share))
 
 
 def unmoved(before: Tensor, fused: Tensor, weight: float) -> Tensor:
@@ -68,12 +81,12 @@ def unmoved(before: Tensor, fused: Tensor, weight: float) -> Tensor:
     return weight * torch.exp(-size)
 
 
-def is_cut(before: Tensor, fused: Tensor) -> bool:
-    """Whether two latents (1, 8, h, w) show different scenes.
+def is_cut(before: Tensor, fused: Tensor) -> Tensor:
+    """Whether two latents (1, 8, h, w) show different scenes, a boolean without dimensions.
 
     They do if they differ too much for how much each varies; see `_CUT`. Both are compared as 6 x 8
     averages, which noise hardly changes. The answer is True for values that are not finite.
     """
     a, b = (functional.adaptive_avg_pool2d(latent, (6, 8)) for latent in (before, fused))
     spread = (a.var(dim=(2, 3)) + b.var(dim=(2, 3))).mean()
-    return not bool((a - b).square().mean() < _CUT * spread)
+    return ~((a - b).square().mean() < _CUT * spread)

@@ -13,9 +13,9 @@ from magicfuse_ros.runtime.letterbox import Letterbox, resize
 
 # Immerkær, "Fast noise variance estimation" (1996): edges cancel out in it, noise does not.
 _NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-_NOISE_SCALE = 6.0 * 0.6745  # of the kernel, and of a normal deviate's median
+NOISE_SCALE = 6.0 * 0.6745  # of the kernel, and of a normal deviate's median
 
-_PATCH = 4
+PATCH = 4
 """Pixels of the patches that D decodes, in which Φ's pictures have a grid."""
 
 
@@ -63,7 +63,7 @@ class CameraPictures:
         in its levels, D's in its shapes; D's grid of patches is averaged away.
         """
         found = split_maps(maps.float())
-        own = cv2.blur(self._content(decoded).mean(axis=2), (_PATCH, _PATCH))
+        own = cv2.blur(self._content(decoded).mean(axis=2), (PATCH, PATCH))
         offset = (self._content(found.infrared_offset)[..., 0] + own) / np.float32(2.0)
         gain = self._content(found.infrared_gain)[..., 0] / np.float32(2.0)
         return self._of(self._grey, Coefficients(gain, offset))
@@ -92,7 +92,7 @@ def noise_level(grey: UInt8) -> float:
     if min(grey.shape) < 3:
         return 0.0
     edges = np.abs(cv2.filter2D(grey, cv2.CV_32F, _NOISE_KERNEL)[1:-1:3, 1:-1:3])
-    return float(np.median(edges)) / _NOISE_SCALE / 255.0
+    return float(np.median(edges)) / NOISE_SCALE / 255.0
 
 
 def detail_variance(grey: UInt8, size: tuple[int, int]) -> Floats:

@@ -25,6 +25,7 @@ from magicfuse_ros.runtime.contract import (
     UInt8,
     check_frame,
 )
+from magicfuse_ros.runtime.device_frames import DeviceFrames, Way
 from magicfuse_ros.runtime.heartbeat import NotesStop, heartbeat
 from magicfuse_ros.runtime.letterbox import Letterbox, to_input
 from magicfuse_ros.runtime.memory import keep_freed_memory
@@ -103,7 +104,7 @@ class FuseEngine:
         self._candidate: Candidate = self._candidates.pop(0)
         self._backend: Backend | None = None
         self._networks = NetworksBySize(progress)
-        self._memory = Memory()
+        self._memory, self._fresh = Memory(), True
         self._letterbox_before: Letterbox | None = None
 
     @property
@@ -241,18 +242,25 @@ class FuseEngine:
         sampling: Sampling,
     ) -> FuseResult:
         networks.before_step = self._sampling.guard(sampling)
-        watch = networks.watch = Stopwatch(self._candidate.device)
-        with watch.stage("preprocess"):
-            image = to_input(frame, letterbox)
-        condition = networks.encode(image, sampling.seed)
-        with watch.stage("fuse"):
-            step = networks.sample(condition, sampling.seed, sampling.settings)
-            if letterbox != self._letterbox_before:  # another camera, or other networks
-                self.forget()
-                self._letterbox_before = letterbox
-        make = refined if networks.refined else decoded
-        shown = self._memory, sampling.temporal
+        if letterbox != self._letterbox_before:  # another camera, or other networks
+            self.forget()
+            self._letterbox_before = letterbox
         try:
+            if networks.frames is not None:
+                way = Way(letterbox, extras, sampling.settings, sampling.temporal)
+                fresh, self._fresh = self._fresh, True
+                result: FuseResult = networks.frames.fuse(frame, way, sampling.seed, fresh=fresh)
+                self._fresh = not sampling.temporal
+                return result
+            watch = networks.watch = Stopwatch(self._candidate.device)
+            networks.noise(sampling.seed)
+            with watch.stage("preprocess"):
+                image = torch.from_numpy(to_input(frame, letterbox)).permute(2, 0, 1)[None]
+            condition = networks.encode(image)
+            with watch.stage("fuse"):
+                step = networks.sample(condition, sampling.settings)
+            make = refined if networks.refined else decoded
+            shown = self._memory, sampling.temporal
             return make(frame, extras, networks, letterbox, step, *shown)
         except NotFinite as error:
             raise EngineError(
@@ -278,6 +286,7 @@ class FuseEngine:
     def forget(self) -> None:
         """Begin a new stream, as if the next frame were the first; call it between two frames."""
         self._memory.forget()
+        self._fresh = True
 
     def fall_back(self, progress: Progress) -> str | None:
         """Replace a backend that raises on frames by the next one, and warm that one up.
@@ -340,15 +349,13 @@ class FuseEngine:
 
         def make(size: tuple[int, int], progress: Progress) -> CompiledNetworks:
             with heartbeat(progress) as tell, pytorch_threads(backend.pytorch_threads):
-                return CompiledNetworks(
-                    model,
-                    backend,
-                    device,
-                    size,
-                    tell,
-                    self.settings.parallel,
-                    refined=self._refined,
+                parallel, refined = self.settings.parallel, self._refined
+                networks = CompiledNetworks(
+                    model, backend, device, size, tell, parallel, refined=refined
                 )
+            if device.type == "cuda":
+                networks.frames = DeviceFrames(networks, device, self._progress)
+            return networks
 
         if not wait and backend.compiles and self._networks.last is not None:
             return self._networks.get_meanwhile(letterbox, make)

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float32]
 
-_RADIUS, _FLAT, _MOST_GAIN = 2, 1e-4, 6.0
+RADIUS, FLAT, MOST_GAIN = 2, 1e-4, 6.0
 # Standard deviations of a frame's noise, in shares of white: quiet up to the first, noisy from the
 # second on. Mean changes by Ψ: none worth having up to the first, a real one from the second on.
-_QUIET = (3.0 / 255.0, 6.0 / 255.0)
-_CHANGED = (0.03, 0.05)
+QUIET = (3.0 / 255.0, 6.0 / 255.0)
+CHANGED = (0.03, 0.05)
 # Median luminances up to which a picture is dark, and from which it is not; how much is added then.
-_DARK, _EXPOSURE = (40.0 / 255.0, 60.0 / 255.0), 2.4
+DARK, EXPOSURE = (40.0 / 255.0, 60.0 / 255.0), 2.4
 # Heat lifts a pixel this share of the way to white: nothing up to the first level of heat, all of
 # it from the second on.
-_LIFT, _SURE = 0.8, (0.15, 0.4)
+LIFT, SURE = 0.8, (0.15, 0.4)
 
 
 class Coefficients(NamedTuple):
@@ -64,13 +64,13 @@ def sharpened(image: Floats, restored: Floats, variance: Floats, noise: float) -
     """
     light, aim = luminance(image), luminance(restored)
     mean, mean_aim = _around(light), _around(aim)
-    slope = (_around(light * aim) - mean * mean_aim) / (_around(light * light) - mean**2 + _FLAT)
+    slope = (_around(light * aim) - mean * mean_aim) / (_around(light * light) - mean**2 + FLAT)
     seen = _around(variance)
     # A pixel that is a mean of n has lost a share of 1 - 1/n of the noise: 3/4 for 2 × 2.
     detail = np.clip((seen - 0.75 * noise**2) / (seen + 1e-8), 0.0, 1.0)
     change = float(cv2.absdiff(restored, image).mean())
-    keep = np.float32((1.0 - _ramp(noise, *_QUIET)) * (1.0 - _ramp(change, *_CHANGED)))
-    gain = np.clip(slope, 0.0, _MOST_GAIN) * detail * (1 - keep) + keep
+    keep = np.float32((1.0 - _ramp(noise, *QUIET)) * (1.0 - _ramp(change, *CHANGED)))
+    gain = np.clip(slope, 0.0, MOST_GAIN) * detail * (1 - keep) + keep
     offset = restored + keep * (image - restored) - gain[..., None] * image
     return Coefficients(np.asarray(gain, np.float32), np.asarray(offset, np.float32))
 
@@ -83,12 +83,12 @@ def exposed(picture: Coefficients, image: Floats) -> Coefficients:
     """
     light = np.clip(luminance(picture.applied(image)), 0.0, 1.0)
     median = float(np.median(light[::4, ::4]))  # as near as can be told, in less time
-    longer = 1.0 - _ramp(median, *_DARK)
+    longer = 1.0 - _ramp(median, *DARK)
     if longer == 0.0:
         return picture
     # Of what is around or the pixel itself, the brighter: the rim of a lamp does not become one.
     dark = 1.0 - np.maximum(_around(light), light)
-    brighter = np.asarray(1.0 + _EXPOSURE * longer * dark**4, np.float32)
+    brighter = np.asarray(1.0 + EXPOSURE * longer * dark**4, np.float32)
     return Coefficients(brighter * picture.gain, brighter[..., None] * picture.offset)
 
 
@@ -97,8 +97,8 @@ def lit(picture: Coefficients, heat: Floats, image: Floats) -> Coefficients:
 
     `heat` is a plane that says how surely, 0 to 1.
     """
-    first, last = _SURE
-    light = _LIFT * np.clip((_around(_around(heat)) - first) / (last - first), 0.0, 1.0)
+    first, last = SURE
+    light = LIFT * np.clip((_around(_around(heat)) - first) / (last - first), 0.0, 1.0)
     shown = np.clip(luminance(picture.applied(image)), 0.0, 1.0)
     dark = 1.0 - np.maximum(_around(shown), shown)
     return Coefficients(picture.gain, picture.offset + (light * dark)[..., None])
@@ -110,7 +110,7 @@ def luminance(image: Floats) -> Floats:
 
 
 def _around(plane: Floats) -> Floats:
-    size = 2 * _RADIUS + 1
+    size = 2 * RADIUS + 1
     return np.asarray(cv2.blur(plane, (size, size), borderType=cv2.BORDER_REFLECT), np.float32)
 
 

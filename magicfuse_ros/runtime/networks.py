@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from magicfuse_ros.model.noise import draw_encoder_noise, draw_noise
 from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
 from magicfuse_ros.runtime.backends import Backend, Part
 from magicfuse_ros.runtime.concurrency import StartedNetwork, run_both
-from magicfuse_ros.runtime.contract import Progress, UInt8
-from magicfuse_ros.runtime.graphs import LoopGraph
+from magicfuse_ros.runtime.contract import Progress
 from magicfuse_ros.runtime.parts import parts_of
 from magicfuse_ros.runtime.stopwatch import Stopwatch
 
@@ -52,6 +51,8 @@ class CompiledNetworks:
         Whether `refine` can be called.
     before_step
         Called before each sampling step, except in a CUDA graph; it may raise to end the sampling.
+    frames
+        What makes whole frames with these networks on a GPU; None on a CPU.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class CompiledNetworks:
         self._memory_format = backend.memory_format
         self._timesteps: dict[int, Tensor] = {}
         self.before_step: Callable[[], None] = _nothing
+        self.frames: Any = None  # of `DeviceFrames`, which is made of this class
         self.image = self._to_device(torch.zeros((1, 3, *size)))
         self._seed = model.config.diffusion.seed
         self._noise, self._encoder_noise = self._draw(self._seed)
@@ -101,7 +103,6 @@ class CompiledNetworks:
             self._started_decoder = backend.share(part("decoder"), progress)
         else:
             self._decoder = backend.compile(part("decoder"), progress)
-        self._graph = LoopGraph(device, progress) if device.type == "cuda" else None
 
     def noise(self, seed: int) -> Noise:
         """Return the sampler's starting noise, drawn anew when the seed changes."""
@@ -115,35 +116,23 @@ class CompiledNetworks:
             self._seed = seed
         return self._noise
 
-    def sample(self, condition: Tensor, seed: int, settings: SamplerSettings) -> Step:
-        """Run the sampler from a condition latent and return its last step.
-
-        On a GPU this is one CUDA graph, where that works; its stages are then not timed separately.
-        """
-        noise, config = self.noise(seed), self._model.config
-
-        def loop(condition: Tensor) -> Step:
-            return sample(self, condition, noise, config, settings)
-
-        if self._graph is None:
-            return loop(condition)
-        self.before_step = _nothing
-        # The end of a stage waits for the GPU, which is not allowed during a capture.
-        watch, self.watch = self.watch, Stopwatch(torch.device("cpu"))
-        try:
-            return self._graph.run(loop, condition, settings)
-        finally:
-            self.watch = watch
-
-    def encode(self, image: UInt8, seed: int) -> Tensor:
-        """Return E of a (H, W, 3) uint8 image, with the encoder noise of a seed."""
-        self.noise(seed)
+    def encode(self, image: Tensor) -> Tensor:
+        """Return E of an image (1, 3, H, W), 0 to 255, with the noise that `noise` drew last."""
         with self.watch.stage("preprocess"):
-            pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None]
-            self.image.copy_(pixels).div_(255.0)
+            self.image.copy_(image).div_(255.0)
         with self.watch.stage("encode"):
             condition: Tensor = self._encoder(self.image, *self._encoder_noise)
         return condition
+
+    def sample(self, condition: Tensor, settings: SamplerSettings) -> Step:
+        """Run the sampler from a condition latent and that noise, and return its last step."""
+        return sample(self, condition, self._noise, self._model.config, settings)
+
+    def close(self) -> None:
+        """Let go of the graphs that hold these networks."""
+        if self.frames is not None:
+            self.frames.close()
+            self.frames = None
 
     def denoise(
         self, condition: Tensor, z_psi: Tensor, z_phi: Tensor, t: int

@@ -104,7 +104,8 @@ class NetworksBySize:
         if self._under_way is not None:
             self._under_way.abandon()
             self._under_way = None
-        self._ready.clear()
+        while self._ready:
+            self._ready.popitem()[1].close()
         self._refused.clear()
 
     def close(self) -> None:
@@ -135,7 +136,7 @@ class NetworksBySize:
         """Release the networks unused for longest, until there are no more than `count`."""
         dropped = False
         while len(self._ready) > count:
-            self._ready.popitem(last=False)
+            self._ready.popitem(last=False)[1].close()
             dropped = True
         if dropped:
             give_back_freed_memory()

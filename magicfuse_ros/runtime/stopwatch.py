@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -15,31 +17,51 @@ STAGES = ("preprocess", "encode", "denoise", "fuse", "decode", "postprocess")
 class Stopwatch:
     """Adds up the time spent in each stage of one frame.
 
-    CUDA works asynchronously, so there the end of a stage waits for the device; otherwise all the
-    time would be charged to the stage that waits first.
+    On CUDA an event is recorded wherever a stage begins or ends, which waits for nothing and can be
+    captured in a CUDA graph; the times are there when the frame's work has been waited for.
+
+    Parameters
+    ----------
+    device
+        Where the stages run.
+    timed
+        False records nothing, and all times are 0.
+    cuda
+        `torch.cuda`, or a test's double.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._seconds = dict.fromkeys(STAGES, 0.0)
+    def __init__(self, device: torch.device, *, timed: bool = True, cuda: Any = torch.cuda) -> None:
+        self._device, self._timed, self._cuda = device, timed, cuda
         self._running: list[str] = []
+        self._marks: list[tuple[str, Any]] = []
+        """(stage that runs from there on, or empty; event or seconds)"""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Charge the time inside the `with` to `name`, and not to a stage that surrounds it."""
         self._running.append(name)
-        start = time.perf_counter()
+        self._mark()
         try:
             yield
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
         finally:
-            elapsed = time.perf_counter() - start
             self._running.pop()
-            self._seconds[name] += elapsed
-            if self._running:
-                self._seconds[self._running[-1]] -= elapsed
+            self._mark()
 
     def stage_ms(self) -> dict[str, float]:
         """Milliseconds of every stage so far."""
-        return {name: seconds * 1e3 for name, seconds in self._seconds.items()}
+        found = dict.fromkeys(STAGES, 0.0)
+        for (name, start), (_, end) in itertools.pairwise(self._marks):
+            if name:
+                on_gpu = self._device.type == "cuda"
+                found[name] += start.elapsed_time(end) if on_gpu else (end - start) * 1e3
+        return found
+
+    def _mark(self) -> None:
+        if not self._timed:
+            return
+        now: Any = time.perf_counter()
+        if self._device.type == "cuda":
+            # External: recorded anew by each replay of a graph that it was captured in.
+            now = self._cuda.Event(enable_timing=True, external=True)
+            now.record(self._cuda.current_stream(self._device))
+        self._marks.append((self._running[-1] if self._running else "", now))

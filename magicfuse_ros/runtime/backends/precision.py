@@ -59,7 +59,7 @@ def first_faithful(
         Inputs on the device that the versions run on, and the result to compare with.
     """
     *others, last = versions
-    for which, following in zip(others, (*others[1:], last), strict=True):
+    for which, following in zip(others, (*others, last)[1:], strict=True):
         try:
             network = versions[which]()
             with torch.inference_mode():

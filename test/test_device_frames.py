@@ -1,0 +1,269 @@
+"""A frame as one piece of work for a GPU, run on the CPU: it gives what the CPU's own path gives.
+
+A GPU would run the captured work again on the memory that it was captured with. So does the double.
+"""
+
+import dataclasses
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from support.small_models import SMALL_FEW_STEP, SMALL_REFINED
+
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.runtime import device_frames
+from magicfuse_ros.runtime.contract import EXTRAS, EngineError
+from magicfuse_ros.runtime.device_frames import DeviceFrames
+from magicfuse_ros.runtime.engine import EngineSettings, load_engine
+from magicfuse_ros.runtime.stopwatch import STAGES, Stopwatch
+
+CPU = torch.device("cpu")
+ALL = frozenset(EXTRAS)
+
+
+def ignore(text):
+    pass
+
+
+class Double:
+    """Captures by running once more, replays by running again into the same memory."""
+
+    def __init__(self, *, fails=False, wrong=False):
+        self.fails, self.wrong, self.captures, self.replays = fails, wrong, 0, 0
+
+    def __call__(self, run, device):
+        assert device == CPU
+        self.captures += 1
+        if self.fails:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        for _ in range(2):  # warm-ups
+            run()
+
+        def replay():
+            self.replays += 1
+            run()
+            if self.wrong:
+                for each in run.__self__._made.values():
+                    each.copy_(255 - each if each.dtype == torch.uint8 else each)
+
+        return replay
+
+
+@pytest.fixture(scope="module", params=["refined", "decoded"])
+def folder(request, tmp_path_factory):
+    torch.manual_seed(0)
+    config = SMALL_REFINED if request.param == "refined" else SMALL_FEW_STEP
+    model = MagicFuse.from_config(config).eval()
+    with torch.no_grad():  # random weights tell no class from another, and R finds nothing
+        model.fusion.segproj[-1].weight.mul_(60.0)
+        if model.refiner is not None:
+            model.refiner.maps.weight.normal_(std=0.3)
+    folder = tmp_path_factory.mktemp("models") / "model"
+    model.save_pretrained(folder)
+    return folder
+
+
+def make(folder, double=None, told=None, **settings):
+    """Make an engine: the CPU's own, or one that goes the GPU's way, captured by a double."""
+    wanted = EngineSettings(model=str(folder), device="cpu", backend="eager", **settings)
+    engine = load_engine(wanted, ignore)
+    engine.warm_up(ignore)
+    if double is not None:
+        tell = ignore if told is None else told.append
+        networks = engine._networks.last
+        networks.frames = DeviceFrames(networks, CPU, tell, double)
+    return engine
+
+
+def frame(seed, size=(96, 128)):
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    made = np.stack([rows * 2, columns, (rows + columns)], -1) % 200
+    made[size[0] // 3 : size[0] // 2, 20 + seed : 60 + seed] = (250, 240, 10)
+    return (made + rng.integers(0, 6, made.shape)).astype(np.uint8)
+
+
+def assert_same(ours, theirs):
+    """One grey level, and a thousandth of the mask."""
+    for name in ("magimg", "confidence", "infrared", "enhanced"):
+        one, other = getattr(ours, name), getattr(theirs, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert one.shape == other.shape
+            assert one.flags.c_contiguous
+            assert one.flags.writeable
+            most = 2 if name == "confidence" else 1  # as in test_tensor_pictures
+            assert np.abs(one.astype(int) - other).max() <= most, name
+    assert (ours.mask != theirs.mask).mean() <= 0.001, (ours.mask != theirs.mask).mean()
+
+
+def changed(**settings):
+    return {"steps": 0, "tau": None, "seed": None, "temporal": 0.0} | settings
+
+
+@pytest.mark.parametrize("size", [(96, 128), (48, 64), (150, 201)])
+def test_frames_are_replayed_with_what_the_cpu_path_gives(folder, size):
+    double, told = Double(), []
+    plain, graphed = make(folder), make(folder, double, told)
+    for seed in range(3):
+        given = frame(seed, size)
+        result = graphed.fuse(given, ALL)
+        assert_same(result, plain.fuse(given, ALL))
+        assert set(result.stage_ms) == set(STAGES)
+        assert min(result.stage_ms[each] for each in ("encode", "decode", "postprocess")) > 0.0
+    assert (double.captures, double.replays) == (1, 1 + 2)
+    assert told == []
+
+
+def test_every_way_of_asking_has_a_graph_and_few_are_kept(folder):
+    double = Double()
+    plain, graphed = make(folder), make(folder, double)
+    captured = {}
+    ways = [{"seed": 3}, {"steps": 3}, {"tau": 0.1}, {"temporal": 0.5}, {"tau": 0.2}]
+    graphed.fuse(frame(0))
+    for way in ways:
+        for engine in (plain, graphed):
+            engine.update(**changed(**way))
+        assert_same(graphed.fuse(frame(0)), plain.fuse(frame(0)))
+        captured[str(way)] = double.captures
+    assert list(captured.values()) == [1, 2, 3, 4, 5]  # the seed's noise lies in the same place
+    assert_same(graphed.fuse(frame(0), ALL), plain.fuse(frame(0), ALL))
+    assert double.captures == 6
+    assert len(graphed._networks.last.frames._works) == device_frames.MOST_GRAPHS
+
+
+def test_temporal_carries_over_inside_the_graph_as_it_does_outside(folder):
+    double = Double()
+    plain, graphed = make(folder, temporal=0.8), make(folder, double, temporal=0.8)
+    for stream in range(2):
+        for seed in range(4):
+            given = frame(seed) if seed < 3 else 255 - frame(seed)  # another scene
+            assert_same(graphed.fuse(given, ALL), plain.fuse(given, ALL))
+        for engine in (plain, graphed):
+            engine.forget()
+        assert double.captures == 1, stream
+    # Another way of asking goes on with the same stream; frames at weight 0 end it.
+    for settings in (changed(temporal=0.8), changed(temporal=0.8, tau=0.1), changed(), {}):
+        for engine in (plain, graphed):
+            engine.update(**(settings or changed(temporal=0.8)))
+        for seed in range(2):
+            assert_same(graphed.fuse(frame(seed)), plain.fuse(frame(seed)))
+
+
+@pytest.mark.parametrize("temporal", [0.0, 0.8])
+@pytest.mark.parametrize(
+    ("double", "reason"),
+    [
+        (Double(fails=True), "operation not permitted when stream is capturing"),
+        (Double(wrong=True), "of the CUDA graph of a frame differs from PyTorch by"),
+    ],
+    ids=["fails", "wrong"],
+)
+def test_a_graph_that_fails_or_gives_something_else_is_not_used(folder, double, reason, temporal):
+    told, before = [], double.captures
+    plain = make(folder, temporal=temporal)
+    graphed = make(folder, double, told, temporal=temporal)
+    for seed in range(3):
+        assert_same(graphed.fuse(frame(seed)), plain.fuse(frame(seed)))
+    assert double.captures == before + 1
+    (text,) = told
+    assert text.startswith("frames run without a CUDA graph: ")
+    assert reason in text
+
+
+def test_frames_of_many_steps_have_no_graph_and_begin_anew_with_fewer(folder, monkeypatch):
+    monkeypatch.setattr(device_frames, "MOST_STEPS", 3)
+    double = Double()
+    graphed, plain = make(folder, double), make(folder, steps=2)
+    networks = graphed._networks.last
+    denoise, taken = networks.denoise, []
+
+    def counted(*inputs):
+        taken.append(inputs[-1])
+        if len(taken) == 5:
+            graphed.update(**changed(steps=2))
+        return denoise(*inputs)
+
+    networks.denoise = counted
+    graphed.update(**changed(steps=900))
+    assert_same(graphed.fuse(frame(0)), plain.fuse(frame(0)))
+    assert double.captures == 1
+    assert 900 not in {len(way.settings.timesteps) for way in networks.frames._works}
+
+
+def test_values_that_are_not_finite_are_told_with_the_results_and_do_not_stay(folder):
+    plain, graphed = make(folder, temporal=0.8), make(folder, Double(), temporal=0.8)
+    graphed.fuse(frame(0))
+    encoder = graphed._networks.last._encoder
+    graphed._networks.last._encoder = lambda *inputs: encoder(*inputs) * torch.nan
+    with pytest.raises(EngineError, match="eager on cpu gave values that are not finite"):
+        graphed.fuse(frame(0))
+    graphed._networks.last._encoder = encoder
+    assert_same(graphed.fuse(frame(1)), plain.fuse(frame(1)))
+
+
+def test_results_belong_to_the_caller(folder):
+    graphed = make(folder, Double())
+    result = graphed.fuse(frame(0), ALL)
+    kept = dataclasses.asdict(result)
+    graphed.fuse(frame(5), ALL)
+    for name in ("magimg", "mask", "infrared", "enhanced"):
+        assert np.array_equal(getattr(result, name), kept[name])
+
+
+def test_networks_of_a_size_that_is_left_are_freed_at_once_with_their_graphs(folder):
+    graphed = make(folder, Double())
+    graphed.fuse(frame(0))
+    gone = weakref.ref(graphed._networks.last)
+    gc.disable()
+    try:
+        graphed.fuse(frame(0, (128, 96)))
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+class Event:
+    """An event of CUDA's; the clock is the number of events."""
+
+    recorded = 0
+
+    def __init__(self, *, enable_timing, external):
+        assert enable_timing
+        assert external  # or a graph would not record it anew
+
+    def record(self, stream):
+        assert stream == "stream"
+        Event.recorded += 1
+        self.at = Event.recorded
+
+    def elapsed_time(self, end):
+        return float(end.at - self.at)
+
+
+class Cuda:
+    Event = Event
+
+    @staticmethod
+    def current_stream(device):
+        assert device.type == "cuda"
+        return "stream"
+
+
+def test_on_cuda_stages_are_events_and_nothing_waits():
+    watch = Stopwatch(torch.device("cuda", 0), cuda=Cuda)
+    with watch.stage("fuse"), watch.stage("denoise"):  # events 1 and 2, at the end 3 and 4
+        pass
+    with watch.stage("decode"):  # 5 and 6
+        pass
+    assert watch.stage_ms() == dict.fromkeys(STAGES, 0.0) | {
+        "fuse": 2.0,
+        "denoise": 1.0,
+        "decode": 1.0,
+    }
+    idle = Stopwatch(torch.device("cuda", 0), timed=False, cuda=Cuda)
+    with idle.stage("fuse"):
+        pass
+    assert sum(idle.stage_ms().values()) == 0.0
