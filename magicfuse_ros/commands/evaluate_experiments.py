@@ -137,18 +137,19 @@ def run_protocols(args: argparse.Namespace) -> None:
 def _findings(protocol: Protocol, evaluation: Evaluation, args: argparse.Namespace) -> Findings:
     from dataclasses import replace
 
-    from magicfuse_ros.evaluation.protocol_run import Run
+    from magicfuse_ros.evaluation.protocol_run import ProtocolRun
     from magicfuse_ros.resources import user_cache
 
     if args.quick and protocol.segformer is not None:
         recipe = replace(protocol.segformer, steps=100, batch=4, size=(320, 240))
         protocol = replace(protocol, segformer=recipe)
-    run = Run(
-        protocol=protocol,
-        subject=evaluation,
-        root=args.data,
-        cache=args.cache or user_cache(),
-        peers={name: Path(folder) for name, _, folder in (p.partition("=") for p in args.peer)},
+    peers = {name: Path(folder) for name, _, folder in (p.partition("=") for p in args.peer)}
+    run = ProtocolRun(
+        protocol,
+        evaluation,
+        args.data,
+        args.cache or user_cache(),
+        peers=peers,
         checkpoint=args.segformer,
     )
     return run.findings()

@@ -13,7 +13,7 @@ import numpy as np
 from magicfuse_ros.evaluation.fusion_metrics import FUSION_METRICS, fusion_columns, fusion_scores
 from magicfuse_ros.evaluation.metrics import U8, Confusion, grey, mean
 from magicfuse_ros.evaluation.protocol import Kind, Point, Protocol
-from magicfuse_ros.evaluation.scenes import Needs, Scene, ValidationSet
+from magicfuse_ros.evaluation.scenes import Scene, ValidationSet
 from magicfuse_ros.evaluation.segformer_training import train_segformer
 from magicfuse_ros.evaluation.segmentation import translation
 from magicfuse_ros.evaluation.subject import Evaluation
@@ -52,11 +52,10 @@ class Findings:
     curves: Curves = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+class ProtocolRun:
     """A protocol, and with what it is carried out.
 
-    Attributes
+    Parameters
     ----------
     protocol
         What to measure.
@@ -69,53 +68,45 @@ class Run:
         Folders of other methods' pictures, named as the dataset's, by the methods' names.
     checkpoint
         Of SegFormer; None begins with random weights.
+
+    Raises
+    ------
+    NotThereError
+        No dataset of the protocol is there.
+    DatasetError
+        A file is missing.
+    ConfigError
+        Peers are given to a protocol with a sweep.
     """
 
-    protocol: Protocol
-    subject: Evaluation
-    root: Path
-    cache: Path
-    peers: Mapping[str, Path] = field(default_factory=dict)
-    checkpoint: Path | None = None
-
-    def findings(self) -> Findings:
-        """Measure everything.
-
-        Raises
-        ------
-        NotThereError
-            No dataset of the protocol is there.
-        DatasetError
-            It lacks what is measured, or a peer lacks a picture.
-        ConfigError
-            Peers are given to a protocol with a sweep.
-        """
-        protocol = self.protocol
-        if self.peers and protocol.sweep is not None:
-            raise ConfigError("peers go with a protocol without a sweep; leave out --peer")
-        layout = next((each for each in protocol.data if (self.root / each).is_dir()), None)
-        if layout is None:
-            raise NotThereError(f"{self.root} holds none of {', '.join(protocol.data)}")
-        files = {name: by_stem(folder) for name, folder in self.peers.items()}
-        measured = _Measured(self, layout, LabelSet.load(protocol.labels), files)
-        return measured.findings()
-
-
-class _Measured:
     def __init__(
-        self, run: Run, layout: str, labels: LabelSet, files: Mapping[str, Mapping[str, Path]]
+        self,
+        protocol: Protocol,
+        subject: Evaluation,
+        root: Path,
+        cache: Path,
+        *,
+        peers: Mapping[str, Path] | None = None,
+        checkpoint: Path | None = None,
     ) -> None:
-        self._run, self._protocol, self._layout = run, run.protocol, layout
-        self._labels, self._files = labels, files
-        self._evaluation = self._of_split("val", run.protocol.images)
-        self._classes = [*labels.names(), "mIoU"]
-        self._translation = translation(run.subject.model.labels, labels)
+        if peers and protocol.sweep is not None:
+            raise ConfigError("peers go with a protocol without a sweep; leave out --peer")
+        found = [layout for layout in protocol.data if (root / layout).is_dir()]
+        if not found:
+            raise NotThereError(f"{root} holds none of {', '.join(protocol.data)}")
+        self._protocol, self._subject, self._checkpoint = protocol, subject, checkpoint
+        self._root, self._cache, self._layout = root, cache, found[0]
+        self._peers = {name: (folder, by_stem(folder)) for name, folder in (peers or {}).items()}
+        self._labels = LabelSet.load(protocol.labels)
+        self._paired = bool(protocol.metrics) or "real_infrared" in protocol.pictures
+        self._labelled = protocol.masks or protocol.segformer is not None
+        self._evaluation = self._of_split("val", protocol.images)
 
     def _of_split(self, split: str, images: int) -> Evaluation:
-        subject = self._run.subject
+        subject = self._subject
         scenes = ValidationSet(
-            self._run.root,
-            self._run.cache,
+            self._root,
+            self._cache,
             subject.model.config,
             self._labels,
             layouts=(self._layout,),
@@ -124,16 +115,17 @@ class _Measured:
         return replace(subject, scenes=scenes, limit=subject.limit or images)
 
     def findings(self) -> Findings:
+        """Measure everything; raises `DatasetError` for what a dataset or a peer lacks."""
         scores, masks, curves = Scores(), dict[str, Confusion](), Curves()
-        for point in (
-            self._protocol.points() if self._protocol.metrics or self._protocol.masks else ()
-        ):
+        told = translation(self._subject.model.labels, self._labels)
+        directly = self._protocol.metrics or self._protocol.masks
+        for point in self._protocol.points() if directly else ():
             counted = Confusion(len(self._labels) + 1)  # the last: a class that the set lacks
             for scene, pictures, mask in self._scenes(self._evaluation, point):
                 for name, picture in pictures.items() if self._protocol.metrics else ():
                     scores.add([_row(point, name)], **self._score(scene, picture))
                 if self._protocol.masks and scene.labels is not None:
-                    counted.add(self._translation[mask], scene.labels)
+                    counted.add(told[mask], scene.labels)
             if self._protocol.masks:
                 masks[_row(point, "mask of the engine")] = counted
             self._draw(curves, point, scores, counted)
@@ -152,10 +144,10 @@ class _Measured:
         evaluation = replace(evaluation, tau=point.tau, steps=point.steps or evaluation.steps)
         condition = "none" if point.effect else self._protocol.condition
         kinds = [kind for kind in self._protocol.pictures if not only or TITLES[kind] == only]
-        peers = [name for name in self._files if not only or name == only]
+        peers = [name for name in self._peers if not only or name == only]
         fuses = not _BY_ENGINE.isdisjoint(kinds) or (self._protocol.masks and not only)
         seen = False
-        for scene in evaluation.under(condition, self._needs(), _row(point, only or "scenes")):
+        for scene in evaluation.under(condition, self._fits, _row(point, only or "scenes")):
             seen, image = True, scene.degraded
             if point.effect:
                 seed = zlib.crc32(f"{scene.source}/{scene.name}/{point.effect}".encode())
@@ -178,35 +170,20 @@ class _Measured:
             pictures |= {name: self._of_peer(name, scene, evaluation.scenes) for name in peers}
             yield scene, pictures, mask
         if not seen:
-            what = " and ".join(
-                name
-                for name, wanted in (
-                    ("infrared", self._wants_pairs()),
-                    ("labels", self._wants_labels()),
-                )
-                if wanted
-            )
-            raise DatasetError(f"no image of {self._run.root / self._layout} has {what}; add them")
+            needed = {"infrared": self._paired, "labels": self._labelled}
+            what = " and ".join(name for name, wanted in needed.items() if wanted)
+            raise DatasetError(f"no image of {self._root / self._layout} has {what}; add them")
 
-    def _wants_pairs(self) -> bool:
-        return bool(self._protocol.metrics) or "real_infrared" in self._protocol.pictures
-
-    def _wants_labels(self) -> bool:
-        return self._protocol.masks or self._protocol.segformer is not None
-
-    def _needs(self) -> Needs:
-        def fits(frame: Frame) -> bool:
-            paired = frame.infrared is not None or not self._wants_pairs()
-            return paired and (frame.labels is not None or not self._wants_labels())
-
-        return fits
+    def _fits(self, frame: Frame) -> bool:
+        paired = frame.infrared is not None or not self._paired
+        return paired and (frame.labels is not None or not self._labelled)
 
     def _of_peer(self, name: str, scene: Scene, scenes: ValidationSet) -> U8:
         """Read a peer's picture of a scene, and cut it to the scene's crop."""
-        folder = self._run.peers[name]
-        if scene.name not in self._files[name]:
+        folder, files = self._peers[name]
+        if scene.name not in files:
             raise DatasetError(f"{folder / scene.name} is missing; {name} needs one of every scene")
-        path = self._files[name][scene.name]
+        path = files[scene.name]
         picture, recorded = read_image(path), scenes.recorded(scene).visible
         height, width = read_image(recorded).shape[:2]
         if picture.shape[:2] != (height, width):
@@ -246,7 +223,7 @@ class _Measured:
         if recipe is None:
             return
         train = self._of_split("train", recipe.images)
-        names = [*(TITLES[kind] for kind in self._protocol.pictures), *self._files]
+        names = [*(TITLES[kind] for kind in self._protocol.pictures), *self._peers]
         for point in self._protocol.points():
             for name in names:
                 segment = train_segformer(
@@ -257,9 +234,9 @@ class _Measured:
                     ),
                     len(self._labels),
                     recipe,
-                    device=self._run.subject.inference().device,
-                    checkpoint=self._run.checkpoint,
-                    progress=self._run.subject.progress,
+                    device=self._subject.inference().device,
+                    checkpoint=self._checkpoint,
+                    progress=self._subject.progress,
                 )
                 counted = Confusion(len(self._labels))
                 for scene, pictures, _ in self._scenes(self._evaluation, point, name):
@@ -281,23 +258,23 @@ class _Measured:
 
     def _segmentation_table(self, counted: Mapping[str, Confusion]) -> Table:
         rows: list[Row] = []
+        classes = [*self._labels.names(), "mIoU"]
         for name, confusion in counted.items():
             iou = 100.0 * confusion.iou()[: len(self._labels)]
             rows.append((name, *(float(each) for each in iou), mean(iou)))
         if self._protocol.segmentation_quoted is not None:
-            rows += self._protocol.segmentation_quoted.cells(self._classes)
-        columns = (Column("IoU (%) of"), *(Column(name, 1) for name in self._classes))
+            rows += self._protocol.segmentation_quoted.cells(classes)
+        columns = (Column("IoU (%) of"), *(Column(name, 1) for name in classes))
         note = "mIoU: mean over the classes that the labels hold."
         recipe = self._protocol.segformer
         if recipe is not None:
-            begun = "a checkpoint" if self._run.checkpoint else "random weights"
+            begun = "a checkpoint" if self._checkpoint else "random weights"
             note += (
                 f" SegFormer: {recipe.steps} steps of {recipe.batch} from {begun}, on up to "
-                f"{self._run.subject.limit or recipe.images or 'all'} images of "
+                f"{self._subject.limit or recipe.images or 'all'} images of "
                 f"{recipe.size[0]}x{recipe.size[1]}."
             )
-        frames = self._evaluation.scenes.frames()
-        if any(frame.pseudo for frame in frames):
+        if any(frame.pseudo for frame in self._evaluation.scenes.frames()):
             note += " The labels were made by networks, not by people."
         return Table(self._protocol.title, columns, tuple(rows), self._note(note), self._source())
 
