@@ -259,7 +259,7 @@ def test_a_wrong_argument_is_one_line(tmp_path, capsys, monkeypatch, arguments, 
 # --- parts ---------------------------------------------------------------------------------------
 
 
-def recorded_bag(path, complete, masks=None):
+def recorded_bag(path, complete):
     """Inputs 0 to 9, and outputs of the frames in `complete`; the others lack their MagImg."""
     names = ("/image", ENHANCED, INFRARED, MAGIMG, COLOR, MASK)
     with BagWriter(path) as bag:
@@ -275,8 +275,6 @@ def recorded_bag(path, complete, masks=None):
                 encoding = "rgb8"
                 if name in (MASK, INFRARED):
                     picture, encoding = picture[..., 0], "mono8"
-                if name == MASK and masks is not None:
-                    picture = masks[index]
                 message = serialize_message(encode_image(picture, encoding, header))
                 bag.write(name, 10**18 + index * 1000 + offset, message)
     return path
@@ -291,14 +289,47 @@ def test_only_complete_sets_of_one_stamp_are_shown(tmp_path):
                 assert (each.pictures[name] == index * 10 + offset).all()
 
 
-def test_the_picture_is_of_the_frame_with_the_richest_mask(tmp_path):
-    masks = np.zeros((10, 8, 16), np.uint8)
-    masks[3, :2] = 1
-    masks[6, ::2, ::2], masks[6, 1::2] = 1, 2
-    masks[8] = np.arange(128).reshape(8, 16) + 128  # mostly not a class of its own ...
-    masks[8, :, :] = 255  # ... but unknown
-    with BagReader(recorded_bag(tmp_path / "bag", set(range(10)), masks)) as bag:
-        assert demo_pictures.richest_stamp(bag) == 106 * 10**9
+def test_structure_is_what_can_be_made_out_and_not_noise():
+    scene = street(0, 320, 240)
+    hazy = (scene * 0.3 + 150).astype(np.uint8)
+    flat = np.full_like(scene, 90)
+    noisy = flat + np.random.default_rng(0).integers(0, 8, scene.shape, np.uint8)
+    rank = [demo_pictures.structure(picture) for picture in (flat, noisy, hazy, scene)]
+    assert rank == sorted(rank)
+    assert rank[0] == 0.0
+    assert rank[1] < rank[3] / 4
+
+
+def test_the_picture_is_of_the_frame_that_gained_most(tmp_path):
+    """Of the frames 1 to 3, the MagImg of the second shows a street."""
+    names, pictures = ("/image", MAGIMG, COLOR, ENHANCED, INFRARED), {}
+    with BagWriter(tmp_path / "bag") as bag:
+        for name in names:
+            bag.add_topic(Topic(name, "sensor_msgs/msg/Image"))
+        for second in (1, 2, 3):
+            header = Header()
+            header.stamp.sec = second
+            dark = np.full((64, 96, 3), second, np.uint8)
+            for name in names:
+                pictures[second, name] = street(0) if (second, name) == (2, MAGIMG) else dark
+                message = serialize_message(encode_image(pictures[second, name], "rgb8", header))
+                bag.write(name, second * 10**9, message)
+    with BagReader(tmp_path / "bag") as bag:
+        written = demo_pictures.write_pictures(
+            bag,
+            tmp_path / "sheet",
+            input_topic="/image",
+            input_caption="",
+            fps=10.0,
+            facts=(),
+            labels=None,
+            trained=True,
+            progress=lambda _: None,
+        )
+    assert [path.name for path in written] == ["sheet.png", "sheet.mp4"]
+    sheet = cv2.imread(str(written[0]))[..., ::-1]
+    assert (sheet == 2).all(-1).mean() > 0.2
+    assert (sheet == 3).all(-1).mean() < 0.01
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -314,7 +345,7 @@ def test_a_sheet_shows_each_picture_in_its_place(trained, size, labels):
         labels=LabelSet.load(labels) if labels else None,
         trained=trained,
     )
-    names = ("/image", ENHANCED, INFRARED, MAGIMG, COLOR)
+    names = ("/image", MAGIMG, COLOR, ENHANCED, INFRARED)
     tones = dict(zip(names, (70, 110, 150, 190, 230), strict=True))
     drawn = sheet.fill(
         {name: np.full((*size[::-1], 3), tone, np.uint8) for name, tone in tones.items()}
