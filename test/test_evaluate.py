@@ -14,7 +14,6 @@ from magicfuse_ros.commands.exit_status import FAILED
 from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
 from magicfuse_ros.evaluation.inference import Inference
-from magicfuse_ros.evaluation.protocol import MODELS
 from magicfuse_ros.evaluation.scene_sheet import BAND, picture_sheet, sheet_items
 from magicfuse_ros.evaluation.scenes import (
     ValidationSet,
@@ -105,11 +104,11 @@ def test_all_tables_are_printed_and_kept_and_the_same_every_time(
     weights, data, cache, tmp_path, capsys
 ):
     reports = []
-    for subject in ("all", "fusion"):
+    for subject in ("all", "infrared"):
         output = tmp_path / f"{subject}.json"
         assert evaluate(subject, weights, data, cache, "--limit", 3, "--output", output) == 0
         reports.append(json.loads(output.read_text()))
-    assert reports[0]["tables"]["fusion"] == reports[1]["tables"]["fusion"]
+    assert reports[0]["tables"]["infrared"] == reports[1]["tables"]["infrared"]
     printed = capsys.readouterr().out
     assert "NOT TRAINED, 2 step(s), 64×48" in printed
     assert "engine eager on cpu, which agrees with PyTorch on a scene" in printed
@@ -121,7 +120,6 @@ def test_all_tables_are_printed_and_kept_and_the_same_every_time(
         "autoencoder": model,
         "restoration": engine,
         "infrared": engine,
-        "fusion": f"Full model: {engine} Models I-IV: {model}",
         "people": engine,
         "night": engine,
         "segmentation": engine,
@@ -139,14 +137,6 @@ def test_all_tables_are_printed_and_kept_and_the_same_every_time(
     haze = restored["haze"]
     assert haze["gain over input"] == pytest.approx(haze["Ψ PSNR"] - haze["input PSNR"])
     assert haze["gain over best"] <= haze["gain over input"]
-
-    fused = tables["fusion"][0]["rows"]
-    assert [row["model"] for row in fused] == list(MODELS.values())
-    for row in fused:
-        shift = row["PSNR, fusion convention (dB)"] - row["PSNR, true (dB)"]
-        assert shift == pytest.approx(48.1308, abs=1e-3)
-    # Model IV is the restored image, whatever F makes of it.
-    assert fused[4]["MagImg contrast"] == fused[4]["restored contrast"]
 
     classes = [row["class"] for row in tables["segmentation"][0]["rows"]]
     assert classes == ["person", "road", "sky", "mIoU"]
@@ -240,13 +230,13 @@ def test_sheet_is_written(weights, data, cache, tmp_path):
 @pytest.mark.parametrize(
     ("subject", "more", "message"),
     [
-        ("fusion", ["--limit", "-1"], "--limit is -1; accepted: 0 (all) or more"),
-        ("fusion", ["--steps", "0"], "--steps is 0; accepted: 1 or more"),
-        ("fusion", ["--steps", "1001"], "steps is 1001; accepted: 1 to 1000"),
-        ("fusion", ["--device", "abacus"], "device is 'abacus'; accepted"),
-        ("fusion", ["--backend", "abacus"], "backend is 'abacus'; accepted"),
-        ("fusion", ["--beside", "x"], "--beside goes with `segmentation` or `all`"),
-        ("fusion", ["--output", "/nowhere/report.json"], "its folder is missing"),
+        ("people", ["--limit", "-1"], "--limit is -1; accepted: 0 (all) or more"),
+        ("people", ["--steps", "0"], "--steps is 0; accepted: 1 or more"),
+        ("people", ["--steps", "1001"], "steps is 1001; accepted: 1 to 1000"),
+        ("people", ["--device", "abacus"], "device is 'abacus'; accepted"),
+        ("people", ["--backend", "abacus"], "backend is 'abacus'; accepted"),
+        ("people", ["--beside", "x"], "--beside goes with `segmentation` or `all`"),
+        ("people", ["--output", "/nowhere/report.json"], "its folder is missing"),
         ("sheet", [], "a sheet needs a .png or .jpg file"),
         ("sheet", ["--output", "sheet.png", "--limit", "0"], "a sheet needs 1 row or more"),
     ],
@@ -262,9 +252,9 @@ def test_wrong_arguments_end_in_one_clear_line(
 
 def test_missing_data_and_model_are_named(weights, cache, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert evaluate("fusion", weights, tmp_path / "empty", cache) == FAILED
+    assert evaluate("people", weights, tmp_path / "empty", cache) == FAILED
     assert "holds no dataset" in capsys.readouterr().err
-    assert evaluate("fusion", tmp_path / "no" / "model", tmp_path, cache) == FAILED
+    assert evaluate("people", tmp_path / "no" / "model", tmp_path, cache) == FAILED
     assert str(tmp_path / "no" / "model") in capsys.readouterr().err
 
 

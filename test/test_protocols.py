@@ -118,6 +118,9 @@ def test_a_protocol_scores_controls_as_they_are_and_quotes_the_paper(options, tm
             value = rows[name][FUSION_METRICS[metric].column.name]
             assert (value is None) == np.isnan(expected[metric])
             assert value is None or value == pytest.approx(expected[metric])
+    for name in ("MagImg", "enhanced (Ψ)"):
+        shift = rows[name]["PSNR, fusion convention (dB)"] - rows[name]["PSNR, true (dB)"]
+        assert shift == pytest.approx(48.1308, abs=1e-3)
     quoted = rows["Text-IF (quoted)"]
     assert (quoted["SSIM"], quoted["images"], quoted["VIF"]) == (0.52, None, None)
     assert rows["MagImg"]["images"] == 1
@@ -146,6 +149,17 @@ def test_models_of_the_ablations_differ(options, tmp_path):
         f"{name}, MagImg" for name in (*list(MODELS.values())[1:], MODELS["full"])
     ]
     assert len({row["MI (bit)"] for row in ours}) >= 4
+
+
+def test_model_four_is_the_restored_picture_whatever_f_makes_of_it(options, tmp_path):
+    content = yaml.safe_load(SHIPPED["table6"].read_text(encoding="utf-8"))
+    content |= {"pictures": ["enhanced", "magimg"], "sweep": {"ablations": ["restore_only"]}}
+    mine, output = tmp_path / "mine.yaml", tmp_path / "mine.json"
+    mine.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert evaluate("protocol", mine, *options, "--output", output) == 0
+    (rows,) = rows_of(output, mine)
+    restored, fused = (row for name, row in rows.items() if "quoted" not in name)
+    assert {**restored, "picture": ""} == {**fused, "picture": ""}
 
 
 def test_a_peer_stands_in_the_same_table(options, tmp_path, capsys):
@@ -216,11 +230,11 @@ def test_a_wrong_protocol_is_named(change, message, tmp_path):
         (["protocol"], "protocol is missing; accepted: table2"),
         (["protocol", "table9"], "protocol is 'table9'; accepted: fig7, fig9"),
         (["protocol", "table4"], "holds none of fmb"),
-        (["fusion", "table2"], "table2 goes with `protocol` or `report`"),
-        (["fusion", "--peer", "A=b"], "--peer goes with `protocol`"),
+        (["people", "table2"], "table2 goes with `protocol` or `report`"),
+        (["people", "--peer", "A=b"], "--peer goes with `protocol`"),
         (["protocol", "table2", "--peer", "b"], "--peer is b; accepted: NAME=DIR"),
-        (["fusion", "--visible", "a"], "--fused, --visible and --infrared go together"),
-        (["fusion", "--quoted", "table2"], "it goes with `fusion --fused`"),
+        (["fusion", "--visible", "a"], "give --fused, --visible and --infrared; `protocol table2`"),
+        (["people", "--quoted", "table2"], "--infrared and --quoted go with `fusion`"),
         (["report"], "a report needs a .md file"),
     ],
 )

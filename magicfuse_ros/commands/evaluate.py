@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 HELP = "measure a model on validation images, or fused pictures: tables, a picture sheet, a report"
 
-SUBJECTS = (
-    "autoencoder", "restoration", "infrared", "fusion", "people", "night", "segmentation",
-    "weights",
-)  # fmt: skip
+SUBJECTS = ("autoencoder", "restoration", "infrared", "people", "night", "segmentation", "weights")
+OTHERS = ("steps", "video", "calibration", "all", "sheet", "fusion", "protocol", "report")
 SHEET_ROWS = 8
 
 
@@ -35,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
         "subject",
-        choices=[*SUBJECTS, "steps", "video", "all", "sheet", "protocol", "calibration", "report"],
-        help="a table (all: those before `steps`), the picture sheet, an experiment of the paper, "
-        "or every one of them on one page",
+        choices=[*SUBJECTS, *OTHERS],
+        help="a table (all: those before `steps`), the picture sheet, fused pictures in folders, "
+        "an experiment of the paper, or every one of them on one page",
     )
     parser.add_argument(
         "protocol",
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        help="folder of datasets (see docs/training.md); of all but `fusion --fused`",
+        help="folder of datasets (see docs/training.md); of all but `fusion`",
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument(
@@ -85,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         _check(args)
-        if args.fused:
+        if args.subject == "fusion":
             evaluate_experiments.score_folders(args)
             return DONE
         if args.subject in {"protocol", "report"}:
@@ -137,7 +135,6 @@ def _write_tables(evaluation: Evaluation, args: argparse.Namespace) -> None:
         "autoencoder": (report.autoencoder_table,),
         "restoration": (report.restoration_table,),
         "infrared": (report.infrared_table,),
-        "fusion": (report.fusion_table,),
         "people": (picture_tables.people_table, picture_tables.heat_table),
         "night": (picture_tables.night_table,),
         "segmentation": (segmentation.segmentation_table, segmentation.weak_mask_table),

@@ -1,4 +1,4 @@
-"""`magicfuse evaluate fusion --fused`, `protocol` and `report`: the paper's experiments."""
+"""`magicfuse evaluate fusion`, `protocol` and `report`: the paper's experiments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="of `fusion`: score these folders of any methods' pictures instead of the model's",
+        help="of `fusion`: folders of any methods' pictures to score",
     )
     parser.add_argument("--visible", type=Path, metavar="DIR", help="of --fused: what was fused")
     parser.add_argument("--infrared", type=Path, metavar="DIR", help="of --fused: what was fused")
@@ -52,13 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check the arguments of `fusion --fused`, `protocol` and `report`."""
-    fused = (args.fused, args.visible, args.infrared)
-    if any(fused) and (args.subject != "fusion" or not all(fused)):
-        raise ValueError("--fused, --visible and --infrared go together, with `fusion`")
-    if args.quoted and not args.fused:
-        raise ValueError(f"--quoted is {args.quoted}; it goes with `fusion --fused`")
-    if args.data is None and not args.fused:
+    """Check the arguments of `fusion`, `protocol` and `report`."""
+    folders = (args.fused, args.visible, args.infrared)
+    if args.subject == "fusion" and not all(folders):
+        raise ValueError(
+            "`fusion` scores folders: give --fused, --visible and --infrared; `protocol table2` "
+            "scores a model"
+        )
+    if args.subject != "fusion" and (any(folders) or args.quoted):
+        raise ValueError("--fused, --visible, --infrared and --quoted go with `fusion`")
+    if args.subject != "fusion" and args.data is None:
         raise ValueError("--data is missing; accepted: a folder of datasets")
     if args.subject == "protocol" and args.protocol is None:
         raise ValueError("protocol is missing; accepted: table2, ... or the path of a .yaml file")
@@ -78,7 +81,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def score_folders(args: argparse.Namespace) -> None:
-    """Print the scores of `fusion --fused`."""
+    """Print the scores of the folders of `fusion`."""
     from magicfuse_ros.evaluation.fused_folders import fused_folders_table
     from magicfuse_ros.evaluation.protocol import read_protocol
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from magicfuse_ros.evaluation.fusion_metrics import FUSION_METRICS, fusion_columns, fusion_scores
 from magicfuse_ros.evaluation.metrics import U8, grey
 from magicfuse_ros.evaluation.protocol import Quoted
+from magicfuse_ros.evaluation.scenes import spread
 from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
 from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.sources.pictures import to_rgb8
@@ -48,31 +49,30 @@ def fused_folders_table(
     ConfigError
         Two folders of fused pictures have one name.
     """
-    rows = {folder.resolve().name: by_stem(folder) for folder in fused}
-    if len(rows) < len(fused):
+    methods = {folder.resolve().name: by_stem(folder) for folder in fused}
+    if len(methods) < len(fused):
         raise ConfigError(f"--fused is {[str(each) for each in fused]}; accepted: different names")
-    sources = {str(visible): by_stem(visible), str(infrared): by_stem(infrared)}
-    stems = list(sources[str(visible)])
-    if not stems:
+    lights, heats = by_stem(visible), by_stem(infrared)
+    if not lights:
         raise DatasetError(f"{visible} holds no pictures")
-    _check_partners(visible, stems, {**sources, **{str(f): rows[f.resolve().name] for f in fused}})
-    if 0 < limit < len(stems):
-        stems = [stems[(2 * k + 1) * len(stems) // (2 * limit)] for k in range(limit)]
+    for folder, files in ((infrared, heats), *zip(fused, methods.values(), strict=True)):
+        odd = sorted(lights.keys() ^ files.keys())
+        if odd:
+            lacking = folder if odd[0] in lights else visible
+            raise DatasetError(
+                f"{lacking} has no picture named {odd[0]}; {len(odd)} of {visible} and {folder} "
+                "are without a partner, and every picture needs one"
+            )
     scores = Scores()
+    stems = spread(list(lights), limit)
     for stem in stems:
-        light, heat = (_grey(files[stem]) for files in sources.values())
-        for name, files in rows.items():
-            own = _grey(files[stem])
-            for other, path in ((heat, sources[str(infrared)][stem]), (own, files[stem])):
-                if other.shape != light.shape:
-                    raise DatasetError(
-                        f"{path} is {other.shape[1]}x{other.shape[0]} but "
-                        f"{sources[str(visible)][stem]} is {light.shape[1]}x{light.shape[0]}; "
-                        "pictures that are scored together have one size"
-                    )
+        light = _grey(lights[stem])
+        heat = _grey(heats[stem], like=(light, lights[stem]))
+        for name, files in methods.items():
+            own = _grey(files[stem], like=(light, lights[stem]))
             scores.add([name], **fusion_scores(light, heat, own, _ALL))
     cells: list[Row] = [
-        (name, len(stems), *(scores.mean(name, metric) for metric in _ALL)) for name in rows
+        (name, len(stems), *(scores.mean(name, metric) for metric in _ALL)) for name in methods
     ]
     if quoted is not None:
         cells += quoted.cells(("images", *_ALL))
@@ -83,23 +83,12 @@ def fused_folders_table(
     return Table("Fused pictures", columns, tuple(cells), note)
 
 
-def _check_partners(
-    visible: Path, stems: Sequence[str], folders: Mapping[str, Mapping[str, Path]]
-) -> None:
-    for folder, files in folders.items():
-        missing = [stem for stem in stems if stem not in files]
-        more = [stem for stem in files if stem not in set(stems)]
-        if missing:
-            raise DatasetError(
-                f"{folder} has no picture named {missing[0]} (nor {len(missing) - 1} others), as "
-                f"{visible} has; every picture needs its partners"
-            )
-        if more:
-            raise DatasetError(
-                f"{visible} has no picture named {more[0]} (nor {len(more) - 1} others), as "
-                f"{folder} has; every picture needs its partners"
-            )
-
-
-def _grey(path: Path) -> U8:
-    return grey(to_rgb8(read_image(path)))
+def _grey(path: Path, like: tuple[U8, Path] | None = None) -> U8:
+    image = grey(to_rgb8(read_image(path)))
+    if like is not None and image.shape != like[0].shape:
+        sizes = [f"{each.shape[1]}x{each.shape[0]}" for each in (image, like[0])]
+        raise DatasetError(
+            f"{path} is {sizes[0]} but {like[1]} is {sizes[1]}; pictures that are scored together "
+            "have one size"
+        )
+    return image

@@ -1,4 +1,4 @@
-"""Tables of the pictures: reconstruction, restoration, imagined infrared, fusion.
+"""Tables of the pictures: reconstruction, restoration, imagined infrared.
 
 Every table is a function of an `Evaluation`. The same engine and images give the same table.
 """
@@ -12,17 +12,13 @@ import numpy as np
 
 from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
-from magicfuse_ros.evaluation.fusion_metrics import FUSION_METRICS, fusion_columns, fusion_scores
-from magicfuse_ros.evaluation.inference import Outcome
 from magicfuse_ros.evaluation.metrics import U8, grey
-from magicfuse_ros.evaluation.protocol import MODELS
-from magicfuse_ros.evaluation.scenes import Scene, has_clean, has_clean_pair, has_infrared
-from magicfuse_ros.evaluation.subject import DEGRADED, Evaluation, Products
+from magicfuse_ros.evaluation.scenes import Scene, has_clean, has_infrared
+from magicfuse_ros.evaluation.subject import DEGRADED, Evaluation
 from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
 from magicfuse_ros.training.degradation_mixes import RECIPES
 
 _SHARE_OF_ONE = 0.25
-ALL = tuple(FUSION_METRICS)
 
 
 def autoencoder_table(evaluation: Evaluation) -> Table:
@@ -142,39 +138,6 @@ def infrared_table(evaluation: Evaluation) -> Table:
     return Table(title, columns, tuple(rows_of_table), note, evaluation.by_engine)
 
 
-def fusion_table(evaluation: Evaluation) -> Table:
-    """MagImg beside Models I-IV, the paper's ablations, from the same weights."""
-    inference, scores = evaluation.inference(), Scores()
-    for scene in evaluation.under(DEGRADED, has_clean_pair, "fusion"):
-        for variant, row in MODELS.items():
-            outcome: Products | Outcome = (
-                evaluation.fuse(scene.degraded)
-                if variant == "full"
-                else inference.fuse(scene.degraded, variant)
-            )
-            real, light = _real_infrared(scene), grey(outcome.magimg)
-            scores.add([row], **fusion_scores(grey(scene.visible), real, light, ALL))
-            pictures = {"magimg": light, "restored": grey(outcome.enhanced)}
-            add_people(scores, [row], scene, pictures)
-    columns = (
-        Column("model"), Column("images"), *fusion_columns(ALL), Column("people"),
-        Column("MagImg contrast", 1), Column("restored contrast", 1),
-    )  # fmt: skip
-    rows: list[Row] = [
-        (
-            row, len(scores.values(row, "EN")), *(scores.mean(row, name) for name in ALL),
-            _people(scores, row), scores.mean(row, "magimg"), scores.mean(row, "restored"),
-        )
-        for row in scores.rows()
-    ]  # fmt: skip
-    note = (
-        "Input degraded; scores against the clean visible and the real infrared image. The fusion "
-        "convention's PSNR is the true one + 48.13 dB. Contrast of people as for Φ, of luminance."
-    )
-    source = f"Full model: {evaluation.by_engine} Models I-IV: {evaluation.by_model}"
-    return Table("MagImg: fusion", columns, tuple(rows), note, source)
-
-
 def _parts_first(rows: Sequence[str]) -> list[str]:
     """Order the rows `condition, part`: conditions as they came, day and night before datasets."""
     conditions = list(dict.fromkeys(row.partition(", ")[0] for row in rows))
@@ -199,7 +162,7 @@ def add_people(scores: Scores, rows: Sequence[str], scene: Scene, pictures: dict
 
 
 def _people(scores: Scores, row: str) -> int:
-    return max(len(scores.values(row, name)) for name in ("imagined", "magimg"))
+    return len(scores.values(row, "imagined"))
 
 
 def _real_infrared(scene: Scene) -> U8:

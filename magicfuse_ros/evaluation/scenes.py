@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -94,6 +95,7 @@ class Video:
     frames: tuple[U8, ...]
 
 
+T = TypeVar("T")
 Needs = Callable[[Frame], bool]
 
 
@@ -262,7 +264,7 @@ class ValidationSet:
         )
 
 
-def spread(items: list[ValidationItem], limit: int) -> list[ValidationItem]:
+def spread(items: list[T], limit: int) -> list[T]:
     """Pick `limit` items evenly spaced over the list; all of them for 0."""
     if limit <= 0 or limit >= len(items):
         return items
