@@ -140,7 +140,7 @@ def python(words):
 def ros2(words):
     kind, *rest = words
     if len(rest) < 2:  # named in a sentence
-        return kind in ("launch", "run", "param", "topic")
+        return kind in ("launch", "run", "param", "topic", "bag")
     if kind == "launch":
         package, file, *given = rest
         if package != "magicfuse_ros":
