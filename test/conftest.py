@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and which tests see a GPU: those marked `gpu`."""
 
 import fcntl
 import os
@@ -9,8 +9,31 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
+
+
+HAS_GPU = torch.cuda.is_available()
+"""Asked before any test hides it: CUDA looks at the environment once in a process."""
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out what needs a GPU where there is none."""
+    for item in items:
+        if not HAS_GPU and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Hide the GPU from other tests and from what they start, so that `auto` means the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not item.get_closest_marker("gpu"):
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setattr(torch.cuda, "device_count", lambda: 0)
+        return (yield)
 
 
 def run_folder(tmp_path_factory):

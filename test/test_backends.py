@@ -48,7 +48,7 @@ def load():
     engines = []
 
     def load(tell=ignore, **settings):
-        engines.append(load_engine(EngineSettings(**settings), tell))
+        engines.append(load_engine(EngineSettings(**{"device": "cpu", **settings}), tell))
         engines[-1].warm_up(tell)
         return engines[-1]
 
@@ -60,7 +60,7 @@ def load():
 @pytest.fixture(scope="module")
 def references(frames):
     """What `tiny` gives for the frames in PyTorch."""
-    settings = EngineSettings(model="tiny", backend="eager")
+    settings = EngineSettings(model="tiny", backend="eager", device="cpu")
     with contextlib.closing(load_engine(settings, ignore)) as eager:
         eager.warm_up(ignore)
         return [eager.fuse(frame, ALL) for frame in frames]

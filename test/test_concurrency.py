@@ -80,7 +80,7 @@ def noting(log, name, function):
 def test_the_schedule_of_a_frame(monkeypatch, folder, steps, parallel):
     monkeypatch.setattr(Recorder, "made", [])
     monkeypatch.setattr(backends, "BACKENDS", {"eager": Recorder})
-    settings = EngineSettings(model=str(folder), steps=steps, parallel=parallel)
+    settings = EngineSettings(model=str(folder), device="cpu", steps=steps, parallel=parallel)
     engine = load_engine(settings, ignore)
     engine.warm_up(ignore)
     (recorder,) = Recorder.made
@@ -327,7 +327,7 @@ def test_a_wish_to_stop_is_raised_where_the_work_is_done():
 def test_an_engine_at_work_on_another_size_tells_whoever_loaded_it(folder, monkeypatch):
     monkeypatch.setattr(backends, "BACKENDS", {"eager": EagerBackend})
     told = []
-    engine = load_engine(EngineSettings(model=str(folder)), told.append)
+    engine = load_engine(EngineSettings(model=str(folder), device="cpu"), told.append)
     engine.warm_up(ignore)
     del told[:]
     engine.fuse(np.zeros((48, 32, 3), np.uint8))

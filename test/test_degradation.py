@@ -112,7 +112,7 @@ def test_jpeg_is_libjpegs_but_where_a_coefficient_lies_between_two_steps(quality
         "cpu",
         pytest.param(
             "cuda",
-            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+            marks=pytest.mark.gpu,
         ),
     ],
 )

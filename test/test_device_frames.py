@@ -1,7 +1,4 @@
-"""A frame as one piece of work for a GPU, run on the CPU: it gives what the CPU's own path gives.
-
-A GPU would run the captured work again on the memory that it was captured with. So does the double.
-"""
+"""A frame as one piece of work for a GPU, run on the CPU, gives what the CPU's own path gives."""
 
 import dataclasses
 import gc
@@ -10,93 +7,20 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from support.device_frames import Double, assert_same, frame, make, save_telling
 from support.small_models import SMALL_FEW_STEP, SMALL_REFINED
 
-from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.runtime import device_frames
 from magicfuse_ros.runtime.contract import EXTRAS, EngineError
-from magicfuse_ros.runtime.device_frames import DeviceFrames
-from magicfuse_ros.runtime.engine import EngineSettings, load_engine
 from magicfuse_ros.runtime.stopwatch import STAGES, Stopwatch
 
-CPU = torch.device("cpu")
 ALL = frozenset(EXTRAS)
-
-
-def ignore(text):
-    pass
-
-
-class Double:
-    """Captures by running once more, replays by running again into the same memory."""
-
-    def __init__(self, *, fails=False, wrong=False):
-        self.fails, self.wrong, self.captures, self.replays = fails, wrong, 0, 0
-
-    def __call__(self, run, device):
-        assert device == CPU
-        self.captures += 1
-        if self.fails:
-            raise RuntimeError("operation not permitted\nwhen stream is capturing")
-        for _ in range(2):  # warm-ups
-            run()
-
-        def replay():
-            self.replays += 1
-            run()
-            if self.wrong:
-                for each in run.__self__._made.values():
-                    each.copy_(255 - each if each.dtype == torch.uint8 else each)
-
-        return replay
 
 
 @pytest.fixture(scope="module", params=["refined", "decoded"])
 def folder(request, tmp_path_factory):
-    torch.manual_seed(0)
     config = SMALL_REFINED if request.param == "refined" else SMALL_FEW_STEP
-    model = MagicFuse.from_config(config).eval()
-    with torch.no_grad():  # random weights tell no class from another, and R finds nothing
-        model.fusion.segproj[-1].weight.mul_(60.0)
-        if model.refiner is not None:
-            model.refiner.maps.weight.normal_(std=0.3)
-    folder = tmp_path_factory.mktemp("models") / "model"
-    model.save_pretrained(folder)
-    return folder
-
-
-def make(folder, double=None, told=None, **settings):
-    """Make an engine: the CPU's own, or one that goes the GPU's way, captured by a double."""
-    wanted = EngineSettings(model=str(folder), device="cpu", backend="eager", **settings)
-    engine = load_engine(wanted, ignore)
-    engine.warm_up(ignore)
-    if double is not None:
-        tell = ignore if told is None else told.append
-        networks = engine._networks.last
-        networks.frames = DeviceFrames(networks, CPU, tell, double)
-    return engine
-
-
-def frame(seed, size=(96, 128)):
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    made = np.stack([rows * 2, columns, (rows + columns)], -1) % 200
-    made[size[0] // 3 : size[0] // 2, 20 + seed : 60 + seed] = (250, 240, 10)
-    return (made + rng.integers(0, 6, made.shape)).astype(np.uint8)
-
-
-def assert_same(ours, theirs):
-    """One grey level, and a thousandth of the mask."""
-    for name in ("magimg", "confidence", "infrared", "enhanced"):
-        one, other = getattr(ours, name), getattr(theirs, name)
-        assert (one is None) == (other is None), name
-        if one is not None:
-            assert one.shape == other.shape
-            assert one.flags.c_contiguous
-            assert one.flags.writeable
-            most = 2 if name == "confidence" else 1  # as in test_tensor_pictures
-            assert np.abs(one.astype(int) - other).max() <= most, name
-    assert (ours.mask != theirs.mask).mean() <= 0.001, (ours.mask != theirs.mask).mean()
+    return save_telling(config, tmp_path_factory.mktemp("models"))
 
 
 def changed(**settings):

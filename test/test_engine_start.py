@@ -33,7 +33,8 @@ from magicfuse_ros.runtime.engine import EXTRAS, EngineSettings, load_engine
 names, built, events, pictures = [], [], [], []
 frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 for backend in ("eager", "openvino", "openvino"):
-    engine = load_engine(EngineSettings(model=sys.argv[1], backend=backend), lambda text: None)
+    settings = EngineSettings(model=sys.argv[1], backend=backend, device="cpu")
+    engine = load_engine(settings, lambda text: None)
     engine.warm_up(lambda text: None)
     pictures.append(engine.fuse(frame, frozenset(EXTRAS)).magimg)
     names.append(engine.backend_name)

@@ -110,7 +110,7 @@ def test_an_image_into_an_image_is_what_the_engine_makes(magicfuse, model, tmp_p
     assert "untrained" in err
     beside = sorted(f"fused_{name}.png" for name in OUTPUTS[1:])
     assert written(target.parent) == sorted(["fused.png", *beside])
-    engine = load_engine(EngineSettings(model=model), lambda _: None)
+    engine = load_engine(EngineSettings(model=model, device="cpu"), lambda _: None)
     expected = engine.fuse(scene()[:, :, ::-1], frozenset(EXTRAS))
     assert np.array_equal(read(target)[:, :, ::-1], expected.magimg)
     for name in (*GREY, "enhanced"):

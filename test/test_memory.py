@@ -52,7 +52,7 @@ def test_what_was_freed_is_taken_again_without_asking_the_kernel():
 def test_an_engine_asks_for_it_once_it_is_warm(tmp_path, monkeypatch):
     asked, told = [], []
     monkeypatch.setattr(engines, "keep_freed_memory", lambda: asked.append(list(told)))
-    settings = EngineSettings(model=str(save_few_step(tmp_path)), backend="eager")
+    settings = EngineSettings(model=str(save_few_step(tmp_path)), backend="eager", device="cpu")
     engine = load_engine(settings, told.append)
     engine.warm_up(told.append)
     assert asked == [told]  # after the last word of what was prepared

@@ -50,7 +50,7 @@ def live(folder, monkeypatch):
                 raise InterruptedError
             told.append(text)
 
-        engines.append(load_engine(EngineSettings(model=str(folder)), progress))
+        engines.append(load_engine(EngineSettings(model=str(folder), device="cpu"), progress))
         engines[-1].warm_up(told.append)
         del told[:]
         return engines[-1], told

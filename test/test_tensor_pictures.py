@@ -78,7 +78,7 @@ def test_mask_and_confidence(camera, coarse):
     few = 0.001 if min(camera) > 60 else 0.01
     assert (ours[0].numpy() != wanted[0]).mean() <= few
     assert differs(ours[1], wanted[1]).max() <= 2
-    assert (differs(ours[1], wanted[1]) > 0).mean() <= 0.1
+    assert (differs(ours[1], wanted[1]) > 0).mean() <= (0.1 if min(camera) > 60 else 0.25)
 
 
 @pytest.mark.parametrize("dark", [True, False])

@@ -1,8 +1,8 @@
 """A frame's way into the model and its pictures' way back, as tensor operations on a GPU.
 
 It is what `letterbox`, `guided_picture` and `camera_size` do with OpenCV, step by step and with the
-same rounding; a test compares them. It exists twice because OpenCV is several times as fast as
-PyTorch on a CPU, and because on a GPU nothing may leave it before the end of a frame. Nothing here
+same rounding; a test compares them. It exists twice because on a CPU OpenCV takes a twentieth of
+PyTorch's time, and because on a GPU nothing may leave it before the end of a frame. Nothing here
 branches on a value or copies from the CPU, so that a CUDA graph can hold all of it.
 
 Planes are (1, C, h, w) float32; those of a frame or of a picture hold whole numbers of 0 to 255.
