@@ -228,6 +228,31 @@ def test_a_writer_that_dies_leaves_the_old_file(model, folder, monkeypatch):
     assert MagicFuse.from_pretrained(folder).config == SMALL_FEW_STEP
 
 
+def test_shards_are_small_and_read_as_the_parts_were(model, folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 250_000)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parts = {part: getattr(model, part) for part in model.parts}
+    for _ in range(2):  # the second in the place of the first
+        checkpoint.save_shards(folder, parts)
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(files) > 1
+    assert all(name.startswith("weights-") for name in files)
+    assert max((folder / name).stat().st_size for name in files) <= 250_000
+    loaded = MagicFuse.from_pretrained(folder).state_dict()
+    for name, value in before.items():
+        torch.testing.assert_close(loaded[name], value, atol=1e-3, rtol=1e-3)
+    # A stage that trains one part more writes that alone.
+    checkpoint.save_part(folder, "psi", model.psi)
+    psi = MagicFuse.from_pretrained(folder).psi.state_dict()
+    assert all(torch.equal(psi[name], value) for name, value in model.psi.state_dict().items())
+    (folder / files[0]).unlink()
+    with pytest.raises(CheckpointError, match="is missing"):
+        MagicFuse.from_pretrained(folder)
+    (folder / checkpoint.SHARDS_FILE).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"shards.json cannot be used"):
+        MagicFuse.from_pretrained(folder)
+
+
 def test_the_shipped_sizes_round_trip_their_config(tmp_path):
     from magicfuse_ros.model.sizes import SIZES
 

@@ -159,6 +159,62 @@ def test_stopped_killed_and_resumed_is_as_never_interrupted(tmp_path, data, cach
     assert curve(parts, "psi") == losses
 
 
+def test_by_the_clock_a_usable_model_is_there_at_any_moment(tmp_path, data, cache):
+    for stage in STAGES:
+        loop = {"steps": 1, "checkpoint_minutes": 1e-4, "decay": "cosine"}
+        write_recipe(tmp_path, stage, loop=loop | {"share": 3.0 if stage == "phi" else 1.0})
+    output = run_folder(tmp_path / "run", SMALL_REFINED)
+    command = ("-m", "magicfuse_ros", "train", "all", "--config", tmp_path, "--minutes", "0.2",
+               "--data", data, "--cache", cache, "--output", output, "--resume")  # fmt: skip
+    state = output / "phi.state.safetensors"
+    process = start(*command)
+    wait_for(lambda: steps_saved(state) >= 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    killed_at = steps_saved(state)
+    assert not MagicFuse.from_pretrained(output / "model").config.trained
+    assert {path.name.split("-")[0] for path in (output / "model").glob("*.safetensors")} == {
+        "weights"
+    }
+
+    process = start(*command)
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, said
+    assert "psi: complete after" in said
+    assert "of its time, step" in said
+    assert steps_saved(state) > killed_at
+    model = MagicFuse.from_pretrained(output / "model")
+    assert model.config.trained
+    for stage in STAGES:
+        with safe_open(output / f"{stage}.state.safetensors", "pt") as file:
+            seconds = float(file.metadata()["seconds"])
+            average = (
+                file.get_tensor("average/module.phi.unet.conv_in.weight")
+                if stage == "phi"
+                else None
+            )
+        assert seconds == pytest.approx(12.0 * (3.0 if stage == "phi" else 1.0) / 7.0, rel=0.5)
+        if average is not None:
+            torch.testing.assert_close(model.phi.unet.conv_in.weight, average, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            ["all", "--minutes", "0", "--size", "tiny"],
+            "--minutes is 0 for stage 'all'; accepted: more",
+        ),
+        (["psi", "--minutes", "3", "--config", "psi.yaml"], "--minutes is 3 for stage 'psi'"),
+        (["all"], "--config is missing; give it, or --size"),
+        (["psi", "--size", "tiny"], "--config is missing"),
+    ],
+)
+def test_minutes_and_sizes_are_for_all(tmp_path, capfd, options, says):
+    assert cli.main(["train", *options, "--data", str(tmp_path), "--output", str(tmp_path)]) == 2
+    assert says in capfd.readouterr().err
+
+
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
     config, output = write_recipe(tmp_path, "psi"), run_folder(tmp_path / "run")
     (output / "psi.state.safetensors").write_bytes(b"damaged")
@@ -256,7 +312,11 @@ def test_own_labels_make_a_new_fusion_and_keep_the_rest(tmp_path, train):
 @pytest.mark.parametrize("size", ["tiny", "paper"])
 def test_shipped_recipes_parse_and_fit_their_model(size):
     paths = recipe_files(CONFIGS / size)
-    for others in ("distill_*.yaml", "autoencoder_anchored.yaml"):  # no steps of `train all`
+    for others in (
+        "distill_*.yaml",
+        "autoencoder_anchored.yaml",
+        "refine_mfnet.yaml",
+    ):  # no steps of `train all`
         paths += (CONFIGS / size).glob(others)
     assert sorted(paths) == sorted((CONFIGS / size).iterdir())
     for path in paths:

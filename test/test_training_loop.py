@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.curves import curve
@@ -14,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from magicfuse_ros.model.checkpoint import CheckpointError
 from magicfuse_ros.model.config_values import ConfigError
-from magicfuse_ros.training.loop import LoopConfig, TrainingError, run
+from magicfuse_ros.training.loop import LoopConfig, TrainingError, _Loop, run
 from magicfuse_ros.training.optimization import make_average, make_optimizer
 from magicfuse_ros.training.state import Checkpointed, read_state
 
@@ -46,6 +47,7 @@ def same(folder, other):
     (tensors, metadata), (others, other_metadata) = saved(folder), saved(other)
     assert tensors.keys() == others.keys()
     unequal = [key for key in tensors if not torch.equal(tensors[key], others[key])]
+    del metadata["seconds"], other_metadata["seconds"]
     return not unequal and metadata == other_metadata
 
 
@@ -159,6 +161,88 @@ def test_stopped_and_resumed_is_as_never_stopped(tmp_path, options):
         assert torch.equal(mine, other)
 
 
+class Clock:
+    """Seconds that pass by the number of steps: one a step."""
+
+    def __init__(self, stage):
+        self._stage = stage
+
+    def __call__(self):
+        return float(self._stage.calls)
+
+
+def by_the_clock(monkeypatch, folder, at=None, minutes=1.0):
+    stage = LineStage(at)
+    monkeypatch.setattr("magicfuse_ros.training.loop._now", Clock(stage))
+    options = config(steps=1, decay="cosine", checkpoint_minutes=0.1)
+    exported = []
+    complete = run(stage, Points(), options, folder, "line", exported.append, minutes=minutes)
+    return stage, complete, len(exported)
+
+
+def test_by_the_clock_the_rate_falls_to_the_end_of_the_minutes(tmp_path, monkeypatch, capsys):
+    stage, complete, exported = by_the_clock(monkeypatch, tmp_path)
+    assert complete
+    assert stage.calls == 60  # and not one, the recipe's steps
+    assert exported == 9  # every six seconds, and at the end
+    assert "line: 10% of its time, step 6, loss" in capsys.readouterr().out
+    assert (tmp_path / "sheets" / "line.jpg").is_file()
+    rates = [config(decay="cosine").rate_at(5, passed) for passed in (0.0, 0.5, 1.0, 2.0)]
+    assert rates == pytest.approx([0.1, 0.0505, 0.001, 0.001])
+
+
+def test_stopped_and_resumed_by_the_clock_is_as_never_stopped(tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    by_the_clock(monkeypatch, whole)
+    for calls in (21, 23):
+        _, complete, _ = by_the_clock(monkeypatch, parts, {calls: terminate})
+        assert not complete
+    _, complete, _ = by_the_clock(monkeypatch, parts)
+    assert complete
+    assert same(whole, parts)
+    assert curve(whole, "line") == curve(parts, "line")
+    assert saved(parts)[1]["seconds"] == "60.0"
+
+
+def test_sixteen_bits_are_those_of_the_recipe(tmp_path):
+    seen = []
+
+    def look(loss):
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return loss
+
+    for precision in ("float32", "bfloat16"):  # one after the other, as stages may differ
+        fit(tmp_path / precision, LineStage({1: look}), steps=2, precision=precision)
+    assert seen == [False, torch.bfloat16]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_networks_are_compiled_or_it_is_said_why_not(tmp_path, monkeypatch, capsys, fails):
+    """With torch's compiler on the CPU in the place of a GPU's."""
+    asked = []
+
+    def compiled(network):
+        asked.append(type(network).__name__)
+        broken = RuntimeError("no compiler\nis here")
+
+        def call(*args):
+            if fails:
+                raise broken
+            return network.forward(*args)
+
+        network._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    stage = LineStage()
+    loop = _Loop(Accelerator(cpu=True), stage, config(), tmp_path, "line", None, None)
+    loop._compile(stage, Points().batch(0, 4))
+    assert asked == ["Line", "Linear"]
+    said = capsys.readouterr().out
+    assert ("line: trains without torch.compile, which failed: no compiler" in said) == fails
+    assert (stage.trained["line"]._compiled_call_impl is None) == fails
+    assert stage(Points().batch(0, 4), torch.Generator())[0] > 0.0
+
+
 def test_a_complete_stage_takes_no_further_step(tmp_path):
     fit(tmp_path)
     before = (tmp_path / STATE).read_bytes()
@@ -172,16 +256,16 @@ def test_a_complete_stage_takes_no_further_step(tmp_path):
 def test_weights_are_exported_before_the_checkpoint_that_says_so_and_only_once(tmp_path):
     exported = []
 
-    def export(trained, *, complete):
+    def export(trained):
         written = (tmp_path / STATE).is_file() and saved(tmp_path)[1]["step"]
-        exported.append((trained["line"].a.item(), complete, written))
+        exported.append((trained["line"].a.item(), written))
 
     def train(stage):
         run(stage, Points(), config(steps=30), tmp_path, "line", export)
         return float(saved(tmp_path)[0]["average/module.line.a"])
 
     half, whole = train(LineStage({16: terminate})), train(LineStage())
-    assert exported == [(half, False, False), (whole, True, "15")]
+    assert exported == [(half, False), (whole, "15")]
     train(LineStage())
     assert len(exported) == 2
 

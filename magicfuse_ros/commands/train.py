@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
 from magicfuse_ros.commands.exit_status import DONE, FAILED, SIGNALLED
+from magicfuse_ros.resources import share_dir
 
 HELP = "train a stage, all of them in order, or distill to few steps"
 
@@ -19,8 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=Path,
-        required=True,
         help="the stage's YAML file; for `all` their folder, as config/training/tiny",
+    )
+    parser.add_argument(
+        "--size", choices=("tiny", "base", "paper"), help="for `all`: the shipped recipes of a size"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="for `all`: train so long, each stage its share, in the place of the recipes' steps",
     )
     parser.add_argument(
         "--data",
@@ -55,9 +64,10 @@ def run(args: argparse.Namespace) -> int:
         )
         return FAILED
 
-    paths = recipe_files(args.config) if args.stage == "all" else [args.config]
     cache = args.cache or args.output / "cache"
     try:
+        config = _config(args)
+        paths = recipe_files(config) if args.stage == "all" else [config]
         # All recipes are checked first, so that a mistake in the last does not show after hours.
         recipes = []
         for path in paths:
@@ -72,8 +82,10 @@ def run(args: argparse.Namespace) -> int:
                     f"{checkpoint} exists; add --resume to go on from it, or remove it to start "
                     "again"
                 )
+        shares = sum(recipe.loop.share for recipe in recipes)
         for path, recipe in zip(paths, recipes, strict=True):
-            if not train_stage(recipe, args.data, cache, args.output, path.stem):
+            minutes = args.minutes and args.minutes * recipe.loop.share / shares
+            if not train_stage(recipe, args.data, cache, args.output, path.stem, minutes):
                 print(
                     f"{path.stem}: stopped by a signal; the same command with --resume goes on",
                     file=sys.stderr,
@@ -84,3 +96,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"magicfuse train: {error}", file=sys.stderr)
         return FAILED
     return DONE
+
+
+def _config(args: argparse.Namespace) -> Path:
+    if args.minutes is not None and not (args.stage == "all" and 0.0 < args.minutes < math.inf):
+        raise ValueError(
+            f"--minutes is {args.minutes:g} for stage {args.stage!r}; accepted: more than 0, for "
+            "`all` alone"
+        )
+    if args.config is not None:
+        return Path(args.config)
+    if args.stage != "all" or args.size is None:
+        raise ValueError("--config is missing; give it, or --size for `all`")
+    return share_dir() / "config" / "training" / str(args.size)

@@ -1,4 +1,4 @@
-"""Weights folders: `config.json` and one safetensors file for each part.
+"""Weights folders: `config.json` and one safetensors file for each part, or shards of all of them.
 
 Both are written atomically and read strictly: every tensor is used and none is missing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +21,11 @@ from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import LabelSet
 
 CONFIG_FILE = "config.json"
+
+SHARDS_FILE = "shards.json"
+SHARD_BYTES = 15_000_000
+"""The largest that a file of `save_shards` is."""
+_SHARD_HEADER = 200_000  # room for the names and shapes of tensors
 
 PARTS = ("encoder", "decoder", "psi", "phi", "fusion")
 """The networks of the method: attribute names of `MagicFuse` and file names in a weights folder."""
@@ -84,9 +90,7 @@ def read_labels(folder: Path, config: MagicFuseConfig) -> LabelSet:
 def write_config(folder: Path, config: MagicFuseConfig) -> None:
     """Write `config.json`, making the folder where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{CONFIG_FILE}.partial"
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / CONFIG_FILE)
+    _write_json(folder / CONFIG_FILE, config.to_dict())
 
 
 def save_part(folder: Path, part: str, module: nn.Module) -> None:
@@ -100,6 +104,58 @@ def save_tensors(folder: Path, part: str, tensors: Mapping[str, Tensor]) -> None
     partial = folder / f"{part}.safetensors.partial"
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial)
     partial.replace(part_path(folder, part))
+    if _shards_of(folder, part):  # from now on it has a file of its own
+        index = json.loads((folder / SHARDS_FILE).read_text(encoding="utf-8"))
+        parts = [name for name in index["parts"] if name != part]
+        _write_json(folder / SHARDS_FILE, {**index, "parts": parts})
+
+
+def save_shards(folder: Path, parts: Mapping[str, nn.Module]) -> None:
+    """Write whole parts in 16 bits, in files of at most `SHARD_BYTES`, in the place of others.
+
+    `SHARDS_FILE` names them, and is replaced at once: a reader sees the old set or the new one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for part, module in parts.items():
+        for name, tensor in module.state_dict().items():
+            half = tensor.detach().to("cpu", torch.float16).contiguous()
+            if shards[-1] and size + half.nbytes > SHARD_BYTES - _SHARD_HEADER:
+                shards.append({})
+                size = 0
+            shards[-1][f"{part}/{name}"] = half
+            size += half.nbytes
+    chosen = uuid.uuid4().hex[:8]
+    names = [f"weights-{chosen}-{k}.safetensors" for k in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name)
+    _write_json(folder / SHARDS_FILE, {"parts": sorted(parts), "shards": names})
+    stale = [path for path in folder.glob("weights-*.safetensors") if path.name not in names]
+    for path in (*stale, *(part_path(folder, part) for part in parts)):
+        path.unlink(missing_ok=True)
+
+
+def _shards_of(folder: Path, part: str) -> list[Path]:
+    """List the shards to look for a part in; none where it has a file of its own."""
+    path = folder / SHARDS_FILE
+    if not path.is_file():
+        return []
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        return (
+            [folder / Path(name).name for name in index["shards"]] if part in index["parts"] else []
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be used ({error}); copy the model folder again"
+        ) from error
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def part_path(folder: Path, part: str) -> Path:
@@ -126,15 +182,28 @@ def _as_checkpoint_error(path: Path) -> Iterator[None]:
 
 
 def load_part(folder: Path, part: str, module: nn.Module) -> None:
-    """Put `<part>.safetensors` into `module` (which may be on the meta device).
+    """Put a part's tensors into `module` (which may be on the meta device).
+
+    They are in `<part>.safetensors`, or in the shards that `save_shards` wrote.
 
     Raises
     ------
     CheckpointError
         The file is missing or corrupt, or `check_tensors` refuses a tensor.
     """
-    path = part_path(folder, part)
-    load_tensors(read_tensors(path), module, str(path))
+    shards = _shards_of(folder, part)
+    if not shards:
+        path = part_path(folder, part)
+        load_tensors(read_tensors(path), module, str(path))
+        return
+    own = f"{part}/"
+    tensors = {
+        name.removeprefix(own): tensor
+        for path in shards
+        for name, tensor in read_tensors(path).items()
+        if name.startswith(own)
+    }
+    load_tensors(tensors, module, f"{part} in {folder / SHARDS_FILE}")
 
 
 def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:

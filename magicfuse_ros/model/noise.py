@@ -16,21 +16,24 @@ def draw_noise(
     generator: torch.Generator,
     batch: int = 1,
 ) -> Noise:
-    """Draw the starting noise for images of `size` (height, width) pixels, on the CPU."""
+    """Draw the starting noise for images of `size` (height, width), on the generator's device."""
     inner = latent_size(config, size)
     channels = config.autoencoder.latent_channels
-    latent = torch.randn((batch, channels, *inner), generator=generator)
-    return Noise(latent, torch.randn((batch, classes, *inner), generator=generator))
+    shapes = ((batch, channels, *inner), (batch, classes, *inner))
+    return Noise(
+        *(torch.randn(shape, generator=generator, device=generator.device) for shape in shapes)
+    )
 
 
 def draw_encoder_noise(
     config: MagicFuseConfig, size: tuple[int, int], generator: torch.Generator, batch: int = 1
 ) -> Tensor | None:
-    """Draw the noise that E takes, on the CPU; None where this E takes none."""
+    """Draw what E takes, on the generator's device; None where this E takes none."""
     channels = config.autoencoder.noise_channels
     if channels == 0:
         return None
-    return torch.randn((batch, channels, *latent_size(config, size)), generator=generator)
+    shape = (batch, channels, *latent_size(config, size))
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def latent_size(config: MagicFuseConfig, size: tuple[int, int]) -> tuple[int, int]:

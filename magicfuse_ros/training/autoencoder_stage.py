@@ -61,8 +61,10 @@ class AutoencoderStage(Stage):
         self, images: Tensor, noise: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         latent = self._model.encoder(images, noise)
-        jitter = torch.randn(latent.shape, generator=generator).to(latent.device)
-        return latent, self._model.decoder(latent + self._loss.latent_noise * jitter)
+        jitter = torch.randn(latent.shape, generator=generator, device=generator.device)
+        return latent, self._model.decoder(
+            latent + self._loss.latent_noise * jitter.to(latent.device)
+        )
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted errors of the reconstruction and of the anchor, and scalars to log.

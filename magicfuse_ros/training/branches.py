@@ -139,9 +139,8 @@ class BranchStage(Stage):
         kind = self._prediction
         condition = encode(self._model, batch["degraded"], generator)
         z0 = encode(self._model, self._target_image(batch), generator)
-        eps = torch.randn(z0.shape, generator=generator).to(z0.device)
-        a, s = diffusion.training_coefficients(self._alpha_bars, t)
-        a, s = a.to(z0.device), s.to(z0.device)
+        eps = torch.randn(z0.shape, generator=generator, device=generator.device).to(z0.device)
+        a, s = diffusion.training_coefficients(self._alpha_bars.to(z0.device), t.to(z0.device))
         z_t = diffusion.add_noise(z0, eps, a, s)
         gain = a if self._model.config.diffusion.scale_inputs else 1.0
         prediction = self.trained[self._branch](condition, gain * z_t, t.to(z0.device))
@@ -150,8 +149,10 @@ class BranchStage(Stage):
 
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         last = self._model.config.diffusion.train_steps - 1
-        t = self._schedule[torch.randint(0, len(self._schedule), (count,), generator=generator)]
-        pure = torch.rand(count, generator=generator) < self._loss.pure_noise_share
+        device, schedule = generator.device, self._schedule.to(generator.device)
+        chosen = torch.randint(0, len(schedule), (count,), generator=generator, device=device)
+        t = schedule[chosen]
+        pure = torch.rand(count, generator=generator, device=device) < self._loss.pure_noise_share
         return torch.where(pure, torch.full_like(t, last), t)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

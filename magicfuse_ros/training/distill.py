@@ -94,7 +94,7 @@ class DistillStage(BranchStage):
     def _taught(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Return the batch with the teacher's pictures as what the branch should make."""
         image, branch = batch["degraded"], self._branch
-        truth = torch.rand(len(image), generator=generator) < self._truth
+        truth = torch.rand(len(image), generator=generator, device=generator.device) < self._truth
         condition, noise = starting_point(self._teacher, image, generator)
         networks = OneBranch(self._teacher, branch)
         step = sample(networks, condition, noise, self._teacher.config, self._settings)

@@ -11,16 +11,19 @@ been seen to give a good loss: those of a diverging run never replace the last g
 
 from __future__ import annotations
 
+import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.training.optimization import LoopConfig, make_average, make_optimizer
 from magicfuse_ros.training.progress import Progress
 from magicfuse_ros.training.stage import Batch, Stage
@@ -36,6 +39,8 @@ from magicfuse_ros.training.state import (
 _DIVERGED = 50
 # Norm to which a longer gradient is cut.
 _LARGEST_GRADIENT = 1.0
+
+_now = time.monotonic
 
 
 class TrainingError(RuntimeError):
@@ -69,11 +74,8 @@ class StopRequest:
         StopRequest.last = number
 
 
-class Export(Protocol):
-    """Puts the averaged networks, by name, to use; `complete` when they have all their steps."""
-
-    def __call__(self, trained: nn.ModuleDict, *, complete: bool) -> None:
-        """Do so; only the main process calls it."""
+Export: TypeAlias = Callable[[nn.ModuleDict], None]
+"""Puts the averaged networks, by name, to use; only the main process calls it."""
 
 
 def run(
@@ -83,15 +85,17 @@ def run(
     folder: Path,
     name: str,
     export: Export | None = None,
+    *,
+    minutes: float | None = None,
 ) -> bool:
-    """Train `stage` to the end of `config.steps`.
+    """Train `stage` to the end of `config.steps`, or for so many minutes.
 
-    It resumes from `folder/<name>.state.safetensors` where that exists. On return the stage holds
-    the averaged weights. With several processes each calls this with the same arguments.
+    It resumes from `folder/<name>.state.safetensors` where that exists; its minutes are counted
+    too. On return the stage holds the averaged weights. With several processes each calls this with
+    the same arguments.
 
-    `export` is called in the main process when training ends, before the last checkpoint is
-    written: one that has all its steps says that its weights were exported. It is not called when
-    there was nothing left to train.
+    `export` is called before each checkpoint is written: one that has all its steps says that its
+    weights were exported. It is not called when there was nothing left to train.
 
     Returns
     -------
@@ -110,13 +114,13 @@ def run(
     for module in (stage, *stage.frozen.values()):
         # mypy knows only the overloads of `to` without a memory format.
         module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loop = _Loop(accelerator, stage, config, folder, name, export)
-    if loop.state.step < config.steps:
+    loop = _Loop(accelerator, stage, config, folder, name, export, minutes)
+    if not loop.complete:
         stop = StopRequest()
         with stop:
             loop.run(data, stop)
     stage.trained.load_state_dict(loop.parts.average.module.state_dict())
-    return loop.state.step >= config.steps
+    return loop.complete
 
 
 class _Loop:
@@ -130,87 +134,145 @@ class _Loop:
         folder: Path,
         name: str,
         export: Export | None,
+        minutes: float | None,
     ) -> None:
         self._accelerator, self._stage, self._config = accelerator, stage, config
         self._folder, self._name, self._export = folder, name, export
+        self._seconds = None if minutes is None else 60.0 * minutes
         self._path = state_path(folder, name)
         self.parts = Checkpointed(
             stage.trained, make_average(config, stage.trained), make_optimizer(config, stage)
         )
         self.state = read_state(self._path, self.parts) if self._path.is_file() else TrainingState()
 
+    @property
+    def complete(self) -> bool:
+        """Whether all the steps, or all the minutes, have been taken."""
+        if self._seconds is None:
+            return self.state.step >= self._config.steps
+        return self.state.seconds >= self._seconds
+
     def run(self, data: Batches, stop: StopRequest) -> None:
         """Take every step that is left, or those until `stop` is asked for in any process."""
-        config, state = self._config, self.state
         # DDP's forward averages the gradients; both come back with types that mypy cannot know.
         prepared: Any
         prepared, optimizer = self._accelerator.prepare(self._stage, self.parts.optimizer)
+        batch = self._batch(data, self.state.step)
+        if self._config.compile and self._accelerator.device.type == "cuda":
+            self._compile(prepared, batch)
         progress = self._progress()
-        saved_at = time.monotonic()
+        before, started = self.state.seconds, _now()
+        saved_at = started
         try:
-            batch = self._batch(data, state.step)
-            while batch is not None:
+            while not self.complete:
                 tensors, generator = batch, self._generator()
-                loss, scalars = prepared(tensors, generator)
-                if progress:
-                    progress.trained()
-                batch = self._batch(data, state.step + 1)
-                if progress:
-                    progress.received()
-                value, stopping = self._agree(loss, stop)
+                optimizer.zero_grad()
+                loss, scalars = self._forward(prepared, tensors, generator)
+                self._accelerator.backward(loss)
+                norm = self._accelerator.clip_grad_norm_(prepared.parameters(), _LARGEST_GRADIENT)
+                progress.trained()
+                batch = self._batch(data, self.state.step + 1)
+                progress.received()
+                seconds = before + _now() - started
+                value, gradient, stopping, seconds = self._agree(loss, norm, stop, seconds)
                 self._check(value)
                 if stopping:
                     break
-                overdue = time.monotonic() - saved_at > 60.0 * config.checkpoint_minutes
-                if progress and overdue and state.high == 0:
-                    progress.flush()
-                    self._save()
-                    saved_at = time.monotonic()
-                self._update(loss, prepared, optimizer)
-                state.record(value)
-                if progress:
-                    progress.stepped(state, scalars)
-                    if state.step % config.sheet_every == 0:
-                        with torch.no_grad():
-                            progress.sheet(self._stage.sheet(tensors, generator), state.step)
+                if _now() - saved_at > self._between and self.state.high == 0:
+                    self._checkpoint(progress, tensors, generator)
+                    saved_at = _now()
+                if not math.isfinite(gradient):
+                    raise self._error(f"the gradient's norm is {gradient}")
+                self._update(optimizer)
+                self.state.record(value)
+                self.state.seconds = seconds
+                progress.stepped(self.state, scalars)
+                if self.state.step % self._config.sheet_every == 0 and not self._seconds:
+                    self._draw(progress, tensors, generator)
         finally:
-            if progress:
-                progress.close()
-        if progress:
-            self._end()
-
-    def _end(self) -> None:
-        complete = self.state.step >= self._config.steps
-        if self._export:
-            self._export(cast("nn.ModuleDict", self.parts.average.module), complete=complete)
-        if self.state.high == 0 or complete:
+            progress.close()
+        if self.state.high == 0 or self.complete:
             self._save()
 
-    def _progress(self) -> Progress | None:
-        """Make the main process's progress; the other processes show and write nothing."""
-        if not self._accelerator.is_main_process:
-            return None
-        samples = self._config.batch * self._accelerator.num_processes
-        return Progress(self._folder, self._name, self.state.step, self._config.steps, samples)
+    def _forward(
+        self, prepared: Any, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        half = self._config.precision == "bfloat16"
+        # Accelerate's own can be set only once in a process, and stages may differ.
+        with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=half):
+            loss, scalars = prepared(batch, generator)
+        return loss.float(), scalars
 
-    def _batch(self, data: Batches, step: int) -> Batch | None:
-        """Make this process's batch of a step; None after the last."""
-        if step >= self._config.steps:
-            return None
+    def _update(self, optimizer: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self._config.rate_at(self.state.step, self._passed)
+        optimizer.step()
+        self.parts.average.update_parameters(self._stage.trained)
+
+    @property
+    def _between(self) -> float:
+        """Seconds from one checkpoint to the next."""
+        return 60.0 * min(self._config.checkpoint_minutes, 1.0 if self._seconds else math.inf)
+
+    def _checkpoint(self, progress: Progress, batch: Batch, generator: torch.Generator) -> None:
+        progress.flush()
+        self._save()
+        if self._seconds:
+            self._draw(progress, batch, generator)
+            if self._accelerator.is_main_process:
+                progress.tell(self.state, self.state.seconds / self._seconds)
+
+    @property
+    def _passed(self) -> float | None:
+        return None if self._seconds is None else self.state.seconds / self._seconds
+
+    def _draw(self, progress: Progress, batch: Batch, generator: torch.Generator) -> None:
+        if self._accelerator.is_main_process:
+            with torch.no_grad():
+                progress.sheet(self._stage.sheet(batch, generator), self.state.step)
+
+    def _compile(self, prepared: Any, batch: Batch) -> None:
+        """Compile the networks, try a step, and go on without where that fails."""
+        networks = [*self._stage.trained.values(), *self._stage.frozen.values()]
+        try:
+            for network in networks:
+                network.compile()
+            self._accelerator.backward(self._forward(prepared, batch, self._generator())[0])
+        except Exception as error:  # noqa: BLE001 - compilers fail in many ways
+            for network in networks:
+                network._compiled_call_impl = None  # noqa: SLF001 - torch has no other way back
+            self._accelerator.print(
+                f"{self._name}: trains without torch.compile, which failed: {one_line(error)[:300]}"
+            )
+
+    def _progress(self) -> Progress:
+        samples = self._config.batch * self._accelerator.num_processes
+        total = None if self._seconds else self._config.steps
+        shown = self._accelerator.is_main_process
+        return Progress(self._folder, self._name, self.state.step, total, samples, shown=shown)
+
+    def _batch(self, data: Batches, step: int) -> Batch:
+        """Make this process's batch of a step; the one after the last is made for nothing."""
         accelerator, count = self._accelerator, self._config.batch
-        return data.batch(
-            (step * accelerator.num_processes + accelerator.process_index) * count, count
-        )
+        place = step * accelerator.num_processes + accelerator.process_index
+        return data.batch(place * count, count)
 
     def _generator(self) -> torch.Generator:
         seed = self._config.seed * 1_000_003 + self.state.step
-        return torch.Generator().manual_seed(seed * 1_009 + self._accelerator.process_index)
+        generator = torch.Generator(self._accelerator.device)
+        return generator.manual_seed(seed * 1_009 + self._accelerator.process_index)
 
-    def _agree(self, loss: Tensor, stop: StopRequest) -> tuple[float, bool]:
-        """Return the mean loss and whether to stop, the same in every process: none waits alone."""
-        wanted = torch.full_like(loss.detach(), float(stop.asked))
-        both = self._accelerator.reduce(torch.stack([loss.detach(), wanted]), "mean").tolist()
-        return both[0], both[1] > 0.0
+    def _agree(
+        self, loss: Tensor, norm: Tensor, stop: StopRequest, seconds: float
+    ) -> tuple[float, float, bool, float]:
+        """Return mean loss, gradient's norm, whether to stop, and seconds, as every process does.
+
+        It is the one wait for the GPU in a step.
+        """
+        told = loss.new_tensor([float(stop.asked), seconds], dtype=torch.float64)
+        mine = torch.cat([torch.stack([loss.detach(), norm]).double(), told])
+        value, gradient, wanted, passed = self._accelerator.reduce(mine, "mean").tolist()
+        return value, gradient, wanted > 0.0, passed
 
     def _check(self, loss: float) -> None:
         """Raise `TrainingError` unless training may go on from this loss."""
@@ -223,18 +285,11 @@ class _Loop:
                 f"{self.state.lowest:.4g}, for {_DIVERGED} steps"
             )
 
-    def _update(self, loss: Tensor, prepared: Any, optimizer: Any) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = self._config.rate_at(self.state.step)
-        optimizer.zero_grad()
-        self._accelerator.backward(loss)
-        norm = self._accelerator.clip_grad_norm_(prepared.parameters(), _LARGEST_GRADIENT)
-        if not bool(torch.isfinite(norm)):
-            raise self._error(f"the gradient's norm is {float(norm)}")
-        optimizer.step()
-        self.parts.average.update_parameters(self._stage.trained)
-
     def _save(self) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        if self._export:
+            self._export(cast("nn.ModuleDict", self.parts.average.module))
         write_state(self._path, self.state, self.parts)
 
     def _error(self, what: str) -> TrainingError:

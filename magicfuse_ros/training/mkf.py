@@ -94,8 +94,9 @@ class MkfStage(Stage):
         """Sample down to a random stop step (lines 6-17), or to the end."""
         model = self._model
         stop = len(self._settings.timesteps) - 1
-        if not to_end:
-            stop = int(torch.randint(0, stop + 1, (1,), generator=generator))
+        if not to_end and stop:
+            device = generator.device
+            stop = int(torch.randint(0, stop + 1, (1,), generator=generator, device=device))
         settings = replace(self._settings, timesteps=self._settings.timesteps[: stop + 1])
         condition, noise = starting_point(model, image, generator)
         networks: Networks = Unaided(model) if self._loss.unaided else model

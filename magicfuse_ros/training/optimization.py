@@ -30,10 +30,16 @@ class LoopConfig:
     ema
         Decay of the exponential moving average of the weights; what is exported is the average.
         Step n uses at most (1 + n) / (10 + n), so that the first weights are soon forgotten.
+    share
+        Weight of this stage's part of the minutes of `train all --minutes`.
+    precision
+        `bfloat16` computes what loses nothing by it in 16 bits (autocast); weights stay 32 bits.
+    compile
+        On a GPU, compile the networks with torch.compile, so that many small kernels become few.
     checkpoint_minutes
-        Minutes between checkpoints.
+        Minutes between checkpoints; by the clock at most one.
     sheet_every
-        Steps between picture sheets in TensorBoard.
+        Steps between picture sheets; by the clock there is one with each checkpoint.
     seed
         With the step and the process's rank, the only source of randomness.
     """
@@ -48,6 +54,9 @@ class LoopConfig:
     decay: Literal["cosine", "halve", "constant"] = "constant"
     halve_every: int = 0
     ema: float = 0.999
+    share: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     checkpoint_minutes: float = 3.0
     sheet_every: int = 1000
     seed: int = 0
@@ -56,8 +65,9 @@ class LoopConfig:
         for name in ("steps", "batch", "sheet_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: 1 or more")
-        if not self.learning_rate > 0.0:
-            raise ConfigError(f"loop.learning_rate is {self.learning_rate}; accepted: more than 0")
+        for name in ("learning_rate", "share"):
+            if not getattr(self, name) > 0.0:
+                raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: more than 0")
         for name in ("weight_decay", "warmup_steps", "checkpoint_minutes", "seed"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"loop.{name} is {getattr(self, name)}; accepted: 0 or more")
@@ -70,11 +80,16 @@ class LoopConfig:
                 "1 or more"
             )
 
-    def rate_at(self, step: int) -> float:
-        """Return the learning rate of optimiser step `step`, counted from 0."""
+    def rate_at(self, step: int, passed: float | None = None) -> float:
+        """Return the learning rate of optimiser step `step`, counted from 0.
+
+        `passed` is the share of the stage's time that has passed, 0 to 1, where that ends it and
+        not `steps`.
+        """
+        passed = step / self.steps if passed is None else passed
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.decay == "cosine":
-            factor = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / self.steps)))
+            factor = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, passed)))
         elif self.decay == "halve":
             factor = 0.5 ** (step // self.halve_every)
         else:

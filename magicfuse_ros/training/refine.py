@@ -96,7 +96,7 @@ class RefineStage(Stage):
         condition, noise = starting_point(self._model, image, generator)
         with torch.no_grad():
             step = sample(self._model, condition, noise, self._model.config, self._settings)
-        chance = torch.rand(len(image), generator=generator).to(image.device)
+        chance = torch.rand(len(image), generator=generator, device=generator.device)
         state = step.state * (chance >= self._loss.blind)[:, None, None, None]
         refiner: Refiner = self._model.refiner  # type: ignore[assignment]
         maps, logits = refiner(image, step.z0_psi, step.z0_phi, step.z0_fused, state)

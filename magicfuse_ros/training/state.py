@@ -39,6 +39,8 @@ class TrainingState:
     ----------
     step
         Optimiser steps done.
+    seconds
+        Time that they took, of all runs.
     loss
         Mean over about the last 100 of them.
     lowest
@@ -48,6 +50,7 @@ class TrainingState:
     """
 
     step: int = 0
+    seconds: float = 0.0
     loss: float = float("nan")
     lowest: float = float("inf")
     high: int = 0
@@ -90,6 +93,7 @@ def write_state(path: Path, state: TrainingState, parts: Checkpointed) -> None:
                 scalars[f"{index}/{key}"] = value
     metadata = {
         "step": str(state.step),
+        "seconds": repr(state.seconds),
         "loss": repr(state.loss),
         "lowest": repr(state.lowest),
         "optimizer": json.dumps(scalars),
@@ -100,8 +104,8 @@ def write_state(path: Path, state: TrainingState, parts: Checkpointed) -> None:
     partial.replace(path)
 
 
-def read_step(path: Path) -> int:
-    """Return how many steps a checkpoint holds, 0 where there is none.
+def read_done(path: Path) -> tuple[int, float]:
+    """Return how many steps a checkpoint holds, and their seconds; 0 where there is none.
 
     Raises
     ------
@@ -109,9 +113,10 @@ def read_step(path: Path) -> int:
         The file is no checkpoint.
     """
     if not path.is_file():
-        return 0
+        return 0, 0.0
     with _refusing(path), safe_open(path, framework="pt") as file:
-        return int(file.metadata()["step"])
+        metadata = file.metadata()
+        return int(metadata["step"]), float(metadata.get("seconds", 0.0))
 
 
 def read_state(path: Path, parts: Checkpointed) -> TrainingState:
@@ -134,8 +139,14 @@ def read_state(path: Path, parts: Checkpointed) -> TrainingState:
                 "param_groups": parts.optimizer.state_dict()["param_groups"],
             }
         )
+        for parameter, entries in parts.optimizer.state.items():
+            for key, value in entries.items():
+                # A fused optimiser takes both to lie alike in memory, and does not look.
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    entries[key] = torch.empty_like(parameter).copy_(value)
         loss = float(metadata["loss"])
-        return TrainingState(int(metadata["step"]), loss, float(metadata.get("lowest", loss)))
+        lowest, seconds = float(metadata.get("lowest", loss)), float(metadata.get("seconds", 0.0))
+        return TrainingState(int(metadata["step"]), seconds, loss, lowest)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from magicfuse_ros.training.mkf import MkfStage
 from magicfuse_ros.training.recipe import StageRecipe
 from magicfuse_ros.training.refine import CAMERA, RefineStage
 from magicfuse_ros.training.stage import Stage
-from magicfuse_ros.training.state import read_step, state_path
+from magicfuse_ros.training.state import read_done, state_path
 
 _NEEDS: dict[str, frozenset[str]] = {
     "autoencoder": frozenset(),
@@ -48,7 +48,14 @@ _LINEAR_SAMPLES = 400
 _PATIENCE = timedelta(hours=12)
 
 
-def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name: str) -> bool:
+def train_stage(
+    recipe: StageRecipe,
+    data: Path,
+    cache: Path,
+    output: Path,
+    name: str,
+    minutes: float | None = None,
+) -> bool:
     """Train one stage in the run folder `output` and write its parts into `output/model`.
 
     The networks start from those in `output/model`. A stage whose checkpoint has all its steps is
@@ -65,6 +72,9 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name
         Folder of the decoded images.
     name
         That of the checkpoint and of the log.
+    minutes
+        How long to train in all, runs before this one included, in the place of the recipe's steps.
+        The model is then written with each checkpoint in 16 bits, in files of at most 15 MB.
 
     Returns
     -------
@@ -79,8 +89,8 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name
     folder = output / "model"
     torch.manual_seed(recipe.loop.seed)
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
-    done = read_step(state_path(output, name))
-    if done >= recipe.loop.steps:
+    done, seconds = read_done(state_path(output, name))
+    if seconds >= 60.0 * minutes if minutes else done >= recipe.loop.steps:
         processes.print(f"{name}: complete after {done} steps; {folder} is left as it is")
         return True
     with processes.main_process_first():
@@ -97,17 +107,21 @@ def train_stage(recipe: StageRecipe, data: Path, cache: Path, output: Path, name
         images = [image[None] for some in pictures for image in some]
         fit_linear_path(model.encoder, model.decoder, images)
 
-    def export(trained: nn.ModuleDict, *, complete: bool) -> None:
-        # The stage's parts alone: another may be training its own into the same folder.
-        for part in model.parts:
-            if part in trained:
-                checkpoint.save_part(folder, part, trained[part])
-        if complete and recipe.stage == ("mkf" if model.refiner is None else "refine"):
+    def export(trained: nn.ModuleDict) -> None:
+        learned = {part: trained[part] for part in model.parts if part in trained}
+        if minutes:  # the stages of `train all` run one after another
+            rest = {part: getattr(model, part) for part in model.parts}
+            checkpoint.save_shards(folder, rest | learned)
+        else:  # the stage's parts alone: another may be training its own into the same folder
+            for part, module in learned.items():
+                checkpoint.save_part(folder, part, module)
+        # Its every part has learned now.
+        if recipe.stage == ("mkf" if model.refiner is None else "refine"):
             config = checkpoint.read_config(folder)
             sampling = replace(config.diffusion, trained_steps=stage.trained_steps)
             checkpoint.write_config(folder, replace(config, trained=True, diffusion=sampling))
 
-    complete = run(stage, crops, recipe.loop, output, name, export)
+    complete = run(stage, crops, recipe.loop, output, name, export, minutes=minutes)
     processes.wait_for_everyone()
     return complete
 
