@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from magicfuse_ros.evaluation.scenes import Scene, ValidationSet
 from magicfuse_ros.evaluation.segformer_training import train_segformer
 from magicfuse_ros.evaluation.segmentation import translation
 from magicfuse_ros.evaluation.subject import Evaluation
-from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
+from magicfuse_ros.evaluation.tables import Cell, Column, Row, Scores, Table
 from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.training.datasets import CacheSettings, DatasetError, Frame
@@ -264,7 +265,9 @@ class ProtocolRun:
             rows.append((name, *(float(each) for each in iou), mean(iou)))
         if self._protocol.segmentation_quoted is not None:
             rows += self._protocol.segmentation_quoted.cells(classes)
-        columns = (Column("IoU (%) of"), *(Column(name, 1) for name in classes))
+        held = [k for k in range(1, 1 + len(classes)) if not all(_is_nan(row[k]) for row in rows)]
+        rows = [(row[0], *(row[k] for k in held)) for row in rows]
+        columns = (Column("IoU (%) of"), *(Column(classes[k - 1], 1) for k in held))
         note = "mIoU: mean over the classes that the labels hold."
         recipe = self._protocol.segformer
         if recipe is not None:
@@ -276,7 +279,8 @@ class ProtocolRun:
             )
         if any(frame.pseudo for frame in self._evaluation.scenes.frames()):
             note += " The labels were made by networks, not by people."
-        return Table(self._protocol.title, columns, tuple(rows), self._note(note), self._source())
+        title = self._protocol.title + (", masks" if self._protocol.metrics else "")
+        return Table(title, columns, tuple(rows), self._note(note), self._source())
 
     def _note(self, more: str) -> str:
         wanted = self._protocol.data[0]
@@ -292,6 +296,10 @@ class ProtocolRun:
         return (
             f"{subject.by_engine} Models I-IV: {subject.by_model}" if ablated else subject.by_engine
         )
+
+
+def _is_nan(cell: Cell) -> bool:
+    return isinstance(cell, float) and math.isnan(cell)
 
 
 def _row(point: Point, name: str) -> str:
