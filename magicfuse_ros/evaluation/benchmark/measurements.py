@@ -94,7 +94,7 @@ def engine(
         def once() -> None:
             stages.append(it.fuse(pictures[len(stages) % len(pictures)]).stage_ms)
 
-        row |= {"side_by_side": it.side_by_side} | _timed(once, seconds, least)
+        row |= {"side_by_side": it.side_by_side} | timed(once, seconds, least)
         row["stage_ms"] = {
             name: float(np.median([stage[name] for stage in stages[UNCOUNTED:]]))
             for name in stages[0]
@@ -138,7 +138,7 @@ def peer(
             torch.cuda.synchronize(chosen.device)
 
     with torch.inference_mode():
-        row = _timed(once, seconds, least)
+        row = timed(once, seconds, least)
     made.close()
     return row
 
@@ -147,7 +147,7 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {"parity": parity, "engine": en
 """Name of a job → the function that does it."""
 
 
-def _timed(once: Callable[[], object], seconds: float, least: int) -> dict[str, Any]:
+def timed(once: Callable[[], object], seconds: float, least: int) -> dict[str, Any]:
     """Repeat `once`; what the tables show of its times and of what this process uses."""
     import torch
 
