@@ -95,6 +95,7 @@ def test_no_folder(tmp_path):
     message = complaint(tmp_path / "nothing")
     assert str(tmp_path / "nothing") in message
     assert "give a folder with config.json" in message
+    assert "magicfuse train all --size base --minutes" in complaint(tmp_path / "base")
 
 
 def test_a_file_in_place_of_the_folder(tmp_path):

@@ -18,7 +18,7 @@ from magicfuse_ros.model.config import (
     MagicFuseConfig,
 )
 from magicfuse_ros.model.config_values import ConfigError
-from magicfuse_ros.model.sizes import PAPER, SIZES, TINY
+from magicfuse_ros.model.sizes import BASE, PAPER, SIZES, TINY
 
 
 @pytest.mark.parametrize("config", [*SIZES.values(), SMALL_PAPER, SMALL_FEW_STEP])
@@ -78,7 +78,7 @@ def test_the_paper_size_is_the_papers():
 
 
 def test_every_size_is_found_by_its_name():
-    assert SIZES == {"paper": PAPER, "tiny": TINY}
+    assert SIZES == {"paper": PAPER, "base": BASE, "tiny": TINY}
     assert not any(config.trained for config in SIZES.values())
 
 

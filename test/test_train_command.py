@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
         ("psi", {"lopp": {}}, "unknown keys ['lopp']"),
         ("psi", {"stage": "mkf"}, "is for stage 'mkf'; accepted here: 'psi'"),
         ("psi", {"stage": "decoder"}, "psi.yaml.stage is 'decoder'; accepted: autoencoder, psi"),
-        ("psi", {"size": "huge"}, "size is 'huge'; accepted: paper, tiny"),
+        ("psi", {"size": "huge"}, "size is 'huge'; accepted: paper, base, tiny"),
         ("psi", {"loop": {"steps": 4, "batch": 0, "learning_rate": 0.1}}, "loop.batch is 0"),
         ("psi", {"loop": {"steps": 4, "batch": 2, "learning_rate": "1e-3"}}, "a number"),
         ("psi", {"loop": {"steps": 4, "batch": 2}}, "lacks the keys ['learning_rate']"),
@@ -309,7 +309,7 @@ def test_own_labels_make_a_new_fusion_and_keep_the_rest(tmp_path, train):
     assert train("mkf", config, output, "--resume")[0] == 0
 
 
-@pytest.mark.parametrize("size", ["tiny", "paper"])
+@pytest.mark.parametrize("size", SIZES)
 def test_shipped_recipes_parse_and_fit_their_model(size):
     paths = recipe_files(CONFIGS / size)
     for others in (

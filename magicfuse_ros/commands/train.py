@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the stage's YAML file; for `all` their folder, as config/training/tiny",
     )
     parser.add_argument(
-        "--size", choices=("tiny", "base", "paper"), help="for `all`: the shipped recipes of a size"
+        "--size", choices=("paper", "base", "tiny"), help="for `all`: the shipped recipes of a size"
     )
     parser.add_argument(
         "--minutes",

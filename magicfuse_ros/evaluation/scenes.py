@@ -29,7 +29,6 @@ from magicfuse_ros.training.datasets import (
 )
 from magicfuse_ros.training.datasets.label_maps import from_canonical
 from magicfuse_ros.training.degradation_mixes import RECIPES
-from magicfuse_ros.training.refine import CAMERA
 
 # Frames of a video, named `<video>:<frame>`, show one scene; more than this would drown the rest.
 _FRAMES_OF_A_VIDEO = 8
@@ -162,7 +161,7 @@ class ValidationSet:
     ) -> None:
         self._root, self._cache_dir = root, cache_dir
         self._layouts, self._split = layouts, split
-        camera = CAMERA if config.refiner is not None else 1
+        camera = config.refiner.camera if config.refiner is not None else 1
         self._size = camera * config.resolution[0], camera * config.resolution[1]
         self._lookup = from_canonical(labels)
         self._frames = {

@@ -53,6 +53,11 @@ def read_config(folder: Path) -> MagicFuseConfig:
                 "the authors' weights do not ship; download their four files and run: magicfuse "
                 "import-weights --ae ae.pth --ikr ikr.pth --ckg ckg.pth --mkf model.pth"
             )
+        if folder.name == "base":
+            advice = (
+                "nobody has trained it yet; do so on a GPU, and use its folder RUN/model: magicfuse"
+                " train all --size base --minutes 12 --data DATA --output RUN"
+            )
         raise CheckpointError(f"there is no model folder {folder}; {advice}")
     path = folder / CONFIG_FILE
     try:

@@ -234,6 +234,9 @@ class RefinerConfig:
         Built-in label sets whose classes it can tell instead of S's.
     labels
         Which of these it shows; empty for S's.
+    camera
+        Camera pixels per pixel of the model's resolution, along each axis, in training and
+        evaluation.
     """
 
     widths: tuple[int, ...] = (40, 80, 144, 160)
@@ -242,6 +245,7 @@ class RefinerConfig:
     class_width: int = 32
     more_labels: tuple[str, ...] = ()
     labels: str = ""
+    camera: int = 2
 
     def __post_init__(self) -> None:
         require(len(self.widths) >= 1, "refiner.widths", self.widths, "one number a level")
@@ -258,7 +262,7 @@ class RefinerConfig:
                 repr(self.labels),
                 " or ".join(map(repr, ("", *self.more_labels))),
             )
-        for name in ("fine_width", "class_width"):
+        for name in ("fine_width", "class_width", "camera"):
             require(getattr(self, name) >= 1, f"refiner.{name}", getattr(self, name), "1 or more")
 
 

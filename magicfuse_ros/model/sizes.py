@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from magicfuse_ros.model.config import (
     AutoencoderConfig,
     DenoiserConfig,
@@ -81,4 +83,35 @@ TINY = MagicFuseConfig(
 )
 """The embedded default, for two CPU cores."""
 
-SIZES = {config.name: config for config in (PAPER, TINY)}
+BASE = replace(
+    TINY,
+    name="base",
+    resolution=(480, 360),
+    autoencoder=replace(
+        TINY.autoencoder, encoder_width=48, encoder_blocks=2, decoder_width=64, decoder_blocks=3
+    ),
+    psi=replace(TINY.psi, width=32),
+    phi=replace(TINY.phi, width=64, heads=8, patch=1),
+    fusion=replace(
+        TINY.fusion,
+        widths=(64, 128, 256, 128, 64),
+        mlp_width=192,
+        head_width=48,
+        time_width=64,
+        patch=1,
+    ),
+    refiner=RefinerConfig(
+        widths=(64, 128, 224, 256),
+        blocks=(2, 2, 3, 3),
+        fine_width=16,
+        class_width=64,
+        more_labels=("mfnet",),
+        camera=1,
+    ),
+)
+"""For those who have a GPU: `tiny`'s layers, wider and finer, most of all in Φ, S and R.
+
+docs/training.md says what it costs, and that it ships as recipes, without weights.
+"""
+
+SIZES = {config.name: config for config in (PAPER, BASE, TINY)}

@@ -31,7 +31,7 @@ from magicfuse_ros.training.distill import DistillStage
 from magicfuse_ros.training.loop import run
 from magicfuse_ros.training.mkf import MkfStage
 from magicfuse_ros.training.recipe import StageRecipe
-from magicfuse_ros.training.refine import CAMERA, RefineStage
+from magicfuse_ros.training.refine import RefineStage
 from magicfuse_ros.training.stage import Stage
 from magicfuse_ros.training.state import read_done, state_path
 
@@ -183,7 +183,8 @@ def _open_data(
     cache: Path,
     device: torch.device,
 ) -> Crops:
-    camera = CAMERA if recipe.stage == "refine" else 1
+    refiner = model.config.refiner if recipe.stage == "refine" else None
+    camera = refiner.camera if refiner is not None else 1
     width, height = (camera * side for side in model.config.resolution)
     settings, multiple_of = CacheSettings(width=width, height=height), camera * multiple_of
     for name, side in zip(("crop", "crop_width"), recipe.data.shape, strict=True):
