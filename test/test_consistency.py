@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -203,6 +204,21 @@ def test_the_fault_matrix_names_every_test_of_a_fault():
     named = [re.fullmatch(r".*\| `([^`]+)` \|", row) for row in rows]
 
     assert sorted(row and row[1] for row in named) == sorted(fault_tests())
+
+
+def test_the_figure_of_how_it_works_is_what_its_script_draws():
+    path = ROOT / "docs" / "images" / "draw_how_it_works.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    grey = np.full((48, 64, 3), 90, np.uint8)
+    drawn = script.draw(dict.fromkeys(script.PICTURES, grey))
+    shipped = script.FIGURE.read_text(encoding="utf-8")
+
+    assert ET.fromstring(shipped).tag.endswith("svg")
+    without_pictures = re.compile(r'href="data:image/jpeg;base64,[^"]+"')
+    assert without_pictures.sub("", shipped) == without_pictures.sub("", drawn)
+    assert len(set(without_pictures.findall(shipped))) == len(script.PICTURES)
 
 
 def test_rviz_shows_topics_of_the_node():
