@@ -99,8 +99,8 @@ def lit(picture: Coefficients, heat: Floats, image: Floats) -> Coefficients:
     """
     first, last = SURE
     light = LIFT * np.clip((_around(_around(heat)) - first) / (last - first), 0.0, 1.0)
-    shown = np.clip(luminance(picture.applied(image)), 0.0, 1.0)
-    dark = 1.0 - np.maximum(_around(shown), shown)
+    # Of what is around alone: the details of a person keep their contrast.
+    dark = 1.0 - _around(np.clip(luminance(picture.applied(image)), 0.0, 1.0))
     return Coefficients(picture.gain, picture.offset + (light * dark)[..., None])
 
 
