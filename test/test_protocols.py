@@ -87,14 +87,14 @@ def test_the_report_has_every_protocol_on_one_page_of_its_own(options, recipes, 
     text, page = output.read_text(), output.with_suffix(".html").read_text()
     for name, path in SHIPPED.items():
         title = read_protocol(str(path)).title
-        heading = f"## {title}\n"
+        heading = f"\n### {title}\n"
         assert heading in text
         assert f"<h2>{title}</h2>" in page
-        section = text[text.index(heading) :].partition("\n## ")[0]
+        section = text[text.index(heading) + 1 :].partition("\n### ")[0]
         missing = name in {"table4", "table5"}  # FMB is not there
         assert ("Not measured: the data folder has none of fmb." in section) == missing
         assert ("| " in section) == (not missing)
-    assert "## Confidence\n" in text
+    assert "\n### Confidence\n" in text
     assert "NOT TRAINED, 2 step(s)" in text
     # It needs nothing else: every picture is in it.
     sources = re.findall(r'(?:src|href)="([^"]{5})', page)
@@ -124,9 +124,7 @@ def test_a_protocol_scores_controls_as_they_are_and_quotes_the_paper(options, tm
     quoted = rows["Text-IF (quoted)"]
     assert (quoted["SSIM"], quoted["images"], quoted["VIF"]) == (0.52, None, None)
     assert rows["MagImg"]["images"] == 1
-    assert "Measured on mfnet; rows marked as quoted are the paper's own." in (
-        capsys.readouterr().out
-    )
+    assert "Measured on mfnet. Input: mixed." in capsys.readouterr().out
 
 
 def test_a_sweep_has_a_row_a_setting(options, tmp_path):
@@ -228,7 +226,7 @@ def test_a_wrong_protocol_is_named(change, message, tmp_path):
     ("words", "message"),
     [
         (["protocol"], "protocol is missing; accepted: table2"),
-        (["protocol", "table9"], "protocol is 'table9'; accepted: fig7, fig9"),
+        (["protocol", "table9"], "protocol is 'table9'; accepted: table2, table3"),
         (["protocol", "table4"], "holds none of fmb"),
         (["people", "table2"], "table2 goes with `protocol` or `report`"),
         (["people", "--peer", "A=b"], "--peer goes with `protocol`"),

@@ -221,9 +221,9 @@ class Protocol:
 
 
 def protocols(folder: str | None = None) -> list[Path]:
-    """List the files of the protocols in a folder, or of those that ship."""
+    """List the files of the protocols in a folder, or of those that ship; tables come first."""
     where = Path(folder) if folder else share_dir() / "config" / "protocols"
-    found = sorted(where.glob("*.yaml"))
+    found = sorted(where.glob("*.yaml"), key=lambda file: ("table" not in file.stem, file.stem))
     require(bool(found), "protocols", str(where), "a folder of .yaml files")
     return found
 

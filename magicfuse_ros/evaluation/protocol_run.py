@@ -243,7 +243,9 @@ class ProtocolRun:
                 for scene, pictures, _ in self._scenes(self._evaluation, point, name):
                     if scene.labels is not None:
                         counted.add(segment(pictures[name]), scene.labels)
-                yield f"SegFormer on {_row(point, name)}", counted
+                title = f"SegFormer on {_row(point, name)}"
+                self._subject.progress(f"{title}: mIoU {100.0 * mean(counted.iou()):.1f} %")
+                yield title, counted
 
     def _fusion_table(self, scores: Scores) -> Table:
         metrics = self._protocol.metrics
@@ -285,7 +287,7 @@ class ProtocolRun:
     def _note(self, more: str) -> str:
         wanted = self._protocol.data[0]
         other = "" if self._layout == wanted else f", in the place of {wanted}"
-        measured = f"Measured on {self._layout}{other}; rows marked as quoted are the paper's own."
+        measured = f"Measured on {self._layout}{other}."
         swept = self._protocol.sweep is not None and self._protocol.sweep.effects
         condition = "" if swept else f" Input: {self._protocol.condition}."
         return f"{measured}{condition} {more} {self._protocol.note}".strip()

@@ -29,7 +29,7 @@ img { max-width: 100%; height: auto }
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a heading, and what was measured, or why it was not."""
+    """A part of the page: what was measured, or why `title` was not."""
 
     title: str
     tables: Sequence[Table] = ()
@@ -41,7 +41,7 @@ def markdown(intro: str, sections: Sequence[Section], page: str) -> str:
     """Write the tables; `page` is the name of the HTML page, which has the curves and pictures."""
     parts = ["# Results", intro, f"Curves and pictures: [{page}]({page}).", _QUOTED]
     for section in sections:
-        parts += [f"## {section.title}", section.note]
+        parts += [f"### {section.title}", section.note] if section.note else []
         parts += [table.markdown().strip() for table in section.tables]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -56,8 +56,8 @@ def page(intro: str, sections: Sequence[Section], sheet: U8) -> str:
     """
     body = [f"<p>{html.escape(intro)}</p><p>{html.escape(_QUOTED)}</p>"]
     for section in sections:
-        body.append(f"<h2>{html.escape(section.title)}</h2>")
-        body += [f"<p>{html.escape(section.note)}</p>"] if section.note else []
+        if section.note:
+            body.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.note)}</p>")
         body += [_table(table) for table in section.tables]
         body += [curves_image(panels, name) for name, panels in (section.curves or {}).items()]
     half = cv2.resize(sheet, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
@@ -126,5 +126,5 @@ def _table(table: Table) -> str:
         return f"<tr{quoted}>{inside}</tr>"
 
     lines = "\n".join([line(names, "th"), *(line(row, "td") for row in rows)])
-    title = f"<h3>{html.escape(table.title)}</h3>"
+    title = f"<h2>{html.escape(table.title)}</h2>"
     return f"{title}\n<table>\n{lines}\n</table>\n<p>{html.escape(below)}</p>"
