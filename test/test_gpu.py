@@ -127,8 +127,8 @@ def test_two_engines_on_one_gpu_do_not_disturb_each_other(device, folder, exact)
 
 
 @pytest.mark.gpu
-def test_memory_does_not_grow_with_the_changes_of_cameras(folder):
-    engine = on("cuda", folder)
+def test_memory_does_not_grow_with_the_changes_of_cameras(tmp_path):
+    engine = on("cuda", save_telling(SMALL_REFINED, tmp_path))
     used = []
     for change in range(100):
         engine.fuse(frame(0, (96, 128) if change % 2 else (128 - 8 * (change % 5), 96)))

@@ -182,14 +182,16 @@ class DeviceFrames:
 
     def _captured(self, work: _Work) -> Replay:
         try:
-            return self._capture(work.run, self._device)
-        except Exception as error:
-            if self._device.type != "cuda":
-                raise
+            replay = self._capture(work.run, self._device)
+            replay()
+            work.pictures()
+            work.stage_ms()
+        except Exception as error:  # noqa: BLE001 - as above
             # Events with times inside a graph are the newest of what a capture needs.
             self._progress(f"the stages of a frame are not timed: {one_line(error)}")
             work.timed = False
-            return self._capture(work.run, self._device)
+            replay = self._capture(work.run, self._device)
+        return replay
 
     def _current(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()

@@ -32,13 +32,14 @@ def save_telling(config, folder):
 class Double:
     """Captures by running once more, replays by running again into the same memory."""
 
-    def __init__(self, *, fails=False, wrong=False):
-        self.fails, self.wrong, self.captures, self.replays = fails, wrong, 0, 0
+    def __init__(self, *, fails=False, wrong=False, no_events=False):
+        self.fails, self.wrong, self.no_events = fails, wrong, no_events
+        self.captures = self.replays = 0
 
     def __call__(self, run, device):
         assert device.type == "cpu"
         self.captures += 1
-        if self.fails:
+        if self.fails or (self.no_events and run.__self__.timed):
             raise RuntimeError("operation not permitted\nwhen stream is capturing")
         for _ in range(2):  # warm-ups
             run()
