@@ -106,7 +106,15 @@ def test_the_road_is_free_as_far_as_it_is_known(rows, free_m, ends_at):
 def test_nothing_seen_is_nothing_free():
     nothing = scene.structured(painted(np.zeros((0, 3)), np.zeros(0, np.uint8)))
     assert look_ahead(nothing, NAMES, optical=True) == Ahead(0.0, "", ())
-    assert "people near it: none" in str(Ahead(0.0, "", ()))
+    assert str(Ahead(0.0, "", ())).endswith("then nothing is known; people near it: 0")
+
+
+def test_what_is_ahead_is_said_in_words():
+    ahead = Ahead(8.24, "car", ((6.0, -1.3), (9.0, 2.0)))
+    assert str(ahead) == (
+        "free road ahead: 8.2 m, then car; "
+        "people near it: 2, the nearest 6.0 m ahead and 1.3 m to the right"
+    )
 
 
 def pictures():
@@ -152,7 +160,9 @@ def test_the_node_reads_the_topics_through_cv_bridge_and_sensor_msgs_py(tmp_path
                 ("/fuse_node/semantic/mask", mask, "mono8"),
             ):
                 camera.publish(scene.image_fields(picture, encoding, stamp, "eye"), topic=topic)
-        node.wait_for_log(r"free road ahead: \d+\.\d m, then person; people near it: \d")
+        node.wait_for_log(
+            r"free road ahead: \d+\.\d m, then person; people near it: 1, the nearest 6"
+        )
         node.wait_for_log(r"in the picture: \d+% road, of brightness 90; 1 regions of people")
         node.send(signal.SIGINT)
         assert node.exit_code() == 0, node.log

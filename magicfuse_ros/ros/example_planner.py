@@ -44,7 +44,8 @@ class Ahead:
     ends_at
         The class of the obstacle that ends it; empty where the road is seen no further.
     people
-        (metres ahead, metres to the left) of the nearest point of each person or group.
+        (metres ahead, metres to the left) of the nearest point of each person or group, nearest
+        first.
     """
 
     free_m: float
@@ -54,11 +55,12 @@ class Ahead:
     def __str__(self) -> str:
         """Write it in one sentence."""
         end = f"then {self.ends_at}" if self.ends_at else "then nothing is known"
-        people = ", ".join(
-            f"{ahead:.1f} m ahead, {abs(left):.1f} m to the {'left' if left > 0 else 'right'}"
-            for ahead, left in self.people
-        )
-        return f"free road ahead: {self.free_m:.1f} m, {end}; people near it: {people or 'none'}"
+        people = f"people near it: {len(self.people)}"
+        if self.people:
+            ahead, left = self.people[0]
+            side = "left" if left > 0 else "right"
+            people += f", the nearest {ahead:.1f} m ahead and {abs(left):.1f} m to the {side}"
+        return f"free road ahead: {self.free_m:.1f} m, {end}; {people}"
 
 
 def look_ahead(
