@@ -1,12 +1,16 @@
 """The public pairs that training uses, where they are present."""
 
+import json
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
+from support.small_models import SMALL_FEW_STEP, stored
 
+from magicfuse_ros.cli import main
 from magicfuse_ros.training.datasets import Source, find_sources, open_cache
 from magicfuse_ros.training.datasets.label_maps import CANONICAL
 
@@ -70,3 +74,27 @@ def test_camvid_train_shows_every_class(tmp_path):
     cached = open_cache(few(source, 10), tmp_path)
     seen = {int(i) for k in range(len(cached)) for i in np.unique(cached.labels(k))}
     assert {CANONICAL[i] for i in seen - {255}} == set(source.classes.values())
+
+
+def test_a_protocol_runs_on_the_real_pairs(tmp_path, capsys):
+    """Fusion scores and masks on MSRS, whose two pictures are unlike each other."""
+    stored(SMALL_FEW_STEP, tmp_path)
+    protocol = {
+        "title": "few pairs", "data": ["mfnet", "msrs"], "labels": "mfnet", "masks": True,
+        "pictures": ["magimg", "visible", "real_infrared"], "metrics": ["EN", "MI", "SSIM"],
+    }  # fmt: skip
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(protocol), encoding="utf-8")
+    words = [
+        "evaluate", "protocol", tmp_path / "few.yaml", "--model", tmp_path / "small",
+        "--data", ROOT, "--cache", tmp_path, "--limit", 4, "--backend", "eager", "--device", "cpu",
+        "--output", tmp_path / "few.json",
+    ]  # fmt: skip
+    assert main([*map(str, words)]) == 0
+    ((fusion, masks),) = json.loads((tmp_path / "few.json").read_text())["tables"].values()
+    made, visible, infrared = fusion["rows"]
+    assert (made["images"], visible["images"]) == (4, 4)
+    assert visible["SSIM"] == pytest.approx(infrared["SSIM"])  # the mean of 1 and the same other
+    assert visible["MI (bit)"] > visible["EN (bit)"] > infrared["EN (bit)"] > 3.0
+    assert "The labels were made by networks" in masks["note"]
+    assert masks["rows"][0]["unlabeled"] is not None
+    assert "Measured on msrs, in the place of mfnet." in capsys.readouterr().out

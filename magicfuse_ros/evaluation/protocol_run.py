@@ -62,7 +62,7 @@ class ProtocolRun:
         What to measure.
     subject
         The engine and the model; its `scenes` are not looked at. Its `limit` holds for training
-        and validation images, and 0 leaves that to the protocol.
+        and validation images beside those of the protocol.
     root, cache
         Folder of datasets, and that of decoded images.
     peers
@@ -113,7 +113,8 @@ class ProtocolRun:
             layouts=(self._layout,),
             split=split,
         )
-        return replace(subject, scenes=scenes, limit=subject.limit or images)
+        limits = [limit for limit in (subject.limit, images) if limit]
+        return replace(subject, scenes=scenes, limit=min(limits, default=0))
 
     def findings(self) -> Findings:
         """Measure everything; raises `DatasetError` for what a dataset or a peer lacks."""
@@ -274,9 +275,10 @@ class ProtocolRun:
         recipe = self._protocol.segformer
         if recipe is not None:
             begun = "a checkpoint" if self._checkpoint else "random weights"
+            limit = self._of_split("train", recipe.images).limit
             note += (
-                f" SegFormer: {recipe.steps} steps of {recipe.batch} from {begun}, on up to "
-                f"{self._subject.limit or recipe.images or 'all'} images of "
+                f" SegFormer: {recipe.steps} steps of {recipe.batch} from {begun}, on "
+                f"{f'up to {limit}' if limit else 'all'} training images at "
                 f"{recipe.size[0]}x{recipe.size[1]}."
             )
         if any(frame.pseudo for frame in self._evaluation.scenes.frames()):

@@ -13,6 +13,7 @@ import cv2
 
 from magicfuse_ros.evaluation.metrics import U8
 from magicfuse_ros.evaluation.protocol_run import Curves
+from magicfuse_ros.evaluation.scene_sheet import COLUMNS
 from magicfuse_ros.evaluation.tables import Table
 
 _QUALITY = 80
@@ -65,10 +66,9 @@ def page(intro: str, sections: Sequence[Section], sheet: U8) -> str:
         ".jpg", cv2.cvtColor(half, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, _QUALITY)
     )
     picture = base64.b64encode(jpeg.tobytes()).decode()
-    body.append(
-        '<h2>Scenes</h2><img alt="Scenes as rows: input, enhanced, imagined infrared, real '
-    )
-    body[-1] += f'infrared, MagImg, semantics" src="data:image/jpeg;base64,{picture}">'
+    said = f"From left to right: {', '.join(COLUMNS)}."
+    body.append(f"<h2>Scenes</h2><p>{said}</p>")
+    body.append(f'<img alt="{said}" src="data:image/jpeg;base64,{picture}">')
     head = f'<meta charset="utf-8"><title>MagicFuse: results</title><style>{_STYLE}</style>'
     inside = "\n".join(body)
     return (
