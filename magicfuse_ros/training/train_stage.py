@@ -25,8 +25,9 @@ from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.resources import model_path
 from magicfuse_ros.training.autoencoder_stage import AutoencoderStage
 from magicfuse_ros.training.branches import BranchStage
-from magicfuse_ros.training.datasets import Crops, find_sources, open_cache
+from magicfuse_ros.training.datasets import Crops
 from magicfuse_ros.training.datasets.cache import CacheSettings
+from magicfuse_ros.training.datasets.packing import training_sources
 from magicfuse_ros.training.distill import DistillStage
 from magicfuse_ros.training.loop import run
 from magicfuse_ros.training.mkf import MkfStage
@@ -99,7 +100,7 @@ def train_stage(
         stage, multiple_of = _stage(recipe, model, folder)
         crops = _open_data(recipe, model, multiple_of, data, cache, processes.device)
         if is_new:  # not before all is known to be right: it replaces F and S of another label set
-            _save_model(model, recipe.labels, folder)
+            _save_model(model, recipe.labels, folder, sharded=bool(minutes))
     starts = recipe.stage == "autoencoder" and not recipe.autoencoder.anchor and not done
     if starts and model.config.autoencoder.linear_path:
         sample = crops.batch(0, _LINEAR_SAMPLES)
@@ -167,12 +168,16 @@ def _new_model(config: MagicFuseConfig, labels: str) -> MagicFuse:
     return MagicFuse(replace(config, labels=name, trained=False), label_set)
 
 
-def _save_model(model: MagicFuse, labels: str, folder: Path) -> None:
+def _save_model(model: MagicFuse, labels: str, folder: Path, *, sharded: bool) -> None:
     """Write a new model, and the YAML file of its label set if it is the user's own, beside it."""
     if labels.endswith((".yaml", ".yml")):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(labels, folder / model.config.labels)
-    model.save_pretrained(folder)
+    if not sharded:
+        model.save_pretrained(folder)
+        return
+    checkpoint.save_shards(folder, {part: getattr(model, part) for part in model.parts})
+    checkpoint.write_config(folder, model.config)
 
 
 def _open_data(
@@ -194,7 +199,7 @@ def _open_data(
                 f"data.{name} is {side}; accepted: multiples of {multiple_of} for {models}"
             )
     return Crops(
-        [open_cache(source, cache, settings, print) for source in find_sources(data, "train")],
+        training_sources(data, cache, settings, print),
         recipe.data,
         LabelSet.load(more) if (more := _more_classes(recipe, model)) else model.labels,
         seed=recipe.loop.seed,

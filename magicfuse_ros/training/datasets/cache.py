@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -147,22 +147,54 @@ def open_cache(
         At the first file that is missing, unreadable or misaligned.
     """
     settings = settings or CacheSettings()
-    stem = f"{source.name.replace('/', '-')}-{_key(source, settings)}"
-    array_path, index_path = cache_dir / f"{stem}.raw", cache_dir / f"{stem}.json"
-    if not index_path.is_file() or not array_path.is_file():
+    path = cache_dir / f"{source.name.replace('/', '-')}-{_key(source, settings)}.raw"
+    if not path.with_suffix(".json").is_file() or not path.is_file():
         cache_dir.mkdir(parents=True, exist_ok=True)
-        _build(source, settings, array_path, index_path, progress or (lambda _line: None))
-    index = json.loads(index_path.read_text(encoding="utf-8"))
+        write_cache(path, _decoded(source, settings, progress or (lambda _line: None)))
+    return open_written(source.name, path)
+
+
+def open_written(name: str, path: Path) -> CachedSource:
+    """Open what `write_cache` wrote; raises `DatasetError` where it was cut short."""
+    index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     items = []
     for entry in index["items"]:
         boxes = tuple(Box(**box) for box in entry["boxes"])
         items.append(CachedItem(**{**entry, "boxes": boxes}))
-    array = np.memmap(array_path, np.uint8, "r")
+    array = np.memmap(path, np.uint8, "r")
     if array.size != index["bytes"]:
-        raise DatasetError(
-            f"{array_path} has {array.size} bytes, {index['bytes']} expected; delete it"
-        )
-    return CachedSource(source.name, items, array)
+        raise DatasetError(f"{path} has {array.size} bytes, {index['bytes']} expected; delete it")
+    return CachedSource(name, items, array)
+
+
+def write_cache(path: Path, items: Iterable[tuple[bytes, dict[str, object]]]) -> None:
+    """Write a cache of items, each as `pixels_of` makes it with what `CachedItem` knows of it."""
+    entries: list[dict[str, object]] = []
+    offset = 0
+    raw_fd, raw_name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(raw_fd, "wb") as raw:
+            for pixels, entry in items:
+                entries.append({**entry, "offset": offset})
+                padded = pixels + bytes(-len(pixels) % _ALIGNED)
+                raw.write(padded)
+                offset += len(padded)
+        Path(raw_name).replace(path)
+    finally:
+        Path(raw_name).unlink(missing_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({"bytes": offset, "items": entries}), encoding="utf-8")
+    part.replace(path.with_suffix(".json"))
+
+
+def pixels_of(visible: U8, infrared: U8 | None, ids: U8 | None, boxes: Sequence[Box]) -> bytes:
+    """Lay out an item's pixels: (H, W, 3) RGB, (H, W) infrared and canonical ids, and boxes."""
+    blank = np.zeros(visible.shape[:2], np.uint8)
+    colours = np.dstack((visible, blank if infrared is None else infrared))
+    known = np.dstack(
+        (np.full_like(blank, UNKNOWN) if ids is None else ids, _thermal(blank, boxes))
+    )
+    return colours.tobytes() + known.tobytes()
 
 
 def thermal_weight(box: Box) -> int:
@@ -176,36 +208,16 @@ def training_size(width: int, height: int, settings: CacheSettings) -> tuple[int
     return max(settings.width, round(width * scale)), max(settings.height, round(height * scale))
 
 
-def _build(
-    source: Source,
-    settings: CacheSettings,
-    array_path: Path,
-    index_path: Path,
-    progress: Callable[[str], None],
-) -> None:
+def _decoded(
+    source: Source, settings: CacheSettings, progress: Callable[[str], None]
+) -> Iterator[tuple[bytes, dict[str, object]]]:
     total = len(source.frames)
     progress(f"caching {source.name}: {total} items")
-    entries: list[dict[str, object]] = []
-    offset = 0
-    lookup = to_canonical(source.classes)
-    scales = _infrared_scales(source)
-    raw_fd, raw_name = tempfile.mkstemp(dir=array_path.parent, suffix=".part")
-    try:
-        with os.fdopen(raw_fd, "wb") as raw:
-            for number, item in enumerate(source.items(), 1):
-                pixels, entry = _store(item, settings, lookup, scales.get(item.frame.group))
-                pixels += bytes(-len(pixels) % _ALIGNED)
-                raw.write(pixels)
-                entries.append({**entry, "offset": offset})
-                offset += len(pixels)
-                if number % 100 == 0:
-                    progress(f"caching {source.name}: {number} of {total}")
-        Path(raw_name).replace(array_path)
-    finally:
-        Path(raw_name).unlink(missing_ok=True)
-    part = index_path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"bytes": offset, "items": entries}), encoding="utf-8")
-    part.replace(index_path)
+    lookup, scales = to_canonical(source.classes), _infrared_scales(source)
+    for number, item in enumerate(source.items(), 1):
+        yield _store(item, settings, lookup, scales.get(item.frame.group))
+        if number % 100 == 0:
+            progress(f"caching {source.name}: {number} of {total}")
 
 
 def _store(
@@ -231,12 +243,9 @@ def _store(
     boxes = frame.boxes
     if boxes is None and infrared is not None:
         boxes = hot_boxes(infrared)
-    blank = np.zeros(visible.shape[:2], np.uint8)
-    ids = np.full_like(blank, UNKNOWN)
+    ids = None
     if labels is not None:
         ids = np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-    colours = np.dstack((visible, blank if infrared is None else infrared))
-    known = np.dstack((ids, _thermal(blank, boxes or ())))
     entry: dict[str, object] = {
         "name": frame.name,
         "width": size[0],
@@ -249,7 +258,7 @@ def _store(
         "pseudo": frame.pseudo,
         "boxes": [asdict(box) for box in boxes or ()],
     }
-    return colours.tobytes() + known.tobytes(), entry
+    return pixels_of(visible, infrared, ids, boxes or ()), entry
 
 
 def _thermal(weight: U8, boxes: Sequence[Box]) -> U8:
