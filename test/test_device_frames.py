@@ -7,11 +7,19 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from support.device_frames import Double, assert_same, frame, make, save_telling
+from support.device_frames import Double, assert_same, frame, ignore, make, save_telling
 from support.small_models import SMALL_FEW_STEP, SMALL_REFINED
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from magicfuse_ros.model.magicfuse import MagicFuse
+from magicfuse_ros.model.sampler import SamplerSettings
 from magicfuse_ros.runtime import device_frames
+from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.contract import EXTRAS, EngineError
+from magicfuse_ros.runtime.letterbox import Letterbox
+from magicfuse_ros.runtime.networks import CompiledNetworks
 from magicfuse_ros.runtime.stopwatch import STAGES, Stopwatch
 
 ALL = frozenset(EXTRAS)
@@ -44,6 +52,8 @@ def test_frames_are_replayed_with_what_the_cpu_path_gives(folder, size):
 def test_every_way_of_asking_has_a_graph_and_few_are_kept(folder):
     double = Double()
     plain, graphed = make(folder), make(folder, double)
+    frames, preparing = graphed._networks.last.frames, []
+    frames._capture = lambda *given: preparing.append(graphed.preparing) or double(*given)
     captured = {}
     ways = [{"seed": 3}, {"steps": 3}, {"tau": 0.1}, {"temporal": 0.5}, {"tau": 0.2}]
     graphed.fuse(frame(0))
@@ -55,6 +65,8 @@ def test_every_way_of_asking_has_a_graph_and_few_are_kept(folder):
     assert list(captured.values()) == [1, 2, 3, 4, 5]  # the seed's noise lies in the same place
     assert_same(graphed.fuse(frame(0), ALL), plain.fuse(frame(0), ALL))
     assert double.captures == 6
+    assert preparing == [True] * 6  # it takes as long as several frames
+    assert not graphed.preparing
     assert len(graphed._networks.last.frames._works) == device_frames.MOST_GRAPHS
 
 
@@ -107,6 +119,67 @@ def test_where_events_cannot_be_captured_the_graph_is_used_and_the_frame_timed_a
     assert double.captures == 2
     (text,) = told
     assert text.startswith("the stages of a frame are not timed: operation not permitted")
+
+
+class Calls(TorchFunctionMode):
+    """Notes calls that make tensors of Python's numbers; PyTorch shows `OfTheCpu` none of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        if function.__name__ in {"tensor", "new_tensor", "as_tensor", "from_numpy"}:
+            self.found.append(function.__name__)
+        return function(*arguments, **(named or {}))
+
+
+class OfTheCpu(TorchDispatchMode):
+    """Notes every operation that reads or makes a tensor on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.count = [], 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        self.count += 1
+        tensors = pytree.tree_leaves((arguments, named, result))
+        if "cpu" in {each.device.type for each in tensors if isinstance(each, torch.Tensor)}:
+            self.found.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("temporal", [0.0, 0.5])
+def test_nothing_in_a_frame_looks_at_a_value_or_touches_the_cpu(folder, monkeypatch, temporal):
+    """A capture allows neither. On `meta`, where tensors have no values, looking at one raises."""
+    meta = torch.device("meta")
+    monkeypatch.setattr(
+        device_frames._Work,
+        "_on_host",
+        lambda _self, shape, dtype: torch.empty(tuple(shape), dtype=dtype, device=meta),
+    )
+    model = MagicFuse.from_pretrained(folder)
+    refined = model.refiner is not None
+    letterbox = Letterbox.fitting((150, 201), (64, 48), model.config.multiple_of)
+    settings = SamplerSettings.of(model.config, model.labels.thermal_ids(), steps=2)
+    with torch.inference_mode():
+        networks = CompiledNetworks(
+            model, EagerBackend(meta, 0), meta, letterbox.padded, ignore, "off", refined=refined
+        )
+        way = device_frames.Way(letterbox, ALL, settings, temporal)
+        work = device_frames._Work(networks, way, meta, device_frames._Memory(meta))
+        work.timed = False
+        work.run()
+        with OfTheCpu() as watch, Calls() as calls:
+            work.run()
+        assert watch.count > 1000
+        assert (watch.found, calls.found) == ([], [])
+        with watch, calls:  # they would see it
+            networks.image.new_tensor([1.0])
+            torch.ones(1).to(meta)
+        assert calls.found == ["new_tensor"]
+        assert watch.found != []
 
 
 def test_frames_of_many_steps_have_no_graph_and_begin_anew_with_fewer(folder, monkeypatch):

@@ -145,6 +145,10 @@ class DeviceFrames:
                 raise NotFinite
             return FuseResult(**{**_NONE, **pictures}, stage_ms=work.stage_ms())
 
+    def ready(self, way: Way) -> bool:
+        """Whether a frame of this way takes no longer than any; the first one makes the graph."""
+        return way in self._works
+
     def close(self) -> None:
         """Let go of graphs and buffers."""
         self._keep(0)

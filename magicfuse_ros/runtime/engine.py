@@ -249,6 +249,7 @@ class FuseEngine:
             if networks.frames is not None:
                 way = Way(letterbox, extras, sampling.settings, sampling.temporal)
                 fresh, self._fresh = self._fresh, True
+                self.preparing = not networks.frames.ready(way)
                 result: FuseResult = networks.frames.fuse(frame, way, sampling.seed, fresh=fresh)
                 self._fresh = not sampling.temporal
                 return result
@@ -267,6 +268,8 @@ class FuseEngine:
                 f"{self.backend_name} gave values that are not finite; choose another backend, or "
                 "check the model's weights"
             ) from error
+        finally:
+            self.preparing = False
 
     def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:
         """Change how to sample from the next frame on; values as in `EngineSettings`.
