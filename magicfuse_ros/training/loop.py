@@ -157,12 +157,11 @@ class _Loop:
         # DDP's forward averages the gradients; both come back with types that mypy cannot know.
         prepared: Any
         prepared, optimizer = self._accelerator.prepare(self._stage, self.parts.optimizer)
+        before, started = self.state.seconds, _now()
         batch = self._batch(data, self.state.step)
         if self._config.compile and self._accelerator.device.type == "cuda":
             self._compile(prepared, batch)
-        progress = self._progress()
-        before, started = self.state.seconds, _now()
-        saved_at = started
+        progress, saved_at = self._progress(), _now()
         try:
             while not self.complete:
                 tensors, generator = batch, self._generator()

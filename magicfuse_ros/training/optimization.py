@@ -36,6 +36,7 @@ class LoopConfig:
         `bfloat16` computes what loses nothing by it in 16 bits (autocast); weights stay 32 bits.
     compile
         On a GPU, compile the networks with torch.compile, so that many small kernels become few.
+        It takes minutes before the first step, which the clock counts.
     checkpoint_minutes
         Minutes between checkpoints; by the clock at most one.
     sheet_every
