@@ -95,12 +95,29 @@ def test_the_report_has_every_protocol_on_one_page_of_its_own(options, recipes, 
         assert ("Not measured: the data folder has none of fmb." in section) == missing
         assert ("| " in section) == (not missing)
     assert "\n### Confidence\n" in text
+    assert "Not measured: no image of" not in text
     assert "NOT TRAINED, 2 step(s)" in text
     # It needs nothing else: every picture is in it.
     sources = re.findall(r'(?:src|href)="([^"]{5})', page)
     assert set(sources) == {"data:"}
     assert page.count("data:image/svg+xml") == 3  # τ, haze, confidence
     assert page.count("data:image/jpeg") == 1
+
+
+def test_the_report_says_what_the_data_cannot_tell(options, recipes, tmp_path):
+    """Pairs with boxes and without labels: what needs labels is left out, and named."""
+    trees.msrs(tmp_path / "data" / "msrs")
+    (tmp_path / "some").mkdir()
+    for name in ("table3.yaml", "table6.yaml"):
+        (tmp_path / "some" / name).write_text((recipes / name).read_text())
+    more = ("--data", tmp_path / "data", "--output", tmp_path / "results.md")
+    assert evaluate("report", tmp_path / "some", *options, *more) == 0
+    text = (tmp_path / "results.md").read_text()
+    assert "### Confidence\n\nNot measured: fewer than two images are labelled by hand." in text
+    said = "Not measured: no image of msrs has infrared and labels."
+    assert f"### Table 3: segmentation on MFNet\n\n{said}" in text
+    assert "| Model IV (restored only), MagImg" in text
+    assert str(tmp_path) not in text
 
 
 def test_a_protocol_scores_controls_as_they_are_and_quotes_the_paper(options, tmp_path, capsys):
@@ -227,11 +244,11 @@ def test_a_wrong_protocol_is_named(change, message, tmp_path):
     [
         (["protocol"], "protocol is missing; accepted: table2"),
         (["protocol", "table9"], "protocol is 'table9'; accepted: table2, table3"),
-        (["protocol", "table4"], "holds none of fmb"),
+        (["protocol", "table4"], "the data folder has none of fmb"),
         (["people", "table2"], "table2 goes with `protocol` or `report`"),
         (["people", "--peer", "A=b"], "--peer goes with `protocol`"),
         (["protocol", "table2", "--peer", "b"], "--peer is b; accepted: NAME=DIR"),
-        (["fusion", "--visible", "a"], "give --fused, --visible and --infrared; `protocol table2`"),
+        (["fusion", "--visible", "a"], "`fusion` needs --fused, --visible and --infrared"),
         (["people", "--quoted", "table2"], "--infrared and --quoted go with `fusion`"),
         (["report"], "a report needs a .md file"),
     ],

@@ -86,8 +86,11 @@ def run(args: argparse.Namespace) -> int:
         if args.subject == "fusion":
             evaluate_experiments.score_folders(args)
             return DONE
-        if args.subject in {"protocol", "report"}:
-            evaluate_experiments.run_protocols(args)
+        if args.subject == "protocol":
+            evaluate_experiments.run_protocol(args)
+            return DONE
+        if args.subject == "report":
+            evaluate_experiments.write_report(args)
             return DONE
         evaluation = evaluation_of(args)
         if args.subject == "sheet":

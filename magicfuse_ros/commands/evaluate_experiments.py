@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,6 @@ from magicfuse_ros.whole_files import write_whole
 if TYPE_CHECKING:
     from magicfuse_ros.evaluation.protocol import Protocol
     from magicfuse_ros.evaluation.protocol_run import Findings
-    from magicfuse_ros.evaluation.results_page import Section
     from magicfuse_ros.evaluation.subject import Evaluation
 
 SCENES = 8
@@ -53,31 +54,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Check the arguments of `fusion`, `protocol` and `report`."""
+    fusion, report = args.subject == "fusion", args.subject == "report"
     folders = (args.fused, args.visible, args.infrared)
-    if args.subject == "fusion" and not all(folders):
-        raise ValueError(
-            "`fusion` scores folders: give --fused, --visible and --infrared; `protocol table2` "
-            "scores a model"
-        )
-    if args.subject != "fusion" and (any(folders) or args.quoted):
-        raise ValueError("--fused, --visible, --infrared and --quoted go with `fusion`")
-    if args.subject != "fusion" and args.data is None:
-        raise ValueError("--data is missing; accepted: a folder of datasets")
-    if args.subject == "protocol" and args.protocol is None:
-        raise ValueError("protocol is missing; accepted: table2, ... or the path of a .yaml file")
-    if args.protocol is not None and args.subject not in {"protocol", "report"}:
-        raise ValueError(f"{args.protocol} goes with `protocol` or `report`, not `{args.subject}`")
-    if args.subject == "report" and (args.output is None or args.output.suffix != ".md"):
-        raise ValueError(f"--output is {args.output}; a report needs a .md file")
-    if args.subject == "report" and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(
-            "the report's curves need matplotlib: pip install 'magicfuse_ros[benchmark]'"
-        )
-    if args.peer and args.subject != "protocol":
-        raise ValueError(f"--peer goes with `protocol`, not with `{args.subject}`")
-    wrong = [peer for peer in args.peer if not all(peer.partition("="))]
-    if wrong:
-        raise ValueError(f"--peer is {wrong[0]}; accepted: NAME=DIR")
+    missing = [
+        package
+        for package in ("matplotlib", "transformers")
+        if report and importlib.util.find_spec(package) is None
+    ]
+    odd = [peer for peer in args.peer if not all(peer.partition("="))]
+    subject, takes_protocol = args.subject, args.subject in {"protocol", "report"}
+    for fault, told in (
+        (fusion and not all(folders),
+         "`fusion` needs --fused, --visible and --infrared; a model is scored by `protocol`"),
+        (not fusion and any((*folders, args.quoted)),
+         "--fused, --visible, --infrared and --quoted go with `fusion`"),
+        (not fusion and args.data is None, "--data is missing; accepted: a folder of datasets"),
+        (subject == "protocol" and args.protocol is None,
+         "protocol is missing; accepted: table2, ... or the path of a .yaml file"),
+        (args.protocol is not None and not takes_protocol,
+         f"{args.protocol} goes with `protocol` or `report`, not `{subject}`"),
+        (report and (args.output is None or args.output.suffix != ".md"),
+         f"--output is {args.output}; a report needs a .md file"),
+        (missing,
+         f"a report needs {' and '.join(missing)}: pip install 'magicfuse_ros[benchmark]'"),
+        (args.peer and subject != "protocol",
+         f"--peer goes with `protocol`, not with `{subject}`"),
+        (odd, f"--peer is {', '.join(odd)}; accepted: NAME=DIR"),
+    ):  # fmt: skip
+        if fault:
+            raise ValueError(told)
 
 
 def score_folders(args: argparse.Namespace) -> None:
@@ -96,45 +101,54 @@ def score_folders(args: argparse.Namespace) -> None:
         write_json(args.output, {"tables": {"fusion": [table.as_json()]}})
 
 
-def run_protocols(args: argparse.Namespace) -> None:
-    """Carry out one protocol, or all that ship for the report's page."""
+def run_protocol(args: argparse.Namespace) -> None:
+    """Carry out one protocol."""
+    from magicfuse_ros.evaluation.protocol import read_protocol
+
+    protocol = read_protocol(args.protocol)
+    evaluation = evaluation_of(args, paper_fusion=protocol.paper_fusion)
+    content = header(evaluation, args)
+    print(opening(content))
+    found = _findings(protocol, evaluation, args)
+    for table in found.tables:
+        print(table.markdown(), flush=True)
+    if args.output is not None:
+        tables = {args.protocol: [table.as_json() for table in found.tables]}
+        write_json(args.output, {**content, "tables": tables})
+    evaluation.engine.close()
+
+
+def write_report(args: argparse.Namespace) -> None:
+    """Carry out every protocol and the calibration, and write the report's two pages."""
+    from magicfuse_ros.evaluation.calibration import calibration
     from magicfuse_ros.evaluation.protocol import protocols, read_protocol
     from magicfuse_ros.evaluation.protocol_run import NotThereError
-    from magicfuse_ros.evaluation.results_page import Section
+    from magicfuse_ros.evaluation.results_page import Section, markdown, page
+    from magicfuse_ros.evaluation.scene_sheet import picture_sheet
 
-    engines: dict[bool, Evaluation] = {}
-
-    def subject(*, paper_fusion: bool) -> Evaluation:
-        if paper_fusion not in engines:
-            engines[paper_fusion] = evaluation_of(args, paper_fusion=paper_fusion)
-        return engines[paper_fusion]
-
-    if args.subject == "protocol":
-        protocol = read_protocol(args.protocol)
-        evaluation = subject(paper_fusion=protocol.paper_fusion)
-        content = header(evaluation, args)
-        print(opening(content))
-        found = _findings(protocol, evaluation, args)
-        for table in found.tables:
-            print(table.markdown(), flush=True)
-        if args.output is not None:
-            tables = {args.protocol: [table.as_json() for table in found.tables]}
-            write_json(args.output, {**content, "tables": tables})
-    else:
-        sections = []
-        for path in protocols(args.protocol):
-            protocol = read_protocol(str(path))
-            evaluation = subject(paper_fusion=protocol.paper_fusion)
-            try:
-                found = _findings(protocol, evaluation, args)
-            except NotThereError:
-                note = f"Not measured: the data folder has none of {', '.join(protocol.data)}."
-                sections.append(Section(protocol.title, note=note))
-            else:
-                sections.append(Section(protocol.title, found.tables, found.curves))
-        _write_report(subject(paper_fusion=False), sections, args)
-    for evaluation in engines.values():
-        evaluation.engine.close()
+    recipes = [read_protocol(str(path)) for path in protocols(args.protocol)]
+    evaluation = evaluation_of(args)
+    papers = evaluation_of(args, paper_fusion=True)
+    # First what is quick and may fail.
+    intro, sheet = opening(header(evaluation, args)), picture_sheet(evaluation, SCENES)
+    measures: dict[str, Callable[[], Findings]] = {"Confidence": partial(calibration, evaluation)}
+    for each in recipes:
+        subject = papers if each.paper_fusion else evaluation
+        measures[each.title] = partial(_findings, each, subject, args)
+    sections = []
+    for title, measure in measures.items():
+        try:
+            found = measure()
+        except NotThereError as error:
+            sections.append(Section(title, note=f"Not measured: {error}."))
+        else:
+            sections.append(Section(title, found.tables, found.curves))
+    html = args.output.with_suffix(".html")
+    write_whole(html, page(intro, sections, sheet))
+    write_whole(args.output, markdown(intro, sections, html.name))
+    print(f"wrote {args.output} and {html}")
+    evaluation.engine.close()
+    papers.engine.close()
 
 
 def _findings(protocol: Protocol, evaluation: Evaluation, args: argparse.Namespace) -> Findings:
@@ -156,18 +170,3 @@ def _findings(protocol: Protocol, evaluation: Evaluation, args: argparse.Namespa
         checkpoint=args.segformer,
     )
     return run.findings()
-
-
-def _write_report(
-    evaluation: Evaluation, sections: list[Section], args: argparse.Namespace
-) -> None:
-    from magicfuse_ros.evaluation.calibration import calibration
-    from magicfuse_ros.evaluation.results_page import Section, markdown, page
-    from magicfuse_ros.evaluation.scene_sheet import picture_sheet
-
-    found = calibration(evaluation)
-    sections.append(Section("Confidence", found.tables, found.curves))
-    intro, html = opening(header(evaluation, args)), args.output.with_suffix(".html")
-    write_whole(html, page(intro, sections, picture_sheet(evaluation, SCENES)))
-    write_whole(args.output, markdown(intro, sections, html.name))
-    print(f"wrote {args.output} and {html}")

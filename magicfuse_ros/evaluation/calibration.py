@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicfuse_ros.evaluation.metrics import U8
-from magicfuse_ros.evaluation.protocol_run import Curves, Findings
+from magicfuse_ros.evaluation.protocol_run import Curves, Findings, NotThereError
 from magicfuse_ros.evaluation.scenes import has_pixel_labels
 from magicfuse_ros.evaluation.subject import DEGRADED, Evaluation
 from magicfuse_ros.evaluation.tables import Column, Row, Table
 from magicfuse_ros.model.labels import UNKNOWN
-from magicfuse_ros.training.datasets import DatasetError
 
 BINS = 15
 """Of equal width, as Guo et al. have them."""
@@ -84,7 +83,7 @@ def calibration(evaluation: Evaluation) -> Findings:
 
     Raises
     ------
-    DatasetError
+    NotThereError
         There are fewer than two such images.
     """
     fitted, judged = Reliability(), dict[str, Reliability]()
@@ -97,7 +96,7 @@ def calibration(evaluation: Evaluation) -> Findings:
             counted.append(Reliability())
             counted[-1].add(made.confidence[known], (made.mask == scene.labels)[known])
         if len(counted) < 2:
-            raise DatasetError("fewer than two images are labelled by hand; accepted: two or more")
+            raise NotThereError("fewer than two images are labelled by hand")
         judged[condition] = Reliability()
         for index, image in enumerate(counted):
             (fitted if index < len(counted) // 2 else judged[condition]).join(image)

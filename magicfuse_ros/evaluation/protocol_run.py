@@ -42,7 +42,7 @@ Curves = dict[str, dict[str, dict[str, list[tuple[float, float]]]]]
 
 
 class NotThereError(DatasetError):
-    """None of a protocol's datasets is in the data folder."""
+    """The data folder has nothing that could be measured so."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class ProtocolRun:
             raise ConfigError("peers go with a protocol without a sweep; leave out --peer")
         found = [layout for layout in protocol.data if (root / layout).is_dir()]
         if not found:
-            raise NotThereError(f"{root} holds none of {', '.join(protocol.data)}")
+            raise NotThereError(f"the data folder has none of {', '.join(protocol.data)}")
         self._protocol, self._subject, self._checkpoint = protocol, subject, checkpoint
         self._root, self._cache, self._layout = root, cache, found[0]
         self._peers = {name: (folder, by_stem(folder)) for name, folder in (peers or {}).items()}
@@ -174,7 +174,7 @@ class ProtocolRun:
         if not seen:
             needed = {"infrared": self._paired, "labels": self._labelled}
             what = " and ".join(name for name, wanted in needed.items() if wanted)
-            raise DatasetError(f"no image of {self._root / self._layout} has {what}; add them")
+            raise NotThereError(f"no image of {self._layout} has {what}")
 
     def _fits(self, frame: Frame) -> bool:
         paired = frame.infrared is not None or not self._paired
