@@ -322,5 +322,5 @@ def test_where_it_is_not_installed_or_too_old_it_says_what_to_do(library, monkey
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     assert TensorRtBackend.unavailable() == (
         "it is not installed; run: pip install torch-tensorrt, or torch-tensorrt-rtx for a GeForce "
-        "or RTX GPU"
+        "or RTX GPU; for a Jetson it is built from its source, see docs/gpu.md"
     )

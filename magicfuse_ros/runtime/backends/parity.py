@@ -75,7 +75,7 @@ def difference(result: Any, reference: Any) -> float:
     for got, wanted in zip(tensors(result), tensors(reference), strict=True):
         if got.shape != wanted.shape or not bool(torch.isfinite(got).all()):
             return float("inf")
-        ours, theirs = got.float().cpu(), wanted.float().cpu()
+        ours, theirs = got.detach().float().cpu(), wanted.detach().float().cpu()
         scale = theirs.square().mean().sqrt().clamp(min=1e-6)
         error = (ours - theirs).square().mean().sqrt() / scale
         worst = max(worst, float(error))

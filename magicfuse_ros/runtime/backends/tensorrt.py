@@ -84,7 +84,7 @@ class TensorRtBackend:
         if importlib.util.find_spec("torch_tensorrt") is None:
             return (
                 "it is not installed; run: pip install torch-tensorrt, or torch-tensorrt-rtx for a "
-                "GeForce or RTX GPU"
+                "GeForce or RTX GPU; for a Jetson it is built from its source, see docs/gpu.md"
             )
         for name in _DISTRIBUTIONS:
             with suppress(importlib.metadata.PackageNotFoundError):
