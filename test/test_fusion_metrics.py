@@ -207,6 +207,7 @@ PLAIN = {
     "SSIM": (plain_ssim, 1e-4),  # ours is float32
     "PSNR_true": (lambda *of: plain_psnr(*of) - metrics.FUSION_CONVENTION_DB, 1e-5),
     "PSNR_fusion": (plain_psnr, 1e-5),
+    "PSNR_visible": (lambda v, _i, f: -10 * math.log10(np.mean((v / 255 - f / 255) ** 2)), 1e-5),
     "SF": (plain_sf, 1e-9),
     "SD": (plain_sd, 1e-9),
     "AG": (plain_ag, 1e-9),

@@ -93,6 +93,9 @@ FUSION_METRICS: dict[str, FusionMetric] = {
     "PSNR_fusion": FusionMetric(
         Column("PSNR, fusion convention (dB)"), metrics.psnr_fusion_convention_db
     ),
+    "PSNR_visible": FusionMetric(
+        Column("PSNR to visible (dB)"), lambda visible, _i, fused: metrics.psnr_db(fused, visible)
+    ),
     "SF": FusionMetric(Column("SF"), lambda _v, _i, fused: spatial_frequency(fused)),
     "SD": FusionMetric(Column("SD"), lambda _v, _i, fused: standard_deviation(fused)),
     "AG": FusionMetric(Column("AG"), lambda _v, _i, fused: average_gradient(fused)),

@@ -100,7 +100,8 @@ def curves_image(
         )
         for place, (score, lines) in zip(axes.flat, panels.items(), strict=False):
             for name, points in lines.items():
-                place.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+                finite = [(x, y) for x, y in points if math.isfinite(y)] or [(0.0, math.nan)]
+                place.plot(*zip(*finite, strict=True), marker="o", markersize=3, label=name)
             place.set(title=score, xlabel=swept)
         for place in axes.flat[len(panels) :]:
             place.set_visible(False)
