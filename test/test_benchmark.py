@@ -37,6 +37,7 @@ from magicfuse_ros.evaluation.benchmark.engine_runs import (
 from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError, Usage, describe, usage
 from magicfuse_ros.evaluation.benchmark.page import page
 from magicfuse_ros.evaluation.segformer import segformer_b0
+from magicfuse_ros.runtime.engine import FuseEngine
 from magicfuse_ros.runtime.stopwatch import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -330,6 +331,15 @@ def test_a_backend_without_parity_is_not_timed_and_a_failure_is_told(tmp_path, m
     assert "right differs by 0.100 grey levels" in text
     assert not [row for row in found["engine"] if (row["backend"], row["steps"]) == ("right", 8)]
     assert [row.get("cold_start_s") for row in found["engine"][:2]] == [2.0, None]
+
+
+def test_a_backend_that_leaves_a_part_to_pytorch_is_not_timed(small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(FuseEngine, "parts_warning", "eager on cpu runs fusion in PyTorch")
+    np.save(tmp_path / "frames.npy", np.zeros((1, 48, 64, 3), np.uint8))
+    settings = {"model": str(small_model), "device": "cpu", "backend": "eager"}
+    how = {"frames": str(tmp_path / "frames.npy"), "seconds": 0.0, "least": 1, "spawned": 0.0}
+    with pytest.raises(RuntimeError, match="runs fusion in PyTorch"):
+        measurements.engine(settings=settings, **how)
 
 
 # --- what is planned -----------------------------------------------------------------------------

@@ -88,6 +88,8 @@ def engine(
     row: dict[str, Any] = {"start_s": time.time() - spawned}
     if it.backend_name.partition(" ")[0] != settings["backend"]:
         raise RuntimeError(f"it failed and fell back to {it.backend_name}")
+    if it.parts_warning:  # its time would be that of two backends
+        raise RuntimeError(it.parts_warning)
     if least:
         stages: list[dict[str, float]] = []
 
