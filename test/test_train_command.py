@@ -22,7 +22,7 @@ from magicfuse_ros.training import train_stage
 from magicfuse_ros.training.recipe import STAGES, read_recipe, recipe_files
 
 CONFIGS = ROOT / "config" / "training"
-TAUGHT = {"branch": "psi", "teacher": "tiny"}
+TAUGHT = {"stage": "psi", "teacher": "tiny"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -246,7 +246,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
         ("mkf", {"labels": "moon"}, "unknown label set 'moon'"),
         ("mkf", {"labels": "mfnet", "mkf": {"class_weights": [1.0]}}, "has 1 entries"),
         ("mkf", {"labels": "mfnet", "data": {"crop": 36}}, "data.crop is 36"),
-        ("distill", {}, "accepted: a section `distill` with `branch` and `teacher`"),
+        ("distill", {}, "accepted: a section `distill` with `stage` and `teacher`"),
         ("distill", {"distill": TAUGHT | {"teacher": "no/such"}}, "no model folder no/such"),
         ("distill", {"distill": TAUGHT | {"steps": 0}}, "steps is 0; accepted: 1 to 1000"),
         ("distill", {"distill": TAUGHT | {"truth": 1.0}}, "distill.truth is 1.0"),

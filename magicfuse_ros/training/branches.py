@@ -147,6 +147,10 @@ class BranchStage(Stage):
         estimate = diffusion.clean_estimate(prediction, z_t, a, s, kind)
         return prediction, diffusion.training_target(z0, eps, a, s, kind), estimate
 
+    def train_at(self, timesteps: Tensor) -> None:
+        """Train at these timesteps (n,) alone."""
+        self._schedule = timesteps
+
     def _timesteps(self, count: int, generator: torch.Generator) -> Tensor:
         last = self._model.config.diffusion.train_steps - 1
         device, schedule = generator.device, self._schedule.to(generator.device)

@@ -42,7 +42,7 @@ class StageRecipe:
     autoencoder, branch, mkf, refine
         The objective; only that of the stage is used.
     distill
-        Who teaches what, of stage `distill`, whose objective is `branch`; None for the others.
+        Who teaches what, of stage `distill`; None for the others.
     """
 
     stage: StageName
@@ -62,13 +62,18 @@ class StageRecipe:
         if (self.stage == "distill") != (self.distill is not None):
             raise ConfigError(
                 f"stage is {self.stage!r} and distill is {self.distill}; accepted: a section "
-                "`distill` with `branch` and `teacher` for stage 'distill', and for no other"
+                "`distill` with `stage` and `teacher` for stage 'distill', and for no other"
             )
         if self.data.unpaired and (self.stage != "phi" or not self.branch.objects):
             raise ConfigError(
                 f"data.unpaired is true of stage {self.stage!r} with branch.objects "
                 f"{self.branch.objects}; accepted: only of stage 'phi' with branch.objects above 0"
             )
+
+    @property
+    def learns(self) -> str:
+        """The stage whose networks learn, and whose objective it is."""
+        return self.stage if self.distill is None else self.distill.stage
 
 
 def read_recipe(path: Path) -> StageRecipe:

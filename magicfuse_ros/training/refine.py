@@ -16,7 +16,7 @@ from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.refiner import Maps, Refiner, enlarged, infrared_at, split_maps
 from magicfuse_ros.model.sampler import SamplerSettings, sample
 from magicfuse_ros.training.losses import sobel, weighted_l1
-from magicfuse_ros.training.semantics import SemanticLoss, SemanticTerms
+from magicfuse_ros.training.semantics import TAUGHT, TAUGHT_HEAT, SemanticLoss, SemanticTerms
 from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes, starting_point
 
 # Heat from the first of these levels of the common infrared scale on, all of it from the second.
@@ -81,7 +81,7 @@ class RefineStage(Stage):
         model.refiner.more_classes.requires_grad_(requires_grad=bool(labels))
         self.__dict__["_model"] = model.with_classes_of(labels) if labels else model
         shown = LabelSet.load(labels) if labels else model.labels
-        self._loss, self._camera = loss, model.refiner.config.camera
+        self._loss, self.camera = loss, model.refiner.config.camera
         self.trained_steps = (model.config.diffusion.steps,)
         self._settings = SamplerSettings.of(model.config, model.labels.thermal_ids())
         self._objects = tuple(label.id for label in shown.labels if label.name in BOXED)
@@ -102,13 +102,13 @@ class RefineStage(Stage):
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the terms, and the terms to log."""
         loss, frame = self._loss, batch["degraded"]
-        camera = self._camera
-        maps, logits = self._refine(_shrunk(frame, camera), generator)
+        camera = self.camera
+        maps, logits = self._refine(shrunk(frame, camera), generator)
         small = {
             **batch,
             "labels": batch["labels"][:, ::camera, ::camera],
             "thermal_weight": batch["thermal_weight"][:, ::camera, ::camera],
-            "infrared": _shrunk(batch["infrared"], camera),
+            "infrared": shrunk(batch["infrared"], camera),
         }
         terms = self._semantics(enlarged(logits, (maps.shape[-2], maps.shape[-1])), small)
         if not self._classes_alone:
@@ -136,19 +136,23 @@ class RefineStage(Stage):
         known = (labels != UNKNOWN) | outside_boxes(batch)
         known = known & (~objects | (batch["has_infrared"][:, None, None] > 0.0))
         weight = known * (1.0 + self._loss.objects * objects)
+        if TAUGHT_HEAT in batch:
+            taught, heat = batch[TAUGHT][:, None, None], batch[TAUGHT_HEAT]
+            target = torch.where(taught, heat, target)
+            weight = torch.where(taught, 1.0 + self._loss.objects * heat, weight)
         losses = functional.binary_cross_entropy_with_logits(logit[:, 0], target, reduction="none")
         return (losses * weight).sum() / weight.sum().clamp(min=1.0)
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Draw frames, imagined infrared, heat and the real infrared, from top to bottom."""
         frame = batch["degraded"][:4]
-        maps, _ = self._refine(_shrunk(frame, self._camera), generator)
+        maps, _ = self._refine(shrunk(frame, self.camera), generator)
         big = split_maps(enlarged(maps, (frame.shape[-2], frame.shape[-1])))
         grey = (infrared_at(frame, big), big.heat, batch["infrared"][:4])
         rows = torch.cat([frame, *(each.expand(-1, 3, -1, -1) for each in grey)], dim=2)
         return torch.cat(list(rows.clamp(0.0, 1.0)), dim=2)
 
 
-def _shrunk(image: Tensor, camera: int) -> Tensor:
-    """Shrink as a runtime does before it fuses: by areas, to whole grey levels."""
+def shrunk(image: Tensor, camera: int) -> Tensor:
+    """Shrink a frame `camera` times, as a runtime does: by areas, to whole grey levels."""
     return functional.avg_pool2d(image, camera).mul(255.0).round().div(255.0)

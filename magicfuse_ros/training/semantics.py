@@ -12,6 +12,10 @@ from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.training.stage import BOXED, Batch, outside_boxes
 
+TAUGHT, TAUGHT_CLASSES, TAUGHT_HEAT = "taught", "taught_classes", "taught_heat"
+"""What a teacher adds to a batch (see `distill`): which samples it teaches, (B,) boolean, and its
+class probabilities (B, classes, H, W) and heat (B, H, W)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticLoss:
@@ -66,6 +70,11 @@ class SemanticTerms(nn.Module):
         )
         known = labels != UNKNOWN
         weight = self._weights[labels.clamp(max=len(self._weights) - 1)] * known
+        if TAUGHT_CLASSES in batch:
+            weighted = batch[TAUGHT_CLASSES] * self._weights[:, None, None]
+            taught, soft = batch[TAUGHT][:, None, None], logits.log_softmax(dim=1)
+            losses = torch.where(taught, -(weighted * soft).sum(dim=1), losses)
+            weight = torch.where(taught, weighted.sum(dim=1), weight)
         return {
             "segmentation": losses.sum() / weight.sum().clamp(min=1.0),
             "absence": self._absence(logits, outside_boxes(batch)),

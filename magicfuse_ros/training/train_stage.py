@@ -188,7 +188,7 @@ def _open_data(
     cache: Path,
     device: torch.device,
 ) -> Crops:
-    refiner = model.config.refiner if recipe.stage == "refine" else None
+    refiner = model.config.refiner if recipe.learns == "refine" else None
     camera = refiner.camera if refiner is not None else 1
     width, height = (camera * side for side in model.config.resolution)
     settings, multiple_of = CacheSettings(width=width, height=height), camera * multiple_of
@@ -209,30 +209,34 @@ def _open_data(
 
 
 def _needs(recipe: StageRecipe) -> frozenset[str]:
-    if recipe.data.unpaired:
+    # A teacher knows what an image lacks.
+    if recipe.data.unpaired or recipe.distill is not None:
         return frozenset()
-    if recipe.distill is None:
-        return _NEEDS[recipe.stage]
-    return _NEEDS[recipe.distill.branch] if recipe.distill.truth else frozenset()
+    return _NEEDS[recipe.stage]
 
 
 def _stage(recipe: StageRecipe, model: MagicFuse, folder: Path) -> tuple[Stage, int]:
     """Make the stage; the sides of its images are multiples of the number beside it."""
     multiple_of = model.config.multiple_of
-    if recipe.distill is not None:
-        path = model_path(recipe.distill.teacher)
-        if path.resolve() == folder.resolve():
-            raise ConfigError(
-                f"distill.teacher is {recipe.distill.teacher!r}, the folder that the student is "
-                "written into; accepted: another model's, such as a copy of it"
-            )
-        teacher = MagicFuse.from_pretrained(path)
-        multiple_of = math.lcm(multiple_of, teacher.config.multiple_of)
-        return DistillStage(model, teacher, recipe.branch, recipe.distill), multiple_of
-    if recipe.stage == "autoencoder":
-        return AutoencoderStage(model, recipe.autoencoder), multiple_of
-    if recipe.stage == "mkf":
-        return MkfStage(model, recipe.mkf), multiple_of
-    if recipe.stage == "refine":
-        return RefineStage(model, recipe.refine, _more_classes(recipe, model)), multiple_of
-    return BranchStage(model, cast("Branch", recipe.stage), recipe.branch), multiple_of
+    own = _own_stage(recipe, model)
+    if recipe.distill is None:
+        return own, multiple_of
+    path = model_path(recipe.distill.teacher)
+    if path.resolve() == folder.resolve():
+        raise ConfigError(
+            f"distill.teacher is {recipe.distill.teacher!r}, the folder that the student is "
+            "written into; accepted: another model's, such as a copy of it"
+        )
+    teacher = MagicFuse.from_pretrained(path)
+    multiple_of = math.lcm(multiple_of, teacher.config.multiple_of)
+    return DistillStage(own, model, teacher, recipe.distill), multiple_of
+
+
+def _own_stage(recipe: StageRecipe, model: MagicFuse) -> Stage:
+    if recipe.learns == "autoencoder":
+        return AutoencoderStage(model, recipe.autoencoder)
+    if recipe.learns == "mkf":
+        return MkfStage(model, recipe.mkf)
+    if recipe.learns == "refine":
+        return RefineStage(model, recipe.refine, _more_classes(recipe, model))
+    return BranchStage(model, cast("Branch", recipe.learns), recipe.branch)
