@@ -158,7 +158,7 @@ def _findings(protocol: Protocol, evaluation: Evaluation, args: argparse.Namespa
     from magicfuse_ros.resources import user_cache
 
     if args.quick and protocol.segformer is not None:
-        recipe = replace(protocol.segformer, steps=100, batch=4, size=(320, 240))
+        recipe = replace(protocol.segformer, steps=400, batch=4, size=(160, 120))
         protocol = replace(protocol, segformer=recipe)
     peers = {name: Path(folder) for name, _, folder in (p.partition("=") for p in args.peer)}
     run = ProtocolRun(
