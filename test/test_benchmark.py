@@ -337,6 +337,7 @@ def test_a_backend_that_leaves_a_part_to_pytorch_is_not_timed(small_model, tmp_p
     monkeypatch.setattr(FuseEngine, "parts_warning", "eager on cpu runs fusion in PyTorch")
     np.save(tmp_path / "frames.npy", np.zeros((1, 48, 64, 3), np.uint8))
     settings = {"model": str(small_model), "device": "cpu", "backend": "eager"}
+    settings["resolution"] = (64, 48)
     how = {"frames": str(tmp_path / "frames.npy"), "seconds": 0.0, "least": 1, "spawned": 0.0}
     with pytest.raises(RuntimeError, match="runs fusion in PyTorch"):
         measurements.engine(settings=settings, **how)
