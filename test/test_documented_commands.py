@@ -36,6 +36,7 @@ from magicfuse_ros.ros.node.parameters import PARAMETERS
 from magicfuse_ros.training.recipe import read_recipe
 
 ALL = [command for page in PAGES for command in commands(page)]
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts").iterdir())
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 PACKAGE = ET.parse(ROOT / "package.xml").getroot()
 
@@ -46,7 +47,7 @@ LAUNCH = {
     "cameras.launch.py": (PARAMETERS, {"image", "camera_info", "cameras", "params_file"}),
 }
 # Needed beside what setup.py names, and only where a document says so.
-OTHER_WHEELS = {".", "torch-tensorrt", "atheris", "neuro-low-light"}
+OTHER_WHEELS = {".", "torch-tensorrt", "torch-tensorrt-rtx", "atheris", "neuro-low-light"}
 DEBIAN = {"git", "make", "python3-venv", "chromium", "chromium-driver"}
 # Run by other tests, because here they would take minutes.
 ELSEWHERE = {
@@ -177,6 +178,12 @@ def apt(words):
     return True
 
 
+def script(words):
+    path = ROOT / words[0]
+    options = {word for word in words if word.startswith("--")}
+    return os.access(path, os.X_OK) and all(f'"{name}"' in path.read_text() for name in options)
+
+
 def of_the_shell(_words):
     return True
 
@@ -198,6 +205,7 @@ KNOWN = {
     "tensorboard": wheel("tensorboard"),
     "rerun": wheel("rerun-sdk"),
     "colcon": lambda words: words[-1] == PACKAGE.findtext("name"),
+    **{name: lambda words, name=name: script((name, *words)) for name in SCRIPTS},
     **dict.fromkeys(("cd", "git", "rosdep", "touch", ".", "mkdir", "cp", "export"), of_the_shell),
 }
 
@@ -258,7 +266,8 @@ def runnable(page):
     """The `magicfuse` commands that are run here and that no earlier page has."""
     earlier = {each.words for before in PAGES[: PAGES.index(page)] for each in commands(before)}
     for command in dict.fromkeys(each.words for each in commands(page) if whole(each)):
-        if command not in earlier and (command[1] not in ELSEWHERE or "--help" in command):
+        here = command[1] not in ELSEWHERE and "cuda" not in command
+        if command not in earlier and (here or "--help" in command):
             yield list(command[1:])
 
 
