@@ -185,20 +185,23 @@ def test_nothing_in_a_frame_looks_at_a_value_or_touches_the_cpu(folder, monkeypa
 def test_frames_of_many_steps_have_no_graph_and_begin_anew_with_fewer(folder, monkeypatch):
     monkeypatch.setattr(device_frames, "MOST_STEPS", 3)
     double = Double()
-    graphed, plain = make(folder, double), make(folder, steps=2)
+    graphed, plain = make(folder, double, temporal=0.8), make(folder, temporal=0.8)
+    for engine in (graphed, plain):
+        engine.fuse(frame(1))  # what the stream goes on from
     networks = graphed._networks.last
     denoise, taken = networks.denoise, []
 
     def counted(*inputs):
         taken.append(inputs[-1])
         if len(taken) == 5:
-            graphed.update(**changed(steps=2))
+            graphed.update(**changed(steps=3, temporal=0.8))
         return denoise(*inputs)
 
     networks.denoise = counted
-    graphed.update(**changed(steps=900))
+    graphed.update(**changed(steps=900, temporal=0.8))
+    plain.update(**changed(steps=3, temporal=0.8))
     assert_same(graphed.fuse(frame(0)), plain.fuse(frame(0)))
-    assert double.captures == 1
+    assert double.captures == 2
     assert 900 not in {len(way.settings.timesteps) for way in networks.frames._works}
 
 

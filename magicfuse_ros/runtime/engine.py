@@ -248,8 +248,7 @@ class FuseEngine:
         try:
             if networks.frames is not None:
                 way = Way(letterbox, extras, sampling.settings, sampling.temporal)
-                fresh, self._fresh = self._fresh, True
-                self.preparing = not networks.frames.ready(way)
+                self.preparing, fresh = not networks.frames.ready(way), self._fresh
                 result: FuseResult = networks.frames.fuse(frame, way, sampling.seed, fresh=fresh)
                 self._fresh = not sampling.temporal
                 return result
@@ -264,6 +263,7 @@ class FuseEngine:
             shown = self._memory, sampling.temporal
             return make(frame, extras, networks, letterbox, step, *shown)
         except NotFinite as error:
+            self._fresh = True  # that frame is in the memory of `frames`
             raise EngineError(
                 f"{self.backend_name} gave values that are not finite; choose another backend, or "
                 "check the model's weights"
