@@ -315,6 +315,7 @@ def test_steps_that_the_model_was_not_trained_for_are_told_in_log_and_diagnostic
     assert len([line for line in node.lines("WARN") if warning in line]) == 2
 
 
+@pytest.mark.fault
 def test_a_part_that_its_backend_leaves_to_pytorch_degrades_the_node(system):
     node, _, listener = system
     assert listener.set_parameters(steps=901)[0].successful
