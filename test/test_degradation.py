@@ -106,16 +106,7 @@ def test_jpeg_is_libjpegs_but_where_a_coefficient_lies_between_two_steps(quality
     assert np.mean(difference > 1) < 0.06
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.gpu,
-        ),
-    ],
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_batch_on_a_device_gets_what_its_images_get_alone(device):
     """One image under several recipes, each with its own numbers; the numbers come from one rng."""
     images = torch.from_numpy(np.stack([street()] * 3)).float().to(device)

@@ -185,6 +185,18 @@ def test_training_a_stage_rewrites_its_files_alone(tmp_path, data, cache, few_sa
         assert MagicFuse.from_pretrained(output / "model").config.trained == (stage == "refine")
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_every_stage_trains_in_sixteen_bits(tmp_path, data, cache, few_samples, device):
+    output = run_folder(tmp_path / "run", SMALL_REFINED)
+    for stage in STAGES:
+        loop = {"steps": 2, "precision": "bfloat16", "compile": stage == "psi"}
+        recipe = read_recipe(write_recipe(tmp_path, stage, loop=loop))
+        assert train_stage(recipe, data, cache, output, stage)
+    assert torch.cuda.is_available() == (device == "cuda")
+    model = MagicFuse.from_pretrained(output / "model")
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+
+
 def test_an_anchored_autoencoder_goes_on_from_the_model_and_remembers_it(tmp_path, data, cache):
     linear = dataclasses.replace(SMALL_FEW_STEP.autoencoder, linear_path=True, downsamples=0)
     output = run_folder(tmp_path / "run", dataclasses.replace(SMALL_FEW_STEP, autoencoder=linear))

@@ -136,7 +136,7 @@ def degrade(image: Rgb, rng: np.random.Generator, recipe: Recipe) -> Rgb:
 
 def degrade_batch(images: Tensor, rng: np.random.Generator, recipes: Sequence[Recipe]) -> Tensor:
     """Apply a recipe to each of (B, H, W, 3) float32 images in whole levels, on their device."""
-    result = images
+    result = images.clone()
     for name, effect in EFFECTS.items():
         strengths = {
             index: step.strength
@@ -147,7 +147,7 @@ def degrade_batch(images: Tensor, rng: np.random.Generator, recipes: Sequence[Re
         some = torch.tensor(list(strengths), device=images.device, dtype=torch.int64)
         if len(some):
             changed = effect(result[some], np.array(list(strengths.values())), rng)
-            result = result.index_copy(0, some, changed)
+            result.index_copy_(0, some, changed)
     return result
 
 
