@@ -6,6 +6,8 @@ in the frame is noise is left out by Wiener's rule, and a frame that Ψ hardly c
 Light and exposure are changes of the same coefficients, so that they cost nothing at the camera's
 size and keep edges, texture and colour.
 
+`tensor_pictures` does the same on a GPU, and changes with this.
+
 All is at the model's resolution: a plane is (h, w) and an image (h, w, 3), float32 in [0, 1].
 """
 

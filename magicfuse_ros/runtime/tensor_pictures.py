@@ -135,8 +135,7 @@ class TensorPictures:
         picture = Coefficients(brighter * picture.gain, brighter * picture.offset)
         heat = self._around(self._around(self.content(split_maps(maps.float()).heat)))
         light = guided_picture.LIFT * _ramp(heat, *guided_picture.SURE)
-        shown = self._light(picture, image)
-        dark = 1.0 - torch.maximum(self._around(shown), shown)
+        dark = 1.0 - self._around(self._light(picture, image))
         return Coefficients(picture.gain, picture.offset + light * dark)
 
     def infrared(self, maps: Tensor, decoded: Tensor) -> Coefficients:
