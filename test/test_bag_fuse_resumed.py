@@ -42,7 +42,7 @@ def test_a_run_killed_everywhere_ends_as_one_that_was_not(tmp_path, storage):
     assert whole.returncode == 1, whole.stderr
     points = ("fuse:1", "fuse:4", "write:30", "keep:2", "account:2", "finish:1", "cleanup:1")
     for point in points:
-        killed = command(source, tmp_path / "out", "--seed", 5, KILL_AT=point, SEGMENT_S="0.02")
+        killed = command(source, tmp_path / "out", "--seed", 5, KILL_AT=point, SEGMENT_S="0")
         assert killed.returncode == -signal.SIGKILL, (point, killed.stderr)
         assert (tmp_path / "out").exists() == (point == "cleanup:1")
     again = command(source, tmp_path / "out", "--seed", 5)
