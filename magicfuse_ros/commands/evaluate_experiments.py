@@ -106,7 +106,7 @@ def run_protocol(args: argparse.Namespace) -> None:
     from magicfuse_ros.evaluation.protocol import read_protocol
 
     protocol = read_protocol(args.protocol)
-    evaluation = evaluation_of(args, paper_fusion=protocol.paper_fusion)
+    evaluation = _subject(protocol, args)
     content = header(evaluation, args)
     print(opening(content))
     found = _findings(protocol, evaluation, args)
@@ -128,13 +128,11 @@ def write_report(args: argparse.Namespace) -> None:
 
     recipes = [read_protocol(str(path)) for path in protocols(args.protocol)]
     evaluation = evaluation_of(args)
-    papers = evaluation_of(args, paper_fusion=True)
     # First what is quick and may fail.
     intro, sheet = opening(header(evaluation, args)), picture_sheet(evaluation, SCENES)
     measures: dict[str, Callable[[], Findings]] = {"Confidence": partial(calibration, evaluation)}
     for each in recipes:
-        subject = papers if each.paper_fusion else evaluation
-        measures[each.title] = partial(_findings, each, subject, args)
+        measures[each.title] = partial(_measured, each, args)
     sections = []
     for title, measure in measures.items():
         try:
@@ -148,7 +146,18 @@ def write_report(args: argparse.Namespace) -> None:
     write_whole(args.output, markdown(intro, sections, html.name))
     print(f"wrote {args.output} and {html}")
     evaluation.engine.close()
-    papers.engine.close()
+
+
+def _subject(protocol: Protocol, args: argparse.Namespace) -> Evaluation:
+    return evaluation_of(args, paper_fusion=protocol.paper_fusion, labels=protocol.labels)
+
+
+def _measured(protocol: Protocol, args: argparse.Namespace) -> Findings:
+    evaluation = _subject(protocol, args)
+    try:
+        return _findings(protocol, evaluation, args)
+    finally:
+        evaluation.engine.close()
 
 
 def _findings(protocol: Protocol, evaluation: Evaluation, args: argparse.Namespace) -> Findings:

@@ -18,10 +18,16 @@ LIMIT = 24
 """Images a row, where nothing else is said."""
 
 
-def evaluation_of(args: argparse.Namespace, *, paper_fusion: bool = False) -> Evaluation:
-    """Load the engine, the model behind it on the same device, and the scenes."""
+def evaluation_of(
+    args: argparse.Namespace, *, paper_fusion: bool = False, labels: str = ""
+) -> Evaluation:
+    """Load the engine, the model behind it on the same device, and the scenes.
+
+    Where the model has learned the label set `labels` beside its own, masks are in that.
+    """
     from magicfuse_ros.evaluation.scenes import ValidationSet
     from magicfuse_ros.evaluation.subject import Evaluation
+    from magicfuse_ros.model.checkpoint import read_config
     from magicfuse_ros.model.magicfuse import MagicFuse
     from magicfuse_ros.resources import model_path, user_cache
     from magicfuse_ros.runtime.backends import candidates
@@ -31,16 +37,21 @@ def evaluation_of(args: argparse.Namespace, *, paper_fusion: bool = False) -> Ev
     def tell(line: str) -> None:
         print(line, file=sys.stderr)
 
+    folder = model_path(args.model)
+    refiner = read_config(folder).refiner
+    learned = refiner is not None and labels in refiner.more_labels and not paper_fusion
     settings = EngineSettings(
         model=args.model,
+        labels=labels if learned else None,
         device=args.device,
         backend=args.backend,
         steps=args.steps or 0,
         paper_fusion=paper_fusion,
     )
     device = candidates(args.backend, args.device)[0].device
-    folder = model_path(args.model)
     model = MagicFuse.from_pretrained(folder).to(device)
+    if learned:
+        model = model.with_classes_of(labels)
     beside = MagicFuse.from_pretrained(model_path(args.beside)).to(device) if args.beside else None
     scenes = ValidationSet(args.data, args.cache or user_cache(), model.config, model.labels)
     engine = load_engine(settings, tell)

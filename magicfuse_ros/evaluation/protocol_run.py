@@ -119,7 +119,7 @@ class ProtocolRun:
     def findings(self) -> Findings:
         """Measure everything; raises `DatasetError` for what a dataset or a peer lacks."""
         scores, masks, curves = Scores(), dict[str, Confusion](), Curves()
-        told = translation(self._subject.model.labels, self._labels)
+        told = translation(self._subject.engine.labels, self._labels)
         directly = self._protocol.metrics or self._protocol.masks
         for point in self._protocol.points() if directly else ():
             counted = Confusion(len(self._labels) + 1)  # the last: a class that the set lacks
