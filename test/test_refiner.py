@@ -16,7 +16,7 @@ from magicfuse_ros.model.refiner import Refiner, enlarged, split_maps
 from magicfuse_ros.runtime.camera_size import CameraPictures, detail_variance, noise_level
 from magicfuse_ros.runtime.contract import EXTRAS, EngineError, EngineSettings
 from magicfuse_ros.runtime.engine import FuseEngine
-from magicfuse_ros.runtime.guided_picture import Coefficients, exposed, lit, sharpened
+from magicfuse_ros.runtime.guided_picture import LIFT, SURE, Coefficients, exposed, lit, sharpened
 from magicfuse_ros.runtime.letterbox import Letterbox, to_input
 from magicfuse_ros.training.refine import RefineLoss, RefineStage
 
@@ -156,13 +156,13 @@ def test_a_restored_picture_takes_its_detail_from_the_frame():
 
 def test_heat_adds_light_and_keeps_the_order_of_what_it_lights():
     levels = np.tile(np.linspace(0.0, 1.0, 32, dtype=np.float32)[:, None], (24, 1, 3))
-    cold, unsure, hot = (lit(UNCHANGED, plane(heat), levels) for heat in (0.0, 0.15, 1.0))
+    cold, unsure, hot = (lit(UNCHANGED, plane(heat), levels) for heat in (0.0, SURE[0], 1.0))
     assert np.array_equal(cold.applied(levels), levels)
     assert np.array_equal(unsure.applied(levels), levels)
     shown = hot.applied(levels)
     assert (shown >= levels).all()
     assert (np.diff(shown[:, :, 0], axis=1)[:, 3:-3] > 0.0).all()
-    assert float((shown - levels)[:, 0].min()) > 0.5  # what is dark and warm is seen
+    assert float((shown - levels)[:, 0].min()) > 0.8 * LIFT  # what is dark and warm is seen
 
 
 def test_a_dark_picture_is_shown_as_a_longer_exposure_and_a_light_one_is_not():
