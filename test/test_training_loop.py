@@ -185,7 +185,9 @@ def test_by_the_clock_the_rate_falls_to_the_end_of_the_minutes(tmp_path, monkeyp
     assert complete
     assert stage.calls == 60  # and not one, the recipe's steps
     assert exported == 9  # every six seconds, and at the end
-    assert "line: 10% of its time, step 6, loss" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "line: 10% of its time, step 6, loss" in said
+    assert "line: 100% of its time, step 60, loss" in said
     assert (tmp_path / "sheets" / "line.jpg").is_file()
     rates = [config(decay="cosine").rate_at(5, passed) for passed in (0.0, 0.5, 1.0, 2.0)]
     assert rates == pytest.approx([0.1, 0.0505, 0.001, 0.001])

@@ -188,10 +188,10 @@ class _Loop:
                 progress.stepped(self.state, scalars)
                 if self.state.step % self._config.sheet_every == 0 and not self._seconds:
                     self._draw(progress, tensors, generator)
+            if self.state.high == 0 or self.complete:
+                self._checkpoint(progress, tensors, generator)
         finally:
             progress.close()
-        if self.state.high == 0 or self.complete:
-            self._save()
 
     def _forward(
         self, prepared: Any, batch: Batch, generator: torch.Generator
