@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from support.small_models import SMALL_FEW_STEP
-from torchmetrics.functional.classification import binary_calibration_error
 
 from magicfuse_ros.evaluation.calibration import Reliability, calibration, tempered
 from magicfuse_ros.evaluation.scenes import ValidationSet
@@ -25,6 +24,8 @@ def overconfident():
 
 
 def test_the_error_is_torchmetrics(overconfident):
+    from torchmetrics.functional.classification import binary_calibration_error
+
     confidence, right = overconfident
     counted = Reliability()
     counted.add(confidence, right)

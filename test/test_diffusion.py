@@ -1,4 +1,7 @@
-"""The diffusion arithmetic: golden numbers, diffusers as a second opinion, exact conversions."""
+"""The diffusion arithmetic: golden numbers, diffusers as a second opinion, exact conversions.
+
+diffusers takes seconds to import: only the tests that ask it do, not every process that collects.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +66,8 @@ def test_the_schedule_only_gets_noisier():
 
 
 def test_the_schedule_is_the_one_of_diffusers():
+    from diffusers import DDIMScheduler
+
     scheduler = DDIMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.0120, beta_schedule="linear"
     )
@@ -102,6 +106,8 @@ def test_every_step_count_gives_that_many_falling_timesteps(spacing):
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_the_timesteps_are_those_of_diffusers(spacing):
+    from diffusers import DDIMScheduler
+
     scheduler = DDIMScheduler(num_train_timesteps=1000, timestep_spacing=spacing, steps_offset=0)
     for steps in (*range(1, 60), 99, 100, 250, 333, 500, 501, 750, 1000):
         scheduler.set_timesteps(steps)

@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, fill
 
 from magicfuse_ros.model.config import DiffusionConfig
@@ -269,6 +268,8 @@ class Wavy(Oracle):
 )
 def test_each_branch_is_diffusers_ddim(steps, spacing, kind, clip):
     config = config_of(steps=steps, spacing=spacing, clip=clip, psi=kind, phi=kind)
+    from diffusers import DDIMScheduler  # seconds that only who runs this pays
+
     networks = Wavy(config)
     seen = steps_of(networks, config)
     scheduler = DDIMScheduler(

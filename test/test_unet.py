@@ -1,4 +1,7 @@
-"""Our U-Net is latent diffusion's: the same tensors and numbers as diffusers' implementation."""
+"""Our U-Net is latent diffusion's: the same tensors and numbers as diffusers' implementation.
+
+diffusers takes seconds to import: only the tests that ask it do, not every process that collects.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import dataclasses
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from support.release_layout import release_states
 from support.small_models import fill
 
@@ -23,6 +24,8 @@ ALL = {
 
 def theirs(config, channels=8):
     """Build diffusers' network of the same layout."""
+    from diffusers import UNet2DConditionModel
+
     channels *= config.patch**2
     widths = tuple(config.width * each for each in config.multipliers)
     attends = [level in config.attention_levels for level in range(len(widths))]
@@ -76,6 +79,8 @@ def test_it_gives_what_diffusers_gives(config, size):
 
 @pytest.mark.parametrize("part", ["psi", "phi"])
 def test_the_authors_names_become_what_diffusers_makes_of_them(part):
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
     with torch.device("meta"):
         released = release_states(PAPER, MagicFuse.from_config(PAPER))[part]
     config = getattr(PAPER, part)

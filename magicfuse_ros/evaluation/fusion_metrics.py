@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.image import visual_information_fidelity
 
 from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.metrics import U8
@@ -68,6 +67,9 @@ def visual_information(visible: U8, infrared: U8, fused: U8) -> float:
     """
     if min(fused.shape) < 41:
         raise ValueError(f"images are {fused.shape} for VIF; accepted: 41 x 41 or larger")
+    # Imported here, as in metrics.py.
+    from torchmetrics.functional.image import visual_information_fidelity
+
     total = 0.0
     for source in (visible, infrared):
         if np.ptp(source) == 0:

@@ -2,7 +2,8 @@
 
 Images are uint8 in [0, 255]: grey (H, W), or RGB (H, W, 3) where a function says so. A score that
 the images do not define (no edges, no pixels) is NaN, and averages must leave it out. SSIM, PSNR
-and the confusion matrix are torchmetrics'; what no library has is written here.
+and the confusion matrix are torchmetrics'; what no library has is written here. torchmetrics takes
+as long to import as PyTorch, so each function imports it when it is called.
 
 >>> clean = np.full((16, 16), 100, np.uint8)
 >>> round(psnr_db(clean + 10, clean), 2), psnr_db(clean, clean)
@@ -20,11 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 from magicfuse_ros.model.labels import UNKNOWN
 
@@ -108,12 +104,16 @@ def qabf(visible: U8, infrared: U8, fused: U8) -> float:
 
 def psnr_db(image: U8, reference: U8) -> float:
     """PSNR in dB, peak 255; grey or RGB. Infinite where the two are equal."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     _same_size(image, reference)
     return float(peak_signal_noise_ratio(_tensor(image), _tensor(reference), data_range=1.0))
 
 
 def psnr_two_sources_db(visible: U8, infrared: U8, fused: U8) -> float:
     """PSNR in dB, the true one, of a fused grey image; squared error averaged over both sources."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     _same_size(visible, fused)
     _same_size(infrared, fused)
     both = torch.cat([_tensor(visible), _tensor(infrared)])
@@ -128,6 +128,8 @@ def psnr_fusion_convention_db(visible: U8, infrared: U8, fused: U8) -> float:
 
 def ssim(image: U8, reference: U8) -> float:
     """SSIM, Gaussian window of σ 1.5 (11 × 11), averaged over the channels of grey or RGB."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     _same_size(image, reference)
     # Channels stand in a batch: the metric averages over both. float32, as the 11 × 11 convolution
     # of float64 takes a gigabyte; what that costs shows in flat images alone, below 0.005.
@@ -176,6 +178,8 @@ class Confusion:
     """
 
     def __init__(self, classes: int) -> None:
+        from torchmetrics.classification import MulticlassConfusionMatrix
+
         self._metric = MulticlassConfusionMatrix(classes, ignore_index=UNKNOWN)
 
     def add(self, predicted: U8, truth: U8) -> None:
