@@ -20,9 +20,10 @@ demo: $(VENV)/.demo $(VENV)/.package
 	$(if $(INPUT),,$(BIN)/magicfuse build --camera 640x272)
 	$(BIN)/magicfuse demo $(if $(INPUT),--input "$(INPUT)")
 
-# More workers than two cores: many tests wait for another process most of their time.
+# More workers than two cores: many tests wait for another process most of their time. Bytecode is kept
+# even where the shell says otherwise: each worker would compile the tests anew, which takes seconds.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal --cov --durations=25
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal --cov --durations=25
 
 lint: $(VENV)/.test $(VENV)/.package
 	$(BIN)/ruff check .
