@@ -96,7 +96,8 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         name="labels",
         default="",
         live=False,
-        description="Label set: a built-in name or a YAML file; empty takes the model's own.",
+        description="Label set: a built-in name (`mfnet` with `tiny`) or a YAML file; empty takes "
+        "the model's own.",
     ),
     ParameterSpec(
         name="threads",
