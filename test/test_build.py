@@ -101,6 +101,7 @@ def test_build_of_a_backend_that_fails_is_no_success(folder, magicfuse, monkeypa
     assert err.splitlines()[-1].startswith("magicfuse build: backend openvino on cpu fail")
 
 
+@pytest.mark.no_cover  # other tests run its lines; the tracer would slow the exporter by half
 def test_exported_files_give_what_pytorch_gives(folder, tmp_path, magicfuse):
     command = ("export-onnx", tmp_path / "onnx", "--model", folder)
     status, out, err = magicfuse(*command)

@@ -259,6 +259,7 @@ class Wavy(Oracle):
         return torch.sin(2.0 * z_t + clean + t / 300.0)
 
 
+@pytest.mark.no_cover  # other tests run its lines; the tracer would slow the import by half
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("kind", ["eps", "v", "z0"])
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ SHALLOW_PAPER = dataclasses.replace(
 )
 
 
+@pytest.mark.no_cover  # other tests run its lines; the tracer would slow the export by half
 @pytest.mark.parametrize("config", [SMALL_REFINED, SHALLOW_PAPER], ids=lambda each: each.name)
 def test_every_part_is_exported_as_it_is_in_16_bits(config, tmp_path):
     for name, part in parts(config, tmp_path).items():

@@ -17,6 +17,9 @@ from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.release import denoiser_names
 from magicfuse_ros.model.sizes import PAPER, TINY
 
+# Other tests run these lines; the tracer would slow diffusers and the export by half.
+pytestmark = pytest.mark.no_cover
+
 ALL = {
     f"{size.name}-{part}": getattr(size, part) for size in (PAPER, TINY) for part in ("psi", "phi")
 }
