@@ -45,6 +45,7 @@ MAY_IMPORT = {
 }
 MODEL_LIBRARIES = {"torch", "safetensors", "yaml", "numpy", "magicfuse_ros"}
 HEAVY = ("torch", "rclpy", "cv2", "diffusers", "rosbags", "aiohttp")
+SLOW = {"torchmetrics", "transformers", "diffusers", "matplotlib"}  # seconds, and seldom needed
 LONGEST_FILE = 450  # lines; the aim is 300, one subject
 
 
@@ -126,6 +127,18 @@ def test_only_ros_bags_view_and_commands_import_ros(path):
     of_ros = {name for name in libraries if name in {"rclpy", "launch"} or name.endswith("_msgs")}
 
     assert not of_ros or floor(path) in {"ros", "bags", "view", "commands"}
+
+
+def test_what_is_slow_to_import_is_imported_where_it_is_called():
+    found = [
+        relative(path)
+        for path in FILES
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        and {ast.unparse(node).split()[1].split(".")[0]} & SLOW
+    ]
+
+    assert found == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
