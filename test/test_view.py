@@ -554,8 +554,9 @@ def test_a_running_node_is_watched_and_its_parameters_are_set(
         with ThreadPoolExecutor(1) as pool, contextlib.closing(feed):
             taken = pool.submit(feed.take)
             page.wait(lambda: send() and taken.done(), "the topic's feed got no frame")
+            # That nobody publishes is known for as long as it takes to look again.
+            page.wait(lambda: send() and feed.said == ("ok", ""), "the topic's feed is not well")
         assert taken.result()[0].shape == (48, 64, 3)
-        assert feed.said == ("ok", "")
 
         page.slide("temporal", 0.5)
         page.wait(lambda: page.text("temporal-value") == "0.50" and served.show._temporal == 0.5)
