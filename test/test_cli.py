@@ -49,7 +49,7 @@ def test_what_ends_a_command_is_a_line_and_a_status(monkeypatch, capsys, raised,
     assert len(err.splitlines()) == 1
 
 
-def test_a_request_to_stop_keeps_the_signal_and_a_second_interrupt_raises(monkeypatch):
+def test_a_request_to_stop_keeps_the_signal_and_a_second_interrupt_raises():
     before = {number: signal.getsignal(number) for number in exit_status.SIGNALS}
     try:
         stop = exit_status.stop_on_signals()
@@ -62,10 +62,13 @@ def test_a_request_to_stop_keeps_the_signal_and_a_second_interrupt_raises(monkey
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert patient.status == 130
-        # What the starter ignores stays ignored: nohup, and a script's background.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # As nohup starts a command, and as a script does in its background.
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         exit_status.raise_on_signals()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -91,8 +91,9 @@ def stop_on_signals(*, impatient: bool = True) -> StopRequest:
 
 def _on_signals(handler: signal._HANDLER) -> None:
     for number in SIGNALS:
-        # Signals that the parent ignored (nohup, a script's background) stay ignored.
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        # What nohup asks for is kept. SIGINT is ignored in whatever a script starts with `&`, and
+        # `kill -INT` is how scripts end recorders and players all the same.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
