@@ -131,8 +131,17 @@ def write_report(args: argparse.Namespace) -> None:
     # First what is quick and may fail.
     intro, sheet = opening(header(evaluation, args)), picture_sheet(evaluation, SCENES)
     measures: dict[str, Callable[[], Findings]] = {"Confidence": partial(calibration, evaluation)}
+    # Protocols that are measured with the same engine share it.
+    opened: dict[tuple[bool, str], Evaluation] = {}
+
+    def measured(protocol: Protocol) -> Findings:
+        key = protocol.paper_fusion, protocol.labels
+        if key not in opened:
+            opened[key] = _subject(protocol, args)
+        return _findings(protocol, opened[key], args)
+
     for each in recipes:
-        measures[each.title] = partial(_measured, each, args)
+        measures[each.title] = partial(measured, each)
     sections = []
     for title, measure in measures.items():
         try:
@@ -145,19 +154,12 @@ def write_report(args: argparse.Namespace) -> None:
     write_whole(html, page(intro, sections, sheet))
     write_whole(args.output, markdown(intro, sections, html.name))
     print(f"wrote {args.output} and {html}")
-    evaluation.engine.close()
+    for subject in (evaluation, *opened.values()):
+        subject.engine.close()
 
 
 def _subject(protocol: Protocol, args: argparse.Namespace) -> Evaluation:
     return evaluation_of(args, paper_fusion=protocol.paper_fusion, labels=protocol.labels)
-
-
-def _measured(protocol: Protocol, args: argparse.Namespace) -> Findings:
-    evaluation = _subject(protocol, args)
-    try:
-        return _findings(protocol, evaluation, args)
-    finally:
-        evaluation.engine.close()
 
 
 def _findings(protocol: Protocol, evaluation: Evaluation, args: argparse.Namespace) -> Findings:
