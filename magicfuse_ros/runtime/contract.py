@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from magicfuse_ros.model.labels import LabelSet
+if TYPE_CHECKING:
+    from magicfuse_ros.runtime.engine import FuseEngine
 
 UInt8 = NDArray[np.uint8]
 
 Progress = Callable[[str], None]
 """Called with a line of text now and then during long work; it may raise to stop the work."""
+
+Engine: TypeAlias = "FuseEngine"
+"""The engine's type, for annotations of those who must not import PyTorch."""
 
 PARALLEL = ("auto", "on", "off")
 
@@ -132,73 +136,6 @@ class FuseResult:
     infrared: UInt8 | None
     enhanced: UInt8 | None
     stage_ms: dict[str, float]
-
-
-class Engine(Protocol):
-    """What a node needs of an engine; `engine.FuseEngine` documents every member in full."""
-
-    settings: EngineSettings
-    labels: LabelSet
-    trained: bool
-    preparing: bool
-
-    @property
-    def expected_frame_s(self) -> float:
-        """Seconds that a frame should take with the steps in force; 0 before the warm-up."""
-        ...
-
-    @property
-    def backend_name(self) -> str:
-        """What runs the networks now, such as `eager on cpu`."""
-        ...
-
-    @property
-    def steps_warning(self) -> str:
-        """Say that the model was not trained for the steps in force; empty where it was."""
-        ...
-
-    @property
-    def parts_warning(self) -> str:
-        """Say which parts the backend leaves to PyTorch, and why; empty if none."""
-        ...
-
-    @property
-    def under_way(self) -> str:
-        """The input size whose networks are being made while frames use others; empty if none."""
-        ...
-
-    def warm_up(self, progress: Progress) -> None:
-        """Make everything ready; raises `EngineError` when no backend works."""
-        ...
-
-    def fuse(
-        self, frame: UInt8, extras: frozenset[str] = frozenset(), *, wait: bool = True
-    ) -> FuseResult:
-        """Fuse one (H, W, 3) uint8 RGB frame; `ValueError` for what is not one."""
-        ...
-
-    def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:
-        """Change how to sample from the next frame on; may be called while a frame is fused.
-
-        A frame that is being sampled in more steps than are now asked for is started again.
-        """
-        ...
-
-    def forget(self) -> None:
-        """Begin a new stream: drop what `temporal` carries over from the last frame."""
-        ...
-
-    def fall_back(self, progress: Progress) -> str | None:
-        """Replace a backend that fails; return the next one's name, or None if there is none."""
-        ...
-
-    def successor(self) -> EngineSettings | None:
-        """Return settings for an engine without the backend in use; None if there is no other."""
-        ...
-
-    def close(self) -> None:
-        """Release the networks and the backend."""
-        ...
 
 
 def check_frame(frame: UInt8, extras: frozenset[str]) -> None:
