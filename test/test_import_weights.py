@@ -97,13 +97,7 @@ def test_the_full_size_layout_maps_onto_every_tensor(part):
     with torch.device("meta"):
         model = MagicFuse.from_config(PAPER)
     theirs = release_states(PAPER, model)[part]
-    names = {
-        "encoder": lambda: release.encoder_names(PAPER.autoencoder),
-        "decoder": lambda: release.decoder_names(PAPER.autoencoder),
-        "psi": lambda: release.denoiser_names(PAPER.psi),
-        "phi": lambda: release.denoiser_names(PAPER.phi),
-        "fusion": lambda: release.fusion_names(PAPER.fusion),
-    }[part]()
+    names = release.names_of(part, PAPER, getattr(model, part))
     ours = getattr(model, part).state_dict()
     assert {names[name]: tensor.shape for name, tensor in theirs.items()} == {
         name: tensor.shape for name, tensor in ours.items()

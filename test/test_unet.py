@@ -14,7 +14,7 @@ from support.small_models import fill
 
 from magicfuse_ros.model.denoiser import Denoiser
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.model.release import denoiser_names
+from magicfuse_ros.model.release import names_of
 from magicfuse_ros.model.sizes import PAPER, TINY
 
 # Other tests run these lines; the tracer would slow diffusers and the export by half.
@@ -85,7 +85,8 @@ def test_the_authors_names_become_what_diffusers_makes_of_them(part):
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     with torch.device("meta"):
-        released = release_states(PAPER, MagicFuse.from_config(PAPER))[part]
+        model = MagicFuse.from_config(PAPER)
+    released = release_states(PAPER, model)[part]
     config = getattr(PAPER, part)
     # Their conversion only moves values from key to key, so it is given the keys themselves.
     moved = convert_ldm_unet_checkpoint(
@@ -93,8 +94,7 @@ def test_the_authors_names_become_what_diffusers_makes_of_them(part):
         {"layers_per_block": config.blocks},
     )
     expected = {name: f"unet.{ours}" for ours, name in moved.items() if name is not None}
-    names = denoiser_names(config)
-    assert {name: names[name] for name in released} == expected
+    assert names_of(part, PAPER, getattr(model, part)) == expected
 
 
 def test_it_can_be_exported():

@@ -10,6 +10,7 @@ the authors' own code computes.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -22,34 +23,47 @@ from torch import Tensor, nn
 
 from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.checkpoint import PARTS, CheckpointError
-from magicfuse_ros.model.config import (
-    AutoencoderConfig,
-    DenoiserConfig,
-    FusionConfig,
-    MagicFuseConfig,
-)
+from magicfuse_ros.model.config import DenoiserConfig, MagicFuseConfig
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sizes import PAPER
 
 Progress = Callable[[str], None]
-Names = dict[str, str]
-"""Name of a tensor in the release → its name in our part."""
+Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+"""Patterns in our names of tensors, and what the release has there, replaced one after another."""
 
-_RESIDUAL_BLOCK = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-_TRANSFORMER_BLOCK = (
-    *("norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2"),
-    *(f"{attention}.{layer}" for attention in ("attn1", "attn2") for layer in _ATTENTION),
+_AUTOENCODER: Rules = (
+    (r"^merge_noise", "noiseconv"),
+    (r"^downs\.(\d+)", lambda found: f"downsample{int(found[1]) + 1}"),
+    (r"^ups\.(\d+)\.0", lambda found: f"upsample{int(found[1]) + 1}.1"),
+    (r"^levels\.(\d+)", lambda found: f"resnet{int(found[1]) + 1}"),
+    (r"\.first", ".blocks.0"),
+    (r"\.second", ".blocks.1"),
 )
-_SPATIAL_TRANSFORMER = {name: name for name in ("norm", "proj_in", "proj_out")} | {
-    f"transformer_blocks.0.{name}": f"transformer_blocks.0.{name}" for name in _TRANSFORMER_BLOCK
+_RENAMED: dict[str, Rules] = {
+    "encoder": ((r"^inputs", "imgconv"), (r"^outputs", "out.0"), *_AUTOENCODER),
+    "decoder": ((r"^inputs", "input"), (r"^outputs", "deconv.0"), *_AUTOENCODER),
+    "fusion": (
+        (r"^inconv", "inconv.0"),
+        (r"^estimate\.2", "estimate.1"),
+        (r"\.time\.", ".temb_proj."),
+        (r"\.att\.out", ".att.proj_out"),
+    ),
+}
+"""Part → what the release calls otherwise than we do."""
+_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+}
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
 }
 
 _WRAPPERS = ("state_dict", "model")
@@ -105,7 +119,12 @@ def import_release(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
             partial = Path(temporary) / folder.name
-            _import_parts(files, partial, progress, config, model)
+            for part in PARTS:
+                file, tensors = _tensors_of(part, files, progress)
+                ours = converted(part, tensors, config, getattr(model, part), str(file))
+                checkpoint.save_tensors(partial, part, ours)
+                count = sum(tensor.numel() for tensor in ours.values())
+                progress(f"{part}: {len(ours)} tensors, {count:,} parameters")
             checkpoint.write_config(partial, dataclasses.replace(config, trained=True))
             partial.rename(folder)
     except OSError as error:
@@ -114,29 +133,19 @@ def import_release(
         ) from error
 
 
-def _import_parts(
-    files: ReleaseFiles,
-    folder: Path,
-    progress: Progress,
-    config: MagicFuseConfig,
-    model: MagicFuse,
-) -> None:
-    sources = {"encoder": files.ae, "decoder": files.ae, "psi": files.ikr, "phi": files.ckg}
-    for part in PARTS:
-        file = sources.get(part, files.mkf)
-        content = read_release(file)
-        if file is files.ae:
-            tensors = content.get(part)
-            if not isinstance(tensors, dict):
-                raise CheckpointError(
-                    f"{file} has no {part!r}; accepted: {{'encoder': ..., 'decoder': ...}}"
-                )
-        else:
-            tensors = _unwrapped(content, file, progress)
-        ours = converted(part, tensors, config, getattr(model, part), str(file))
-        checkpoint.save_tensors(folder, part, ours)
-        count = sum(tensor.numel() for tensor in ours.values())
-        progress(f"{part}: {len(ours)} tensors, {count:,} parameters")
+def _tensors_of(
+    part: str, files: ReleaseFiles, progress: Progress
+) -> tuple[Path, Mapping[str, Any]]:
+    """Return the file that a part is in, and what the file holds for it."""
+    if part not in ("encoder", "decoder"):
+        file = {"psi": files.ikr, "phi": files.ckg, "fusion": files.mkf}[part]
+        return file, _unwrapped(read_release(file), file, progress)
+    tensors = read_release(files.ae).get(part)
+    if not isinstance(tensors, dict):
+        raise CheckpointError(
+            f"{files.ae} has no {part!r}; accepted: {{'encoder': ..., 'decoder': ...}}"
+        )
+    return files.ae, tensors
 
 
 def read_release(file: Path) -> dict[str, Any]:
@@ -202,142 +211,69 @@ def converted(
     CheckpointError
         A tensor is missing, unknown, of another shape or not of real numbers.
     """
-    names = _names(part, config)
-    theirs = {ours: name for name, ours in names.items()}
-    expected = module.state_dict()
+    names, expected = names_of(part, config, module), module.state_dict()
     result: dict[str, Tensor] = {}
-    for ours, parameter in expected.items():
-        # A small autoencoder of ours has layers that the release has no name for.
-        name = theirs.get(ours, f"that becomes {ours} of {part}")
-        tensor = tensors.get(name)
+    for name, ours in names.items():
+        tensor, wanted = tensors.get(name), expected[ours].shape
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{source} lacks the tensor {name!r}; download the file again")
-        if tensor.shape != parameter.shape:
+        if tensor.shape != wanted:
             raise CheckpointError(
                 f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, {part} needs "
-                f"{tuple(parameter.shape)}; it is not the file of this part"
+                f"{tuple(wanted)}; it is not the file of this part"
             )
         if not tensor.is_floating_point():
             raise CheckpointError(
                 f"{source}: tensor {name!r} is of {tensor.dtype}; accepted: floating point"
             )
         result[ours] = tensor.float()
-    for name in tensors:
-        if names.get(name) not in expected:
-            raise CheckpointError(
-                f"{source} has an entry {name!r} that {part} has no place for; it is not the file "
-                "of this part, or of another version"
-            )
+    unknown = next((name for name in tensors if name not in names), None)
+    if unknown is not None:
+        raise CheckpointError(
+            f"{source} has an entry {unknown!r} that {part} has no place for; it is not the file "
+            "of this part, or of another version"
+        )
     return result
 
 
-def _names(part: str, config: MagicFuseConfig) -> Names:
-    if part == "encoder":
-        return encoder_names(config.autoencoder)
-    if part == "decoder":
-        return decoder_names(config.autoencoder)
-    if part == "fusion":
-        return fusion_names(config.fusion)
-    return denoiser_names(config.psi if part == "psi" else config.phi)
+def names_of(part: str, config: MagicFuseConfig, module: nn.Module) -> dict[str, str]:
+    """Return the release's name of each tensor of a part → its name in our module."""
+    names = {}
+    for ours in module.state_dict():
+        theirs = ours
+        if part in ("psi", "phi"):
+            denoiser = config.psi if part == "psi" else config.phi
+            theirs = _latent_diffusion_name(ours.removeprefix("unet."), denoiser)
+        for pattern, replacement in _RENAMED.get(part, ()):
+            theirs = re.sub(pattern, replacement, theirs)
+        names[theirs] = ours
+    return names
 
 
-def _tensors(layers: Names) -> Names:
-    """Names of the weights and biases of `layers` (layer in the release → our layer)."""
-    return {
-        f"{theirs}.{kind}": f"{ours}.{kind}"
-        for theirs, ours in layers.items()
-        for kind in ("weight", "bias")
-    }
+def _latent_diffusion_name(ours: str, config: DenoiserConfig) -> str:
+    """Return the name that latent diffusion gives to a tensor of our U-Net.
 
-
-def _residual_blocks(levels: int, blocks: int) -> Names:
-    return {
-        f"resnet{level + 1}.{block}.blocks.{index}.0": f"levels.{level}.{block}.{name}.0"
-        for level in range(levels)
-        for block in range(blocks)
-        for index, name in enumerate(("first", "second"))
-    }
-
-
-def encoder_names(config: AutoencoderConfig) -> Names:
-    """Names in `ae.pth`'s `encoder` → names in `Encoder`."""
-    layers = {"imgconv.0": "inputs.0", "noiseconv.0": "merge_noise.0", "out.0": "outputs"}
-    layers |= _residual_blocks(config.downsamples + 1, config.encoder_blocks)
-    layers |= {f"downsample{n + 1}.0": f"downs.{n}.0" for n in range(config.downsamples)}
-    return _tensors(layers)
-
-
-def decoder_names(config: AutoencoderConfig) -> Names:
-    """Names in `ae.pth`'s `decoder` → names in `Decoder`."""
-    layers = {"input.0": "inputs.0", "deconv.0": "outputs"}
-    layers |= _residual_blocks(config.downsamples + 1, config.decoder_blocks)
-    layers |= {f"upsample{n + 1}.1": f"ups.{n}.0" for n in range(config.downsamples)}
-    return _tensors(layers)
-
-
-def fusion_names(config: FusionConfig) -> Names:
-    """Names in MKF's `model.pth` → names in `Fusion`."""
-    layers = {
-        "time_embed.0": "time_embed.0",
-        "time_embed.2": "time_embed.2",
-        "inconv.0": "inconv",
-        "normout": "normout",
-        "estimate.0": "estimate.0",
-        "estimate.1": "estimate.2",
-    }
-    residual = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"temb_proj": "time"}
-    attention = {name: name for name in ("norm", "q", "k", "v")} | {"proj_out": "out"}
-    for block in range(len(config.widths)):
-        inner = {f"res{n}.{a}": f"res{n}.{b}" for n in (1, 2) for a, b in residual.items()}
-        inner |= {"mlp.0": "mlp.0", "mlp.2": "mlp.2"}
-        inner |= {f"att.{a}": f"att.{b}" for a, b in attention.items()}
-        layers |= {f"blocks.{block}.{a}": f"blocks.{block}.{b}" for a, b in inner.items()}
-    layers |= {f"segproj.{n}": f"segproj.{n}" for n in range(config.taps * len(config.widths))}
-    return _tensors(layers)
-
-
-def denoiser_names(config: DenoiserConfig) -> Names:
-    """Names in `ikr.pth` or `ckg.pth`, which are latent diffusion's → names in `Denoiser`.
-
-    They cover every tensor that such a U-Net may have: a `skip_connection` exists only where a
-    residual block changes the number of channels, and some layers have no bias.
+    It counts the layers of either side in one list, in the order in which they run, and the parts
+    of each: a residual block, its transformer if it has one, what halves or doubles the size.
     """
-    blocks, levels, attention_levels = (
-        config.blocks,
-        len(config.multipliers),
-        config.attention_levels,
-    )
-    layers = {
-        "time_embed.0": "time_embedding.linear_1",
-        "time_embed.2": "time_embedding.linear_2",
-        "input_blocks.0.0": "conv_in",
-        "out.0": "conv_norm_out",
-        "out.2": "conv_out",
-    }
-
-    def add(theirs: str, ours: str, parts: Names) -> None:
-        layers.update({f"{theirs}.{a}": f"{ours}.{b}" for a, b in parts.items()})
-
-    add("middle_block.0", "mid_block.resnets.0", _RESIDUAL_BLOCK)
-    add("middle_block.1", "mid_block.attentions.0", _SPATIAL_TRANSFORMER)
-    add("middle_block.2", "mid_block.resnets.1", _RESIDUAL_BLOCK)
-    each = blocks + 1  # entries of a level in their flat lists, on either side
-    for level in range(levels):
-        down, up = f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}"
-        for index in range(blocks):
-            theirs = f"input_blocks.{1 + level * each + index}"
-            add(f"{theirs}.0", f"{down}.resnets.{index}", _RESIDUAL_BLOCK)
-            if level in attention_levels:
-                add(f"{theirs}.1", f"{down}.attentions.{index}", _SPATIAL_TRANSFORMER)
-        if level != levels - 1:
-            layers[f"input_blocks.{(level + 1) * each}.0.op"] = f"{down}.downsamplers.0.conv"
-        first = (levels - 1 - level) * each
-        for index in range(each):
-            theirs = f"output_blocks.{first + index}"
-            add(f"{theirs}.0", f"{up}.resnets.{index}", _RESIDUAL_BLOCK)
-            if level in attention_levels:
-                add(f"{theirs}.1", f"{up}.attentions.{index}", _SPATIAL_TRANSFORMER)
-        if level != 0:
-            position = 2 if level in attention_levels else 1
-            layers[f"output_blocks.{first + blocks}.{position}.conv"] = f"{up}.upsamplers.0.conv"
-    return _tensors({theirs: f"unet.{ours}" for theirs, ours in layers.items()})
+    path, _, kind = ours.rpartition(".")
+    if path in _ENDS:
+        return f"{_ENDS[path]}.{kind}"
+    side, *place = path.split(".")
+    level = 0 if side == "mid_block" else int(place.pop(0))
+    what, index, inner = place[0], int(place[1]), place[2:]
+    each = config.blocks + 1  # entries of a level, on either side
+    if what == "resnets":
+        inner = [_RESNET[inner[0]]]
+    if side == "mid_block":
+        spot = f"middle_block.{1 if what == 'attentions' else 2 * index}"
+    elif what == "downsamplers":
+        spot, inner = f"input_blocks.{(level + 1) * each}.0", ["op"]
+    elif what == "upsamplers":
+        attends = len(config.multipliers) - 1 - level in config.attention_levels
+        spot = f"output_blocks.{(level + 1) * each - 1}.{2 if attends else 1}"
+    else:
+        first = 1 if side == "down_blocks" else 0  # conv_in comes before the first level
+        flat = "input_blocks" if side == "down_blocks" else "output_blocks"
+        spot = f"{flat}.{first + level * each + index}.{int(what == 'attentions')}"
+    return ".".join([spot, *inner, kind])
