@@ -78,13 +78,12 @@ def read_points(cloud: Any) -> Floats:
     CloudError
         The message's data do not fit its layout, it is too large, or it has no coordinates.
     """
-    bytes_ = _points_as_bytes(cloud)
-    height, width, _ = bytes_.shape
-    columns = [_coordinate(cloud, name, bytes_) for name in ("x", "y", "z")]
-    kind = np.result_type(*columns).newbyteorder("=")
-    points = np.empty((3, height, width), kind)
-    for row, column in zip(points, columns, strict=True):
-        row[...] = column
+    bytes_, places = _points_as_bytes(cloud), _coordinates(cloud)
+    kind = np.result_type(*(each for _, each in places)).newbyteorder("=")
+    points = np.empty((3, *bytes_.shape[:2]), kind)
+    if points.size:
+        for column, (place, stored) in zip(points, places, strict=True):
+            column[...] = bytes_[..., place].view(stored)[..., 0]
     return points.reshape(3, -1)
 
 
@@ -130,7 +129,8 @@ def painted_cloud(cloud: Any, painted: Painted, *, keep_unseen: bool) -> PointCl
         width = len(out)
     elif not keep_unseen and out.size:  # the fields of an empty cloud may lie anywhere
         dense = dense and bool(painted.seen.all())
-        _forget_coordinates(cloud, out, ~painted.seen)
+        for place, stored in _coordinates(cloud):
+            out[~painted.seen, place] = np.array([np.nan], stored).view(np.uint8)
     result = PointCloud2(header=cloud.header, height=height, width=width, fields=fields)
     result.is_bigendian, result.is_dense = bool(cloud.is_bigendian), dense
     result.point_step = start + _PAINT_BYTES
@@ -194,26 +194,19 @@ def _check_data(cloud: Any, needed: int) -> None:
         )
 
 
-def _coordinate(cloud: Any, name: str, bytes_: NDArray[np.uint8]) -> Floats:
-    named = [field for field in cloud.fields if field.name == name]
-    field = named[0] if len(named) == 1 else None
-    if field is None or field.datatype not in _FLOATS or field.count > 1:
-        names = ", ".join(given.name[:60] for given in cloud.fields[:20]) or "none"
-        raise CloudError(
-            "no_coordinates",
-            f"no single FLOAT32 or FLOAT64 field {name!r}; the fields are: {names}; accepted: "
-            "x, y and z",
-        )
-    kind = np.dtype(_FLOATS[field.datatype]).newbyteorder(">" if cloud.is_bigendian else "<")
-    if bytes_.size == 0:
-        return np.zeros(bytes_.shape[:2], kind)
-    view: Floats = np.ndarray(bytes_.shape[:2], kind, cloud.data, field.offset, bytes_.strides[:2])
-    return view
-
-
-def _forget_coordinates(cloud: Any, out: NDArray[np.uint8], which: NDArray[np.bool_]) -> None:
-    order = ">" if cloud.is_bigendian else "<"
-    for field in cloud.fields:
-        if field.name in ("x", "y", "z"):
-            nan = np.array([np.nan], f"{order}{_FLOATS[field.datatype]}").view(np.uint8)
-            out[which, field.offset : field.offset + nan.size] = nan
+def _coordinates(cloud: Any) -> list[tuple[slice, np.dtype[Any]]]:
+    """Return in which bytes of a point x, y and z lie, and their types."""
+    places = []
+    for name in ("x", "y", "z"):
+        named = [field for field in cloud.fields if field.name == name]
+        if len(named) != 1 or named[0].datatype not in _FLOATS or named[0].count > 1:
+            names = ", ".join(given.name[:60] for given in cloud.fields[:20]) or "none"
+            raise CloudError(
+                "no_coordinates",
+                f"no single FLOAT32 or FLOAT64 field {name!r}; the fields are: {names}; accepted: "
+                "x, y and z",
+            )
+        kind = np.dtype(_FLOATS[named[0].datatype]).newbyteorder(">" if cloud.is_bigendian else "<")
+        start = named[0].offset
+        places.append((slice(start, start + kind.itemsize), kind))
+    return places

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.node import Node
@@ -70,7 +71,11 @@ class RigidTransform:
                 "the pose of the cloud's frame in the camera's optical frame"
             )
         x, y, z, roll, pitch, yaw = numbers
-        return cls(_about_z(yaw) @ _about_y(pitch) @ _about_x(roll), np.array([x, y, z]))
+        about_x, about_y, about_z = (
+            cv2.Rodrigues(axis * angle)[0]
+            for axis, angle in zip(np.eye(3), (roll, pitch, yaw), strict=True)
+        )
+        return cls(about_z @ about_y @ about_x, np.array([x, y, z]))
 
     @classmethod
     def from_message(cls, transform: Any) -> RigidTransform:
@@ -170,18 +175,3 @@ class Extrinsics:
                 f"stamp ({' '.join(str(error).split())}): publish one, or set `extrinsic`"
             ) from error
         return RigidTransform.from_message(found.transform)
-
-
-def _about_x(angle: float) -> NDArray[np.float64]:
-    s, c = math.sin(angle), math.cos(angle)
-    return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
-
-
-def _about_y(angle: float) -> NDArray[np.float64]:
-    s, c = math.sin(angle), math.cos(angle)
-    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
-
-
-def _about_z(angle: float) -> NDArray[np.float64]:
-    s, c = math.sin(angle), math.cos(angle)
-    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])

@@ -10,9 +10,9 @@ delivered.
 
 from __future__ import annotations
 
-import bisect
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from magicfuse_ros.ros import ledger
@@ -54,31 +54,6 @@ class Pair:
     parts: dict[str, Any]
 
 
-@dataclass
-class _Topic:
-    """What waits on one side, in order of stamps."""
-
-    stamps: list[int] = field(default_factory=list)
-    items: dict[int, Any] = field(default_factory=dict)
-
-    def add(self, stamp: int, item: Any) -> None:
-        if stamp not in self.items:
-            bisect.insort(self.stamps, stamp)
-        self.items[stamp] = item
-
-    def pop_first(self) -> Any:
-        return self.items.pop(self.stamps.pop(0))
-
-    def pop_before(self, stamp: int) -> list[Any]:
-        return [self.pop_first() for _ in range(bisect.bisect_left(self.stamps, stamp))]
-
-    def clear(self) -> int:
-        count = len(self.stamps)
-        self.stamps.clear()
-        self.items.clear()
-        return count
-
-
 class Matcher:
     """Holds the clouds and frames that wait for their counterpart.
 
@@ -112,7 +87,8 @@ class Matcher:
         self.slop_ns, self.queue = slop_ns, queue
         self._parts = parts
         self._drop_cloud, self._drop_frame, self._new_frame = drop_cloud, drop_frame, new_frame
-        self._clouds, self._frames = _Topic(), _Topic()
+        self._clouds: dict[int, Any] = {}  # what waits, by its stamp
+        self._frames: dict[int, dict[str, Any]] = {}
         self._newest_cloud = self._last_cloud = -1
         self._newest_frame = self._last_frame = -1
         self._counted = min(parts)
@@ -120,21 +96,21 @@ class Matcher:
     @property
     def waiting(self) -> tuple[int, int]:
         """How many clouds and frames wait."""
-        return len(self._clouds.stamps), len(self._frames.stamps)
+        return len(self._clouds), len(self._frames)
 
     def add_cloud(self, stamp_ns: int, cloud: Any) -> None:
         """Add a cloud."""
         if stamp_ns < self._newest_cloud - _JUMP_NS:
-            self._restart_clouds()
+            self._restart_clouds(TIME_JUMP)
         self._newest_cloud = max(self._newest_cloud, stamp_ns)
         if stamp_ns <= self._last_cloud:
             self._drop_cloud(OUT_OF_ORDER)
             return
-        if stamp_ns in self._clouds.items:  # a driver that stamps two clouds alike
+        if stamp_ns in self._clouds:  # a driver that stamps two clouds alike
             self._drop_cloud(ledger.REPLACED)
-        self._clouds.add(stamp_ns, cloud)
-        while len(self._clouds.stamps) > self.queue:
-            self._clouds.pop_first()
+        self._clouds[stamp_ns] = cloud
+        while len(self._clouds) > self.queue:
+            del self._clouds[min(self._clouds)]
             self._drop_cloud(EXPIRED)
 
     def add_part(self, stamp_ns: int, name: str, message: Any) -> None:
@@ -142,22 +118,22 @@ class Matcher:
         if stamp_ns < self._newest_frame - _JUMP_NS:
             clouds = self._newest_cloud
             if abs(clouds - self._newest_frame) < abs(clouds - stamp_ns):  # clouds are not back yet
-                self._restart_clouds()
-            self._give_up(self._frames, self._drop_frame, TIME_JUMP)
-            self._newest_frame = self._last_frame = -1
+                self._restart_clouds(TIME_JUMP)
+            self._restart_frames(TIME_JUMP)
         self._newest_frame = max(self._newest_frame, stamp_ns)
-        if stamp_ns not in self._frames.items:
+        if stamp_ns not in self._frames:
             if stamp_ns <= self._last_frame:
                 if name == self._counted:  # one of its parts stands for the frame
                     self._new_frame()
                     self._drop_frame(OUT_OF_ORDER)
                 return
             self._new_frame()
-            self._frames.add(stamp_ns, {})
-        self._frames.items[stamp_ns][name] = message
-        while len(self._frames.stamps) > self.queue:
-            self._last_frame = max(self._last_frame, self._frames.stamps[0])
-            complete = self._complete(self._frames.pop_first())
+            self._frames[stamp_ns] = {}
+        self._frames[stamp_ns][name] = message
+        while len(self._frames) > self.queue:
+            oldest = min(self._frames)
+            self._last_frame = max(self._last_frame, oldest)
+            complete = self._frames.pop(oldest).keys() == self._parts
             self._drop_frame(NO_CLOUD if complete else INCOMPLETE)
 
     def pairs(self) -> Iterator[Pair]:
@@ -166,52 +142,51 @@ class Matcher:
             cloud_ns = self._nearest_cloud(frame_ns)
             if cloud_ns != frame_ns and self._newest_cloud < frame_ns:
                 return  # the next cloud may be nearer
-            for _ in self._frames.pop_before(frame_ns):
-                self._drop_frame(INCOMPLETE)
-            parts = self._frames.pop_first()
+            _give_up(self._frames, self._drop_frame, INCOMPLETE, before=frame_ns)
+            parts = self._frames.pop(frame_ns)
             self._last_frame = max(self._last_frame, frame_ns)
+            used = frame_ns - self.slop_ns if cloud_ns is None else cloud_ns
+            _give_up(self._clouds, self._drop_cloud, NO_MASK, before=used)
             if cloud_ns is None:
-                self._give_up_before(frame_ns - self.slop_ns)
                 self._drop_frame(NO_CLOUD)
                 continue
-            self._give_up_before(cloud_ns)
             self._last_cloud = cloud_ns
-            yield Pair(cloud_ns, frame_ns, self._clouds.pop_first(), parts)
+            yield Pair(cloud_ns, frame_ns, self._clouds.pop(cloud_ns), parts)
 
     def clear(self, reason: str) -> None:
         """Drop everything that waits, for the given reason."""
-        self._give_up(self._clouds, self._drop_cloud, reason)
-        self._give_up(self._frames, self._drop_frame, reason)
-        self._newest_cloud = self._last_cloud = -1
-        self._newest_frame = self._last_frame = -1
-
-    def _complete(self, parts: dict[str, Any]) -> bool:
-        return parts.keys() == self._parts
+        self._restart_clouds(reason)
+        self._restart_frames(reason)
 
     def _first_complete(self) -> int | None:
-        stamps = self._frames.stamps
-        return next((at for at in stamps if self._complete(self._frames.items[at])), None)
+        complete = (at for at, parts in self._frames.items() if parts.keys() == self._parts)
+        return min(complete, default=None)
 
     def _nearest_cloud(self, frame_ns: int) -> int | None:
         if self._last_cloud >= frame_ns:
             return None  # a later cloud is used already; the order of arrival must not matter
-        stamps = self._clouds.stamps
-        after = bisect.bisect_left(stamps, frame_ns)
-        near = stamps[max(after - 1, 0) : after + 1]
-        nearest = min(near, key=lambda stamp: abs(stamp - frame_ns), default=None)
+        nearest = min(self._clouds, key=lambda at: (abs(at - frame_ns), at), default=None)
         if nearest is None or abs(nearest - frame_ns) > self.slop_ns:
             return None
         return nearest
 
-    def _restart_clouds(self) -> None:
-        self._give_up(self._clouds, self._drop_cloud, TIME_JUMP)
+    def _restart_clouds(self, reason: str) -> None:
+        _give_up(self._clouds, self._drop_cloud, reason)
         self._newest_cloud = self._last_cloud = -1
 
-    def _give_up_before(self, stamp_ns: int) -> None:
-        for _ in self._clouds.pop_before(stamp_ns):
-            self._drop_cloud(NO_MASK)
+    def _restart_frames(self, reason: str) -> None:
+        _give_up(self._frames, self._drop_frame, reason)
+        self._newest_frame = self._last_frame = -1
 
-    @staticmethod
-    def _give_up(side: _Topic, drop: Callable[[str], object], reason: str) -> None:
-        for _ in range(side.clear()):
-            drop(reason)
+
+def _give_up(
+    waiting: dict[int, Any],
+    drop: Callable[[str], object],
+    reason: str,
+    *,
+    before: float = math.inf,
+) -> None:
+    """Drop what waits with a stamp below `before`."""
+    for stamp in [each for each in waiting if each < before]:
+        del waiting[stamp]
+        drop(reason)
