@@ -208,7 +208,7 @@ def test_the_age_at_publish_is_sane_or_absent(stamp_ms, received_ms, published_m
 def test_timings_summarise_each_stage():
     timings = Timings()
     for value in range(1, 101):
-        timings.add({"fuse": float(value), "decode": 1.0})
+        timings.add({"fuse": float(value), "decode": 1.0}, None)
     assert timings.summaries() == {
         "fuse": Summary(50.5, pytest.approx(95.05), 100.0),
         "decode": Summary(1.0, 1.0, 1.0),

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from magicfuse_ros.ros.managed_node import ManagedNode
@@ -55,9 +55,9 @@ class StopRequest:
 
 def run(
     name: str,
-    make: Callable[[StopRequest], ManagedNode],
-    parameters: Callable[[], Sequence[ParameterSpec]],
+    load: Callable[[], type[ManagedNode[Any]]],
     argv: Sequence[str] | None = None,
+    **node_arguments: Any,
 ) -> int:
     """Run a node until SIGINT or SIGTERM, and return its exit status.
 
@@ -68,21 +68,21 @@ def run(
     ----------
     name
         What the program is called.
-    make
-        Imports and makes the node.
-    parameters
-        Imports and returns the node's table of parameters.
+    load
+        Imports and returns the node's class.
     argv
         Command line with its program name; None for `sys.argv`.
+    node_arguments
+        Passed to the node's class.
     """
     stop = StopRequest()
     words = list(sys.argv if argv is None else argv)
     if {"-h", "--help"} & set(words[1:]):
-        print(usage(name, parameters()))  # noqa: T201 - asked for
+        print(usage(name, load().parameters))  # noqa: T201 - asked for
         return 0
     abandoned = False
     try:
-        abandoned = _run(make, words, stop)
+        abandoned = _run(lambda: load()(stop_requested=stop, **node_arguments), words, stop)
     except _CannotStart as error:
         print(f"{name} cannot start: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
         return CANNOT_START
@@ -116,7 +116,7 @@ class _CannotStart(Exception):  # noqa: N818 - never leaves this file
 
 
 def _run(
-    make: Callable[[StopRequest], ManagedNode],
+    make: Callable[[], ManagedNode[Any]],
     words: Sequence[str],
     stop: StopRequest,
 ) -> bool:
@@ -139,7 +139,7 @@ def _run(
     memory_warning = dds.clear_shared_memory(os.environ)
     try:
         rclpy.init(args=list(words), signal_handler_options=SignalHandlerOptions.NO)
-        node = make(stop)
+        node = make()
     except Exception as error:
         rclpy.try_shutdown()
         # rcl has no common type for bad arguments.

@@ -8,9 +8,15 @@ eight bytes costs one copy, and deserialising the message costs much more.
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 _ENCAPSULATION = 4
 _SECOND_NS = 1_000_000_000
+
+
+def nanoseconds(stamp: Any) -> int:
+    """Return a builtin_interfaces/Time in nanoseconds; unlike rclpy's, also one before 1970."""
+    return int(stamp.sec) * _SECOND_NS + int(stamp.nanosec)
 
 
 def has_header(message_class: type) -> bool:

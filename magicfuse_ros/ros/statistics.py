@@ -40,11 +40,13 @@ class Timings:
         self._lock = threading.Lock()
         self._windows: dict[str, deque[tuple[float, float]]] = {}
 
-    def add(self, times_ms: dict[str, float]) -> None:
-        """Add one frame's times, in milliseconds."""
+    def add(self, times_ms: dict[str, float], age_ms: float | None) -> None:
+        """Add one published frame's times and its age, in milliseconds; see `age_ms`."""
         now = time.monotonic()
+        self.ages_unknown += age_ms is None
+        ages = {} if age_ms is None else {"age": age_ms}
         with self._lock:
-            for name, value in times_ms.items():
+            for name, value in (times_ms | ages).items():
                 window = self._windows.setdefault(name, deque(maxlen=_WINDOW_LENGTH))
                 window.append((now, value))
 
@@ -67,6 +69,11 @@ class Timings:
 def _summarise(times_ms: list[float]) -> Summary:
     p50, p95, largest = np.percentile(times_ms, (50.0, 95.0, 100.0))
     return Summary(float(p50), float(p95), float(largest))
+
+
+def since_ms(start: float) -> float:
+    """Milliseconds since `start`, a time in seconds of `time.monotonic`."""
+    return (time.monotonic() - start) * 1e3
 
 
 def age_ms(stamp_ns: int, received_ns: int, published_ns: int) -> float | None:

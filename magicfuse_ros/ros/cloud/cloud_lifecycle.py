@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-
 from magicfuse_ros.ros import diagnostics, ledger
-from magicfuse_ros.ros.cloud.cloud_parameters import (
-    CLOUD_PARAMETERS,
-    CLOUD_SPECS,
-    CloudSettings,
-)
+from magicfuse_ros.ros.cloud.cloud_parameters import CLOUD_PARAMETERS, CloudSettings
 from magicfuse_ros.ros.cloud.extrinsics import Extrinsics
 from magicfuse_ros.ros.cloud.inputs import PICTURE_TOPICS, CloudInputs
 from magicfuse_ros.ros.cloud.matching import EXPIRED, NO_MASK, TIME_JUMP, Pair
 from magicfuse_ros.ros.cloud.painter import CloudPainter
 from magicfuse_ros.ros.ledger import Ledger
-from magicfuse_ros.ros.managed_node import SUCCESS, ManagedNode
-from magicfuse_ros.ros.parameter_table import ParameterError, ParameterTable
+from magicfuse_ros.ros.managed_node import ManagedNode
+from magicfuse_ros.ros.parameter_table import ParameterError
 
 _ORDINARY = {NO_MASK, TIME_JUMP}
 """Ordinary reasons to drop clouds: the sensor is faster than the masks, or a recording restarts."""
 
 
-class SemanticCloudNode(ManagedNode):
+class SemanticCloudNode(ManagedNode[CloudSettings]):
     """The node. Painting takes only milliseconds, so its one thread does everything.
 
     Its diagnostics have the keys of every node (see `diagnostics`; a frame there is a cloud here),
@@ -37,70 +32,41 @@ class SemanticCloudNode(ManagedNode):
         Passed to `ManagedNode`.
     """
 
+    parameters = CLOUD_PARAMETERS
+    _read = staticmethod(CloudSettings.from_values)
+    _input: CloudInputs | None
+
     def __init__(self, **node_arguments: Any) -> None:
-        self._inputs: CloudInputs | None = None
+        super().__init__("semantic_cloud", **node_arguments)
         self._painter: CloudPainter | None = None
         self._extrinsics: Extrinsics | None = None
-        self._is_enabled = True
         self._frames = Ledger()
-        super().__init__("semantic_cloud", **node_arguments)
-        self._parameters_table = ParameterTable(
-            self,
-            CLOUD_PARAMETERS,
-            CloudSettings.from_values,
-            refuse=self._refuse,
-            changed=self._adopt,
-        )
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Check the parameters; make the outputs."""
-        try:
-            settings = self._parameters_table.settings()
-        except ParameterError as error:
-            return self._fail("configure", str(error), state)
+    def _configure(self, settings: CloudSettings) -> str:
         self._painter = CloudPainter(self, settings, account=self._account, timings=self._timings)
-        self._state, self._error = "inactive", ""
-        return SUCCESS
+        return ""
 
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe to the clouds and to fuse_node's outputs."""
+    def _activate(self, settings: CloudSettings) -> str:
         if self._painter is None:
-            return self._fail("activate", "it is not configured", state)
-        try:
-            settings = self._parameters_table.settings()
-        except ParameterError as error:
-            return self._fail("activate", str(error), state)
+            raise ParameterError("it is not configured")
         self._painter.settings = settings
-        self._timings.clear()
-        self._recent.restart(self._account.account())
         self._extrinsics = Extrinsics(self)
-        self._inputs = CloudInputs(
-            self, settings, clouds=self._account, frames=self._frames, on_pair=self._on_pair
+        self._input = CloudInputs(
+            self,
+            settings,
+            account=self._account,
+            frames=self._frames,
+            enabled=lambda: self._enabled,
+            on_pair=self._on_pair,
         )
-        self._inputs.enabled = self._is_enabled
-        self._state, self._error = "active", ""
         mask = self.resolve_topic_name(PICTURE_TOPICS["mask"])
-        self.get_logger().info(f"Active: {self._inputs.points.topic} painted from {mask}")
-        return SUCCESS
-
-    @property
-    def _enabled(self) -> bool:
-        return self._is_enabled
-
-    @_enabled.setter
-    def _enabled(self, enabled: bool) -> None:
-        self._is_enabled = enabled
-        if self._inputs is not None:
-            self._inputs.enabled = enabled
-            if not enabled:
-                self._inputs.clear(ledger.DISABLED)
+        return f"{self._input.topic} painted from {mask}"
 
     def _pause(self) -> None:
-        if self._inputs is not None:
-            self._inputs.close()
+        super()._pause()
         if self._extrinsics is not None:
             self._extrinsics.close()
-        self._inputs = self._extrinsics = None
+        self._extrinsics = None
 
     def _release(self) -> None:
         self._pause()
@@ -109,55 +75,40 @@ class SemanticCloudNode(ManagedNode):
         self._painter = None
 
     def _on_pair(self, pair: Pair) -> None:
-        inputs, painter, extrinsics = self._inputs, self._painter, self._extrinsics
+        inputs, painter, extrinsics = self._input, self._painter, self._extrinsics
         if inputs is None or painter is None or extrinsics is None or inputs.camera_info is None:
             self._account.drop(ledger.INACTIVE)
             return
         painter.process(pair, inputs.camera_info, inputs.label_info, extrinsics)
 
-    def _refuse(self, names: set[str], values: Mapping[str, object]) -> str:
+    def _check(self, names: set[str], values: Mapping[str, object]) -> None:  # noqa: ARG002 - each is checked
         CloudSettings.from_values(values)
-        return self._why_not_now({name for name in names if not CLOUD_SPECS[name].live})
 
     def _adopt(self) -> None:
         """Adopt the live parameters, between two clouds."""
-        if self._painter is None or self._inputs is None:
+        if self._painter is None or self._input is None:
             return
-        settings = self._parameters_table.settings()
+        settings = self._table.settings()
         self._painter.settings = settings
-        self._inputs.adopt(settings)
-
-    def _every_second(self) -> None:
-        if self._inputs is not None:
-            self._inputs.points.refresh()
+        self._input.adopt(settings)
 
     def _health(self) -> diagnostics.Health:
-        inputs = self._inputs
+        health, inputs = super()._health(), self._input
         dropped = {
-            reason: count
-            for reason, count in self._recent.dropped().items()
-            if reason not in _ORDINARY
+            reason: count for reason, count in health.dropped.items() if reason not in _ORDINARY
         }
+        expired = dropped.pop(EXPIRED, 0)
         warnings = []
         if inputs is not None:
-            warnings.append(inputs.warning)
-            silence = self._silence(inputs) if self._is_enabled else ""
+            silence = self._silence(inputs) if self._enabled else ""
             warnings.append(silence)
-            if dropped.pop(EXPIRED, 0) and not silence:
+            if expired and not silence:
                 warnings.append("clouds expired before their mask came: raise the parameter queue")
             if inputs.camera_info is None and inputs.waiting[1] > 0:
                 topic = self.resolve_topic_name("fuse_node/camera_info")
                 warnings.append(f"no CameraInfo on {topic}: points cannot be projected")
-        dropped.pop(EXPIRED, 0)
-        return diagnostics.Health(
-            state=self._state,
-            enabled=self._is_enabled,
-            error=self._error,
-            warnings=tuple(filter(None, warnings)),
-            input_topic="" if inputs is None else inputs.points.topic,
-            publishers=0 if inputs is None else inputs.points.publishers,
-            silent_s=0.0 if inputs is None else inputs.silent_s,
-            dropped=dropped,
+        return replace(
+            health, warnings=(*health.warnings, *filter(None, warnings)), dropped=dropped
         )
 
     def _silence(self, inputs: CloudInputs) -> str:
@@ -170,16 +121,9 @@ class SemanticCloudNode(ManagedNode):
         return ""
 
     def _facts(self) -> dict[str, object]:
-        facts: dict[str, object] = {}
-        if self._inputs is not None:
-            points = self._inputs.points
-            facts["input_topic"] = points.topic
-            facts["input_reliability"] = points.reliability.name.lower()
-            facts["input_publishers"] = points.publishers
-        frames = self._frames.account()
+        facts, frames = super()._facts(), self._frames.account()
         facts["masks_in"], facts["masks_out"] = frames.frames_in, frames.frames_out
         facts["masks_pending"] = frames.pending
         for reason, count in sorted(frames.dropped.items()):
             facts[f"masks_dropped.{reason}"] = count
-        facts["ages_unknown"] = self._timings.ages_unknown
         return facts

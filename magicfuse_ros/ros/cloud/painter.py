@@ -16,13 +16,13 @@ from magicfuse_ros.ros.cloud.camera_model import CameraError, CameraModel
 from magicfuse_ros.ros.cloud.cloud_codec import CloudError, painted_cloud, read_points
 from magicfuse_ros.ros.cloud.cloud_parameters import CloudSettings
 from magicfuse_ros.ros.cloud.extrinsics import Extrinsics, TransformError
-from magicfuse_ros.ros.cloud.inputs import Cloud
 from magicfuse_ros.ros.cloud.matching import Pair
 from magicfuse_ros.ros.cloud.painting import Painted, Pictures, paint
 from magicfuse_ros.ros.images.codec import ImageError, decode_image, encode_image
 from magicfuse_ros.ros.ledger import Ledger, Throttle
+from magicfuse_ros.ros.node_input import Arrival
 from magicfuse_ros.ros.qos import LATCHED_QOS, OUTPUT_QOS
-from magicfuse_ros.ros.statistics import Timings, age_ms
+from magicfuse_ros.ros.statistics import Timings, age_ms, since_ms
 
 NO_TRANSFORM = "no_transform"
 """The pose of the cloud's sensor is not known."""
@@ -66,7 +66,7 @@ class CloudPainter:
         Parameters
         ----------
         pair
-            Its cloud is a `Cloud`, its parts are sensor_msgs/Image.
+            Its cloud is an `Arrival`, its parts are sensor_msgs/Image.
         camera_info
             Describes the camera's whole picture.
         label_info
@@ -74,18 +74,18 @@ class CloudPainter:
         extrinsics
             Where the transform comes from.
         """
-        cloud: Cloud = pair.cloud
-        times = {"wait": _since_ms(cloud.received_at)}
+        cloud: Arrival = pair.cloud
+        times = {"wait": since_ms(cloud.received_at)}
         try:
             started = time.monotonic()
             points, pictures = read_points(cloud.message), _pictures(pair.parts)
-            times["decode"] = _since_ms(started)
+            times["decode"] = since_ms(started)
             started = time.monotonic()
             painted = self._paint(pair, points, pictures, camera_info, extrinsics)
-            times["paint"] = _since_ms(started)
+            times["paint"] = since_ms(started)
             started = time.monotonic()
             self._publish(cloud.message, painted, label_info)
-            times["publish"] = _since_ms(started)
+            times["publish"] = since_ms(started)
         except (CloudError, CameraError, ImageError, _PairError) as error:
             self._drop(error.reason, str(error))
             return
@@ -97,14 +97,9 @@ class CloudPainter:
             self._drop(ledger.PUBLISH_ERROR, "; ".join(filter(None, causes)))
             return
         self._account.published()
-        times["total"] = _since_ms(cloud.received_at)
+        times["total"] = since_ms(cloud.received_at)
         now_ns = self._node.get_clock().now().nanoseconds
-        age = age_ms(pair.cloud_ns, cloud.clock_ns, now_ns)
-        if age is None:
-            self._timings.ages_unknown += 1
-        else:
-            times["age"] = age
-        self._timings.add(times)
+        self._timings.add(times, age_ms(pair.cloud_ns, cloud.clock_ns, now_ns))
 
     def destroy(self) -> None:
         """Destroy the publishers."""
@@ -199,7 +194,3 @@ def _pictures(parts: dict[str, Any]) -> Pictures:
         return Pictures(mask, confidence, color)
     except ValueError as error:
         raise _PairError(PICTURE_SIZE, str(error)) from error
-
-
-def _since_ms(start: float) -> float:
-    return (time.monotonic() - start) * 1e3

@@ -23,7 +23,8 @@ from magicfuse_ros.ros.node.id_map import remap
 from magicfuse_ros.ros.node.parameters import Settings
 from magicfuse_ros.ros.node.publishers import FusePublishers
 from magicfuse_ros.ros.node.worker import Frame, LoadCancelled
-from magicfuse_ros.ros.statistics import Timings, age_ms
+from magicfuse_ros.ros.stamps import nanoseconds
+from magicfuse_ros.ros.statistics import Timings, age_ms, since_ms
 from magicfuse_ros.runtime.contract import Engine, FuseResult, Progress
 
 _FALL_BACK_AFTER = 2
@@ -87,11 +88,11 @@ class Pipeline:
         if self._inactive(frame):
             return
         settings = self.settings
-        times = {"wait": _since_ms(frame.received_at)}
+        times = {"wait": since_ms(frame.received_at)}
         try:
             started = time.monotonic()
             picture = self._decode(frame.message, settings.input_bits)
-            times["read"] = _since_ms(started)  # the engine has a stage `decode` of its own
+            times["read"] = since_ms(started)  # the engine has a stage `decode` of its own
         except ImageError as error:
             self._drop(frame, error.reason, str(error))
             return
@@ -123,10 +124,9 @@ class Pipeline:
             self._count(ledger.PUBLISH_ERROR, "; ".join(filter(None, causes)))
             return
         self._account.published()
-        times["publish"] = _since_ms(started)
-        times["total"] = _since_ms(frame.received_at)
-        self._measure_age(frame, times)
-        self._timings.add(times)
+        times["publish"] = since_ms(started)
+        times["total"] = since_ms(frame.received_at)
+        self._timings.add(times, self._age_ms(frame))
 
     def begin(self) -> None:
         """Treat the next frame as the first of a stream."""
@@ -178,7 +178,7 @@ class Pipeline:
     ) -> FuseResult | None:
         try:
             self.update(engine)
-            self._follow(engine, _stamp_ns(frame))
+            self._follow(engine, nanoseconds(frame.message.header.stamp))
             return engine.fuse(picture, self._publishers.wanted_extras(), wait=False)
         except ValueError as error:
             self._drop(frame, ledger.UNSUPPORTED, str(error))
@@ -255,21 +255,12 @@ class Pipeline:
         changed = [name for name in now if now[name] != self._proven.get(name)]
         return ", ".join(f"{name} became {now[name]}" for name in changed)
 
-    def _measure_age(self, frame: Frame, times: dict[str, float]) -> None:
-        stamp_ns = _stamp_ns(frame)
-        now_ns = self._clock.now().nanoseconds
+    def _age_ms(self, frame: Frame) -> float | None:
+        stamp_ns, now_ns = nanoseconds(frame.message.header.stamp), self._clock.now().nanoseconds
         age = age_ms(stamp_ns, frame.clock_ns, now_ns) if frame.in_order else None
-        if age is not None:
-            times["age"] = age
-            return
-        self._timings.ages_unknown += 1
-        if frame.in_order and stamp_ns != 0 and self._throttle.allows("age"):
+        if age is None and frame.in_order and stamp_ns != 0 and self._throttle.allows("age"):
             self._log.warning(_explain_clocks((now_ns - stamp_ns) / 1e9, now_ns))
-
-
-def _stamp_ns(frame: Frame) -> int:
-    stamp = frame.message.header.stamp
-    return int(stamp.sec * 10**9 + stamp.nanosec)
+        return age
 
 
 def _explain_clocks(behind_s: float, now_ns: int) -> str:
@@ -284,7 +275,3 @@ def _explain_clocks(behind_s: float, now_ns: int) -> str:
         f"Image stamps are {behind_s:.0f} s behind the node's clock; for a recording, set "
         "use_sim_time and let its player publish /clock"
     )
-
-
-def _since_ms(start: float) -> float:
-    return (time.monotonic() - start) * 1e3

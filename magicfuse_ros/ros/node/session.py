@@ -116,7 +116,7 @@ class Session:
         self.worker.start()
         while not self.worker.wait_loaded(0.1):
             if stop_requested():
-                return "asked to stop while loading"
+                return "asked to stop while the engine was loading"
             if time.monotonic() - shown >= 1.0:
                 shown = time.monotonic()
                 every_second()

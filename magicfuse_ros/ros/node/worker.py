@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from magicfuse_ros.ros.node.mailbox import Mailbox
+from magicfuse_ros.ros.node_input import Arrival
 from magicfuse_ros.runtime.contract import Engine, Progress
 
 
@@ -17,24 +17,15 @@ class LoadCancelled(Exception):  # noqa: N818 - it ends a load that somebody sto
 
 
 @dataclass(frozen=True)
-class Frame:
+class Frame(Arrival):
     """An image message on its way through the node.
 
     Attributes
     ----------
-    message
-        sensor_msgs Image or CompressedImage.
-    received_at
-        `time.monotonic()` at receipt, in seconds.
-    clock_ns
-        The node's clock at receipt.
     in_order
         False when the stamp is older than that of the frame before.
     """
 
-    message: Any
-    received_at: float
-    clock_ns: int
     in_order: bool
     _outcome: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
