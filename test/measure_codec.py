@@ -15,13 +15,12 @@ from std_msgs.msg import Header
 from support.timing import median_ms
 
 from magicfuse_ros.ros.images.codec import (
-    ENCODINGS,
     decode_compressed,
     decode_image,
     encode_compressed,
     encode_image,
 )
-from magicfuse_ros.ros.images.pixel_layouts import LAYOUTS
+from magicfuse_ros.ros.images.pixel_layouts import ENCODINGS, LAYOUTS
 
 WIDTH, HEIGHT = 640, 480
 PADDING = 64

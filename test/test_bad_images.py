@@ -12,7 +12,8 @@ from image_reference import ALL, RawImage
 from sensor_msgs.msg import Image
 from support.foreign_buffer import Buffer
 
-from magicfuse_ros.ros.images.codec import MAX_PIXELS, REASONS, ImageError, decode_image
+from magicfuse_ros.ros.images.codec import decode_image
+from magicfuse_ros.sources.picture_errors import MAX_PIXELS, REASONS, PictureError
 
 
 def message(**changes):
@@ -51,7 +52,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_message_gets_its_reason(name):
     bad, reason, names = BAD[name]
-    with pytest.raises(ImageError, match=names) as error:
+    with pytest.raises(PictureError, match=names) as error:
         decode_image(bad)
     assert error.value.reason == reason
     assert "accepted" in str(error.value)
@@ -59,7 +60,7 @@ def test_a_bad_message_gets_its_reason(name):
 
 
 def test_a_long_encoding_does_not_flood_the_log():
-    with pytest.raises(ImageError) as error:
+    with pytest.raises(PictureError) as error:
         decode_image(message(encoding="x" * 100_000))
     assert len(str(error.value)) < 600
 
@@ -82,7 +83,7 @@ def test_any_header_is_decoded_or_refused(height, width, step, encoding, is_bige
     image.data = array.array("B", data)
     try:
         decoded = decode_image(image)
-    except ImageError as error:
+    except PictureError as error:
         reason = error.reason
     else:
         reason = None

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import PointCloud2, PointField
 from support.foreign_buffer import Buffer
 
-from magicfuse_ros.ros.cloud.cloud_codec import CloudError, painted_cloud, read_points
+from magicfuse_ros.ros.cloud.cloud_codec import painted_cloud, read_points
+from magicfuse_ros.ros.cloud.cloud_errors import CloudError
 from magicfuse_ros.ros.cloud.painting import Painted
 
 F32, F64, U8, U16, U32 = (

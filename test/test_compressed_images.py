@@ -16,15 +16,9 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 from support.foreign_buffer import Buffer
 
-from magicfuse_ros.ros.images.codec import (
-    MAX_PIXELS,
-    REASONS,
-    ImageError,
-    decode_compressed,
-    encode_compressed,
-)
+from magicfuse_ros.ros.images.codec import decode_compressed, encode_compressed
 from magicfuse_ros.sources.compressed_header import MAX_SCANS, CompressedHeader, read_header
-from magicfuse_ros.sources.picture_errors import PictureError
+from magicfuse_ros.sources.picture_errors import MAX_PIXELS, REASONS, PictureError
 
 WIDTH, HEIGHT = 80, 48
 
@@ -72,7 +66,7 @@ def forbid_decoding(monkeypatch):
 
 
 def reason_of(message):
-    with pytest.raises(ImageError) as error:
+    with pytest.raises(PictureError) as error:
         decode_compressed(message)
     assert len(str(error.value)) < 300
     return error.value.reason
@@ -240,7 +234,7 @@ def test_a_jpeg_of_countless_scans_is_refused_before_it_is_decoded(monkeypatch):
     bomb = jpeg[:-2] + last * (missing + 1) + jpeg[-2:]
 
     forbid_decoding(monkeypatch)
-    with pytest.raises(ImageError, match=f"{MAX_SCANS + 1} scans") as caught:
+    with pytest.raises(PictureError, match=f"{MAX_SCANS + 1} scans") as caught:
         decode_compressed(compressed(bomb))
     assert caught.value.reason == "corrupt_jpeg"
 
@@ -272,7 +266,7 @@ def test_bytes_that_are_no_picture(data, reason):
 
 def test_a_jpeg_in_a_gpus_memory_is_refused():
     message = SimpleNamespace(format="jpeg", data=Buffer(jpeg_of(scene())))
-    with pytest.raises(ImageError, match="without acceptable_buffer_backends") as error:
+    with pytest.raises(PictureError, match="without acceptable_buffer_backends") as error:
         decode_compressed(message)
     assert error.value.reason == "unreadable_data"
 
@@ -299,7 +293,7 @@ def test_a_png_whose_chunk_announces_gigabytes_is_refused_before_it_is_decoded()
     ],
 )
 def test_another_transport_is_refused_by_name(form, data, names):
-    with pytest.raises(ImageError, match=f"{names}; accepted: a JPEG or PNG") as error:
+    with pytest.raises(PictureError, match=f"{names}; accepted: a JPEG or PNG") as error:
         decode_compressed(compressed(data, form))
     assert error.value.reason == "unknown_format"
 
@@ -402,7 +396,7 @@ def test_a_damaged_picture_is_decoded_or_refused(data, changes):
         damaged[at % len(damaged)] = value
     try:
         decoded = decode_compressed(compressed(damaged))
-    except ImageError as error:
+    except PictureError as error:
         reason = error.reason
     else:
         reason = None

@@ -18,12 +18,9 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from magicfuse_ros.ros.cdr import deserialize, serialize_image
-from magicfuse_ros.ros.images.codec import (
-    ENCODINGS,
-    ImageError,
-    decode_image,
-    encode_image,
-)
+from magicfuse_ros.ros.images.codec import decode_image, encode_image
+from magicfuse_ros.ros.images.pixel_layouts import ENCODINGS
+from magicfuse_ros.sources.picture_errors import PictureError
 
 MULTI_BYTE = [
     name for name in ALL if GREY_BYTES.get(name, 1) > 1 or (name in BAYER and BAYER[name][1] > 1)
@@ -248,13 +245,13 @@ def test_a_float_frame_does_not_depend_on_its_brightest_pixel():
 def test_one_non_finite_pixel_is_enough(value, row, column, bigendian):
     values = np.full((6, 7), 0.5)
     values[row, column] = value
-    with pytest.raises(ImageError, match="1 of 42") as error:
+    with pytest.raises(PictureError, match="1 of 42") as error:
         decode_image(float_image(values, bigendian=bigendian))
     assert error.value.reason == "non_finite"
 
 
 def test_infinities_of_both_signs_do_not_cancel():
-    with pytest.raises(ImageError, match="42 of 42") as error:
+    with pytest.raises(PictureError, match="42 of 42") as error:
         decode_image(float_image(np.where(np.arange(42).reshape(6, 7) % 2, np.inf, -np.inf)))
     assert error.value.reason == "non_finite"
 
@@ -266,7 +263,7 @@ def test_non_finite_padding_is_not_looked_at():
 
 @pytest.mark.parametrize("value", [1.5, 128.0, -0.5, 3.4e38, -3.4e38])
 def test_floats_of_another_scale_are_refused(value):
-    with pytest.raises(ImageError, match=r"accepted: 0\.0") as error:
+    with pytest.raises(PictureError, match=r"accepted: 0\.0") as error:
         decode_image(float_image(np.full((4, 4), value)))
     assert error.value.reason == "out_of_range"
 

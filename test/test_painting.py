@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 
-from magicfuse_ros.ros.cloud.camera_model import CameraError, CameraModel
+from magicfuse_ros.ros.cloud.camera_model import CameraModel
+from magicfuse_ros.ros.cloud.cloud_errors import CloudError
 from magicfuse_ros.ros.cloud.painting import Occlusion, Pictures, in_front, paint
 
 SIZE = (64, 48)
@@ -186,7 +187,7 @@ def test_a_rectified_picture_is_described_by_p_and_r():
     ],
 )
 def test_what_cannot_be_projected_with_is_named(changes, reason, text):
-    with pytest.raises(CameraError) as caught:
+    with pytest.raises(CloudError) as caught:
         CameraModel.from_camera_info(info(**changes), SIZE)
 
     assert caught.value.reason == reason

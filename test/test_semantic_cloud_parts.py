@@ -15,13 +15,14 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from support.system import random_domain
 
 from magicfuse_ros.ros.cloud import extrinsics
+from magicfuse_ros.ros.cloud.cloud_errors import CloudError
 from magicfuse_ros.ros.cloud.cloud_lifecycle import SemanticCloudNode
 from magicfuse_ros.ros.cloud.cloud_parameters import (
     CLOUD_PARAMETERS,
     CLOUD_SPECS,
     CloudSettings,
 )
-from magicfuse_ros.ros.cloud.extrinsics import Extrinsics, RigidTransform, TransformError
+from magicfuse_ros.ros.cloud.extrinsics import Extrinsics, RigidTransform
 from magicfuse_ros.ros.cloud.matching import (
     EXPIRED,
     INCOMPLETE,
@@ -271,7 +272,7 @@ def test_a_tf_message_and_the_parameter_mean_the_same(angles, shift):
 
 
 def test_a_rotation_that_is_none_is_refused():
-    with pytest.raises(TransformError, match="quaternion"):
+    with pytest.raises(CloudError, match="quaternion"):
         RigidTransform.from_message(Transform(rotation=Quaternion(x=0.0, y=0.0, z=0.0, w=0.0)))
 
 
@@ -330,7 +331,7 @@ def test_tf_is_asked_at_the_clouds_stamp_and_not_without_need(tf):
 
 
 def test_a_transform_that_tf_does_not_know_is_named(tf):
-    with pytest.raises(TransformError, match=r"from 'lost' to 'camera'.*frame does not exist.*set"):
+    with pytest.raises(CloudError, match=r"from 'lost' to 'camera'.*frame does not exist.*set"):
         Extrinsics("node").find("camera", "lost", Time(sec=3), None)
 
 

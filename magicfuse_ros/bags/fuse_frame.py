@@ -20,7 +20,6 @@ from magicfuse_ros.ros import ledger, outputs
 from magicfuse_ros.ros.cdr import deserialize
 from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.codec import (
-    ImageError,
     decode_compressed,
     decode_image,
     encode_compressed,
@@ -29,6 +28,7 @@ from magicfuse_ros.ros.images.codec import (
 from magicfuse_ros.ros.node.id_map import IdMap, remap
 from magicfuse_ros.runtime.class_colors import colorize
 from magicfuse_ros.runtime.contract import EXTRAS, Engine, FuseResult
+from magicfuse_ros.sources.picture_errors import PictureError
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class FrameFuser:
             image = deserialize(message.data, CompressedImage if is_compressed else Image)
             decode = decode_compressed if is_compressed else decode_image
             frame = decode(image, self._depths[message.topic.name])
-        except ImageError as error:
+        except PictureError as error:
             return Fused(reason=error.reason, text=str(error))
         except Exception as error:  # noqa: BLE001 - a bag can hold what nobody thought of
             return Fused(reason=ledger.UNDECODABLE, text=f"{type(error).__name__}: {error}")

@@ -13,8 +13,9 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.ros.cdr import deserialize
-from magicfuse_ros.ros.images.codec import ImageError, decode_compressed, decode_image
+from magicfuse_ros.ros.images.codec import decode_compressed, decode_image
 from magicfuse_ros.ros.stamps import read_stamp
+from magicfuse_ros.sources.picture_errors import PictureError
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
@@ -43,7 +44,7 @@ def decode(topic: Topic, data: bytes) -> NDArray[np.uint8]:
 
     Raises
     ------
-    ImageError
+    PictureError
         The message holds no readable picture.
     BagError
         The bytes are no such message.
@@ -66,7 +67,7 @@ def frames(bag: BagReader, topic_name: str) -> Iterator[StampedFrame]:
     for message in bag.messages([topic_name]):
         try:
             frame = decode(topic, message.data)
-        except (BagError, ImageError):
+        except (BagError, PictureError):
             continue
         yield StampedFrame(read_stamp(message.data), message.received_ns, frame)
 

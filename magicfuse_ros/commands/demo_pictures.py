@@ -17,8 +17,8 @@ from magicfuse_ros.bags.reader import BagReader, Topic
 from magicfuse_ros.commands.node_session import COLOR, ENHANCED, INFRARED, MAGIMG
 from magicfuse_ros.commands.video_writer import VideoWriter
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.ros.images.codec import ImageError
 from magicfuse_ros.ros.stamps import read_stamp
+from magicfuse_ros.sources.picture_errors import PictureError
 from magicfuse_ros.whole_files import write_whole
 
 Picture = NDArray[np.uint8]
@@ -52,7 +52,7 @@ def matched(bag: BagReader, input_topic: str) -> Iterator[Matched]:
             del waiting[old]
         try:
             pictures = {name: decode(*part) for name, part in parts.items()}
-        except ImageError:
+        except PictureError:
             continue  # the node refused this input frame as well, and counted it
         yield Matched(stamp_ns, pictures)
 

@@ -14,7 +14,7 @@ DISABLED = "disabled"
 INACTIVE = "inactive"
 """The node was deactivated while the frame was under way."""
 UNDECODABLE = "undecodable"
-"""The message cannot be decoded, for a reason that `ImageError` has no name for."""
+"""The message cannot be decoded, for a reason that `PictureError` has no name for."""
 UNSUPPORTED = "unsupported_frame"
 """The engine cannot fuse a frame like this one."""
 ENGINE_ERROR = "engine_error"
@@ -32,7 +32,7 @@ class Account:
     Attributes
     ----------
     dropped
-        Frames dropped, by reason: the names above, or an `ImageError.reason`.
+        Frames dropped, by reason: the names above, or an `PictureError.reason`.
     pending
         Frames in the mailbox or being fused: 0 to 2.
     """

@@ -60,7 +60,7 @@ class PictureTopic(MatchedSubscription):
 
 
 def read_message(message: Any) -> UInt8:
-    """Decode an Image or CompressedImage into RGB; raises ImageError, a ValueError."""
+    """Decode an Image or CompressedImage into RGB; raises PictureError, a ValueError."""
     if isinstance(message, CompressedImage):
         return decode_compressed(message)
     return decode_image(message)

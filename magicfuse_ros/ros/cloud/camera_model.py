@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from magicfuse_ros.ros.cloud.cloud_errors import CloudError
 from magicfuse_ros.ros.outputs import plain_camera_info
 
 Floats = NDArray[np.floating[Any]]
@@ -27,20 +28,6 @@ _WIDEST_TANGENT = 50.0
 """Largest tangent up to which a polynomial is followed: 88.9 degrees from the axis."""
 _NEAREST_Z = 1e-6
 """Smallest z in metres; nearer to the plane z = 0 a pinhole camera has no picture."""
-
-
-class CameraError(ValueError):
-    """A CameraInfo that points cannot be projected with; the message says what is accepted.
-
-    Attributes
-    ----------
-    reason
-        "uncalibrated" or "unknown_distortion": stable and machine-readable, for counting.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +77,7 @@ class CameraModel:
 
         Raises
         ------
-        CameraError
+        CloudError
             The camera has no focal length, or a distortion that is not in `MODELS`.
         """
         plain = plain_camera_info(info, size)
@@ -105,7 +92,7 @@ class CameraModel:
             model, coefficients = _distortion(info.distortion_model, info.d)
         used = "P" if rectified else "K"
         if not np.isfinite(projection).all() or not (projection[[0, 1], [0, 1]] > 0.0).all():
-            raise CameraError(
+            raise CloudError(
                 "uncalibrated",
                 f"{used} of the CameraInfo has focal lengths {projection[0, 0]:g} and "
                 f"{projection[1, 1]:g}; accepted: positive numbers; calibrate the camera",
@@ -168,7 +155,7 @@ def _distortion(name: str, given: Any) -> tuple[str, NDArray[np.float64]]:
         return _EQUIDISTANT, values
     if values.size in _POLYNOMIAL.get(name, ()) and np.isfinite(values).all():
         return "polynomial", np.pad(values, (0, 12 - values.size))
-    raise CameraError(
+    raise CloudError(
         "unknown_distortion",
         f"distortion model {name!r} with D = {values.tolist()}; accepted: plumb_bob (4 or 5 "
         "numbers), rational_polynomial (8 or 12), equidistant (4), or all zeros; or feed rectified "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import PointCloud2, PointField
 
 from magicfuse_ros.ros.byte_data import why_unreadable
+from magicfuse_ros.ros.cloud.cloud_errors import CloudError
 from magicfuse_ros.ros.cloud.painting import Painted
 
 Floats = NDArray[np.floating[Any]]
@@ -44,21 +45,6 @@ MAX_STEP = 1 << 12
 """Largest point that is accepted, in bytes."""
 MAX_FIELDS = 256
 """Most fields of a point."""
-
-
-class CloudError(ValueError):
-    """A cloud that cannot be read; the message names the bad value and what is accepted.
-
-    Attributes
-    ----------
-    reason
-        "no_coordinates", "bad_layout", "short_data", "unreadable_data" or "too_large": stable and
-        machine-readable, for counting.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 def read_points(cloud: Any) -> Floats:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.time import Time
 
+from magicfuse_ros.ros.cloud.cloud_errors import CloudError
+
 try:
     import tf2_ros
 except ImportError:  # not on PyPI; ROS installations have it in ros-<distro>-tf2-ros-py
@@ -22,10 +24,6 @@ Floats = NDArray[np.floating[Any]]
 
 _JUMP_NS = 1_000_000_000
 """A cloud this much older than the newest one means that a recording has started again."""
-
-
-class TransformError(LookupError):
-    """No transform is known; the message says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +81,16 @@ class RigidTransform:
 
         Raises
         ------
-        TransformError
-            Its quaternion is no rotation: its length is 0 or not finite.
+        CloudError
+            `no_transform`: its quaternion is no rotation: its length is 0 or not finite.
         """
         q, t = transform.rotation, transform.translation
         x, y, z, w = (float(value) for value in (q.x, q.y, q.z, q.w))
         length = math.sqrt(x * x + y * y + z * z + w * w)
         if not 1e-6 < length < 1e6:
-            raise TransformError(f"the transform's quaternion is ({x:g}, {y:g}, {z:g}, {w:g})")
+            raise CloudError(
+                "no_transform", f"the transform's quaternion is ({x:g}, {y:g}, {z:g}, {w:g})"
+            )
         x, y, z, w = (value / length for value in (x, y, z, w))
         rotation = np.array(
             [
@@ -149,17 +149,18 @@ class Extrinsics:
 
         Raises
         ------
-        TransformError
-            tf does not know the transform, or is not installed.
+        CloudError
+            `no_transform`: tf does not know the transform, or is not installed.
         """
         if fixed is not None:
             return fixed
         if cloud_frame == camera_frame:
             return RigidTransform.identity()
         if self._buffer is None:
-            raise TransformError(
+            raise CloudError(
+                "no_transform",
                 f"the cloud is in frame {cloud_frame!r}, the camera in {camera_frame!r}, and "
-                "tf2_ros is not installed: set `extrinsic`, or install ros-<distro>-tf2-ros-py"
+                "tf2_ros is not installed: set `extrinsic`, or install ros-<distro>-tf2-ros-py",
             )
         at = Time.from_msg(stamp)
         if at.nanoseconds < self._newest_ns - _JUMP_NS:
@@ -170,8 +171,9 @@ class Extrinsics:
         try:
             found = self._buffer.lookup_transform(camera_frame, cloud_frame, at)
         except tf2_ros.TransformException as error:
-            raise TransformError(
+            raise CloudError(
+                "no_transform",
                 f"tf has no transform from {cloud_frame!r} to {camera_frame!r} at the cloud's "
-                f"stamp ({' '.join(str(error).split())}): publish one, or set `extrinsic`"
+                f"stamp ({' '.join(str(error).split())}): publish one, or set `extrinsic`",
             ) from error
         return RigidTransform.from_message(found.transform)

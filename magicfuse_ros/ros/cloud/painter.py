@@ -12,24 +12,19 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from magicfuse_ros.ros import dds, ledger
-from magicfuse_ros.ros.cloud.camera_model import CameraError, CameraModel
-from magicfuse_ros.ros.cloud.cloud_codec import CloudError, painted_cloud, read_points
+from magicfuse_ros.ros.cloud.camera_model import CameraModel
+from magicfuse_ros.ros.cloud.cloud_codec import painted_cloud, read_points
+from magicfuse_ros.ros.cloud.cloud_errors import CloudError
 from magicfuse_ros.ros.cloud.cloud_parameters import CloudSettings
-from magicfuse_ros.ros.cloud.extrinsics import Extrinsics, TransformError
+from magicfuse_ros.ros.cloud.extrinsics import Extrinsics
 from magicfuse_ros.ros.cloud.matching import Pair
 from magicfuse_ros.ros.cloud.painting import Painted, Pictures, paint
-from magicfuse_ros.ros.images.codec import ImageError, decode_image, encode_image
+from magicfuse_ros.ros.images.codec import decode_image, encode_image
 from magicfuse_ros.ros.ledger import Ledger, Throttle
 from magicfuse_ros.ros.node_input import Arrival
 from magicfuse_ros.ros.qos import LATCHED_QOS, OUTPUT_QOS
 from magicfuse_ros.ros.statistics import Timings, age_ms, since_ms
-
-NO_TRANSFORM = "no_transform"
-"""The pose of the cloud's sensor is not known."""
-PICTURE_SIZE = "picture_size"
-"""Mask, confidence and color differ in size."""
-BAD_MASK = "bad_mask"
-"""Mask or confidence is not mono8."""
+from magicfuse_ros.sources.picture_errors import PictureError
 
 
 class CloudPainter:
@@ -86,11 +81,8 @@ class CloudPainter:
             started = time.monotonic()
             self._publish(cloud.message, painted, label_info)
             times["publish"] = since_ms(started)
-        except (CloudError, CameraError, ImageError, _PairError) as error:
+        except (CloudError, PictureError) as error:
             self._drop(error.reason, str(error))
-            return
-        except TransformError as error:
-            self._drop(NO_TRANSFORM, str(error))
             return
         except Exception as error:  # noqa: BLE001 - one cloud that nobody thought of must not stop it
             causes = f"{type(error).__name__}: {error}", dds.shared_memory_warning()
@@ -173,24 +165,15 @@ class CloudPainter:
             self._node.get_logger().warning(f"Cloud dropped, {reason} ({count} so far): {text}")
 
 
-class _PairError(ValueError):
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 def _pictures(parts: dict[str, Any]) -> Pictures:
     for name in ("mask", "confidence"):
         if parts[name].encoding not in ("mono8", "8UC1"):
-            raise _PairError(
-                BAD_MASK,
+            raise CloudError(
+                "bad_mask",
                 f"the encoding of {name} is {parts[name].encoding!r}; accepted: mono8; remap it to "
                 f"fuse_node's ~/semantic/{name}",
             )
     color = decode_image(parts["color"]) if "color" in parts else None
     # Grey is decoded to three equal channels.
     mask, confidence = (decode_image(parts[name])[:, :, 0] for name in ("mask", "confidence"))
-    try:
-        return Pictures(mask, confidence, color)
-    except ValueError as error:
-        raise _PairError(PICTURE_SIZE, str(error)) from error
+    return Pictures(mask, confidence, color)

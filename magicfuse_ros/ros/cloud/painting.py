@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from magicfuse_ros.model.labels import UNKNOWN
 from magicfuse_ros.ros.cloud.camera_model import CameraModel
+from magicfuse_ros.ros.cloud.cloud_errors import CloudError
 
 Floats = NDArray[np.floating[Any]]
 
@@ -30,8 +31,8 @@ class Pictures:
 
     Raises
     ------
-    ValueError
-        The sizes differ.
+    CloudError
+        `picture_size`: the sizes differ.
     """
 
     mask: NDArray[np.uint8]
@@ -42,9 +43,10 @@ class Pictures:
         color_fits = self.color is None or self.color.shape == (*self.mask.shape, 3)
         if self.confidence.shape != self.mask.shape or not color_fits:
             color = "none" if self.color is None else self.color.shape
-            raise ValueError(
+            raise CloudError(
+                "picture_size",
                 f"mask {self.mask.shape}, confidence {self.confidence.shape} and color {color} "
-                "differ; accepted: pictures of one size"
+                "differ; accepted: pictures of one size",
             )
 
 

@@ -13,14 +13,14 @@ not flicker:
   or whose mean lies outside [0, 1] (so it has another scale, 0 to 255 or metres), is refused.
 - `yuv422`, `yuyv`, `nv12` and the like: ITU-R BT.601, limited range (luma 16 to 235).
 
-Bad input raises `ImageError`, whose `reason` is machine-readable; nothing of the size that a header
-claims is allocated before it is checked.
+Bad input raises `PictureError`, whose `reason` is machine-readable; nothing of the size that a
+header claims is allocated before it is checked.
 """
 
 from __future__ import annotations
 
 import array
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,23 +29,9 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from magicfuse_ros.ros.byte_data import why_unreadable
 from magicfuse_ros.ros.images.bit_depth import BitDepth
-from magicfuse_ros.ros.images.errors import REASONS, ImageError, Reason
-from magicfuse_ros.ros.images.pixel_layouts import ENCODINGS, PixelLayout, layout_of
-from magicfuse_ros.sources.picture_errors import MAX_PIXELS, PictureError
+from magicfuse_ros.ros.images.pixel_layouts import PixelLayout, layout_of
+from magicfuse_ros.sources.picture_errors import PictureError
 from magicfuse_ros.sources.pictures import decode_jpeg_or_png, to_rgb8
-
-__all__ = [
-    "ENCODINGS",
-    "MAX_PIXELS",
-    "REASONS",
-    "ImageError",
-    "Reason",
-    "decode_compressed",
-    "decode_image",
-    "encode_compressed",
-    "encode_image",
-    "image_size",
-]
 
 _CHANNELS_OUT = {"rgb8": 3, "mono8": 1}
 _FULL_SCALE = BitDepth(16)
@@ -59,39 +45,14 @@ _VIDEOS = {
 """Videos that some publishers send as CompressedImage, by their first bytes."""
 
 
-class ImageLike(Protocol):
-    """What `decode_image` reads: sensor_msgs/Image of rclpy, or of rosbags."""
-
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def encoding(self) -> str: ...
-    @property
-    def is_bigendian(self) -> int: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def data(self) -> Any: ...
-
-
-class CompressedLike(Protocol):
-    """What `decode_compressed` reads: sensor_msgs/CompressedImage of rclpy, or of rosbags."""
-
-    @property
-    def format(self) -> str: ...
-    @property
-    def data(self) -> Any: ...
-
-
-def decode_image(msg: ImageLike, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
+def decode_image(msg: Any, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
     """Decode a raw camera picture of any encoding in `ENCODINGS`.
 
     Parameters
     ----------
     msg
-        sensor_msgs/Image; `data` is any buffer of bytes. Bytes after the last row are ignored.
+        sensor_msgs/Image of rclpy or of rosbags; `data` is any buffer of bytes. Bytes after the
+        last row are ignored.
     depth
         How 16-bit pixels become 8 bits; all 16 bits, unless told otherwise.
 
@@ -102,7 +63,7 @@ def decode_image(msg: ImageLike, depth: BitDepth = _FULL_SCALE) -> NDArray[np.ui
 
     Raises
     ------
-    ImageError
+    PictureError
         `zero_size`, `unknown_encoding`, `too_large`, `too_small`, `odd_size`, `bad_step`,
         `short_data`, `unreadable_data`, `non_finite` or `out_of_range`.
 
@@ -124,7 +85,7 @@ def decode_image(msg: ImageLike, depth: BitDepth = _FULL_SCALE) -> NDArray[np.ui
     return _uint8(cv2.cvtColor(pixels, layout.to_rgb))
 
 
-def decode_compressed(msg: CompressedLike, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
+def decode_compressed(msg: Any, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
     """Decode a JPEG or PNG, of 8 or 16 bits, in colour, grey or as a Bayer mosaic.
 
     The bytes decide what the picture is, because publishers write "jpeg", nothing, or "rgb8; jpeg
@@ -136,7 +97,7 @@ def decode_compressed(msg: CompressedLike, depth: BitDepth = _FULL_SCALE) -> NDA
     Parameters
     ----------
     msg
-        sensor_msgs/CompressedImage; `data` is any buffer of bytes.
+        sensor_msgs/CompressedImage of rclpy or of rosbags; `data` is any buffer of bytes.
     depth
         How 16-bit pixels become 8 bits; all 16 bits, unless told otherwise.
 
@@ -146,17 +107,14 @@ def decode_compressed(msg: CompressedLike, depth: BitDepth = _FULL_SCALE) -> NDA
 
     Raises
     ------
-    ImageError
+    PictureError
         `short_data`, `unreadable_data`, `unknown_format`, `unknown_encoding`, `zero_size`,
         `too_large`, `too_small`, `corrupt_jpeg` or `corrupt_png`.
     """
     _refuse_unreadable(msg.data)
     data = bytes(msg.data)
     _refuse_other_transports(msg.format, data)
-    try:
-        pixels = decode_jpeg_or_png(data)
-    except PictureError as error:
-        raise ImageError.of(error) from error
+    pixels = decode_jpeg_or_png(data)
     if pixels.dtype == np.uint16:
         pixels = depth.to_8_bits(pixels)
     encoding = _mosaic(msg.format) if pixels.ndim == 2 else None
@@ -237,12 +195,12 @@ def encode_compressed(picture: NDArray[np.uint8], header: Any, quality: int) -> 
     return message
 
 
-def _checked_layout(msg: ImageLike) -> PixelLayout:
+def _checked_layout(msg: Any) -> PixelLayout:
     """Check everything that the header says against the encoding and the data's length."""
     encoding, width, height, step = msg.encoding, msg.width, msg.height, msg.step
     layout = layout_of(encoding, width, height)
     if step < layout.row_bytes(width):
-        raise ImageError(
+        raise PictureError(
             "bad_step",
             f"the step is {step} bytes; accepted: at least {layout.row_bytes(width)} for "
             f"{encoding} with a width of {width}",
@@ -250,7 +208,7 @@ def _checked_layout(msg: ImageLike) -> PixelLayout:
     _refuse_unreadable(msg.data)
     length, needed = memoryview(msg.data).nbytes, layout.rows(height) * step
     if length < needed:
-        raise ImageError(
+        raise PictureError(
             "short_data",
             f"the data has {length} bytes; accepted: at least {needed} for {layout.rows(height)} "
             f"rows of {step} bytes",
@@ -261,7 +219,7 @@ def _checked_layout(msg: ImageLike) -> PixelLayout:
 def _refuse_unreadable(data: object) -> None:
     why = why_unreadable(data)
     if why:
-        raise ImageError("unreadable_data", why)
+        raise PictureError("unreadable_data", why)
 
 
 def _refuse_other_transports(form: str, data: bytes) -> None:
@@ -269,7 +227,7 @@ def _refuse_other_transports(form: str, data: bytes) -> None:
     video = next((name for start, name in _VIDEOS.items() if data.startswith(start)), None)
     what = f"a piece of a video ({video})" if video else "a depth picture"
     if video or "compresseddepth" in form.lower():
-        raise ImageError(
+        raise PictureError(
             "unknown_format",
             f"the format is {form[:60]!r}, {what}; accepted: a JPEG or PNG of a camera; subscribe "
             "to its image/compressed",
@@ -286,7 +244,7 @@ def _mosaic(form: str) -> str | None:
     return encoding if encoding.startswith("bayer_") and "mono" not in stored else None
 
 
-def _pixels(msg: ImageLike, layout: PixelLayout) -> NDArray[Any]:
+def _pixels(msg: Any, layout: PixelLayout) -> NDArray[Any]:
     """View `msg.data` as (rows, W) or (rows, W, channels), in the message's byte order."""
     scalar = np.dtype(layout.scalar).newbyteorder(">" if msg.is_bigendian else "<")
     rows, pixel_bytes = layout.rows(msg.height), layout.row_bytes(1)
@@ -302,13 +260,13 @@ def _from_float(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     finite = np.isfinite(pixels)
     if not finite.all():
         count = pixels.size - int(np.count_nonzero(finite))
-        raise ImageError(
+        raise PictureError(
             "non_finite",
             f"{count} of {pixels.size} float pixels are NaN or infinite; accepted: 0.0 to 1.0",
         )
     mean = cv2.mean(pixels)[0]
     if not 0.0 <= mean <= 1.0:
-        raise ImageError(
+        raise PictureError(
             "out_of_range",
             f"the float pixels have a mean of {mean:g}; accepted: 0.0 (black) to 1.0 (white); "
             "divide by the camera's full scale",

@@ -14,7 +14,6 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from magicfuse_ros.ros.images.errors import ImageError
 from magicfuse_ros.sources.picture_errors import PictureError, check_size
 
 
@@ -111,26 +110,23 @@ def layout_of(encoding: str, width: int, height: int) -> PixelLayout:
 
     Raises
     ------
-    ImageError
+    PictureError
         `unknown_encoding`, `zero_size`, `too_large`, `too_small` or `odd_size`.
     """
     layout = LAYOUTS.get(encoding)
     if layout is None:
-        raise ImageError(
+        raise PictureError(
             "unknown_encoding",
             f"the encoding is {encoding[:60]!r}; accepted: {', '.join(ENCODINGS)}",
         )
-    try:
-        check_size(width, height)
-    except PictureError as error:
-        raise ImageError.of(error) from error
+    check_size(width, height)
     if min(width, height) < layout.least:
-        raise ImageError(
+        raise PictureError(
             "too_small",
             f"{encoding} of {width} x {height}; accepted: at least {layout.least} x {layout.least}",
         )
     if width % layout.multiple_of[0] or height % layout.multiple_of[1]:
-        raise ImageError(
+        raise PictureError(
             "odd_size",
             f"{encoding} of {width} x {height}; accepted: a multiple of "
             f"{layout.multiple_of[0]} x {layout.multiple_of[1]}; change the camera's resolution",

@@ -17,7 +17,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage
 from magicfuse_ros.messages import one_line
 from magicfuse_ros.ros import dds, ledger
 from magicfuse_ros.ros.images.bit_depth import BitDepth
-from magicfuse_ros.ros.images.codec import ImageError, decode_compressed, decode_image
+from magicfuse_ros.ros.images.codec import decode_compressed, decode_image
 from magicfuse_ros.ros.ledger import Ledger, Throttle
 from magicfuse_ros.ros.node.id_map import remap
 from magicfuse_ros.ros.node.parameters import Settings
@@ -26,6 +26,7 @@ from magicfuse_ros.ros.node.worker import Frame, LoadCancelled
 from magicfuse_ros.ros.stamps import nanoseconds
 from magicfuse_ros.ros.statistics import Timings, age_ms, since_ms
 from magicfuse_ros.runtime.contract import Engine, FuseResult, Progress
+from magicfuse_ros.sources.picture_errors import PictureError
 
 _FALL_BACK_AFTER = 2
 """Failures in a row before falling back, so that one passing fault does not cost a fast backend."""
@@ -93,7 +94,7 @@ class Pipeline:
             started = time.monotonic()
             picture = self._decode(frame.message, settings.input_bits)
             times["read"] = since_ms(started)  # the engine has a stage `decode` of its own
-        except ImageError as error:
+        except PictureError as error:
             self._drop(frame, error.reason, str(error))
             return
         except Exception as error:  # noqa: BLE001 - a camera can send what nobody thought of

@@ -6,7 +6,8 @@ import numpy as np
 from fuzz.fields import Fields
 from sensor_msgs.msg import CameraInfo
 
-from magicfuse_ros.ros.cloud.camera_model import MODELS, CameraError, CameraModel
+from magicfuse_ros.ros.cloud.camera_model import MODELS, CameraModel
+from magicfuse_ros.ros.cloud.cloud_errors import CloudError
 
 MAX_LEN = 512
 
@@ -28,7 +29,7 @@ def check(data: bytes) -> None:
         points = np.array([[real(fields) for _ in range(8)] for _ in range(3)]).astype(dtype)
     try:
         camera = CameraModel.from_camera_info(info, size, rectified=rectified)
-    except CameraError as error:
+    except CloudError as error:
         assert error.reason in {"uncalibrated", "unknown_distortion"}
         assert len(str(error)) < 1000
         return

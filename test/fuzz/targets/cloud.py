@@ -9,7 +9,8 @@ import numpy as np
 from fuzz.fields import Fields
 from sensor_msgs.msg import PointCloud2, PointField
 
-from magicfuse_ros.ros.cloud.cloud_codec import MAX_POINTS, CloudError, painted_cloud, read_points
+from magicfuse_ros.ros.cloud.cloud_codec import MAX_POINTS, painted_cloud, read_points
+from magicfuse_ros.ros.cloud.cloud_errors import CloudError
 from magicfuse_ros.ros.cloud.painting import Painted
 
 NAMES = ("x", "y", "z", "x", "y", "z", "rgb", "rgba", "class_id", "confidence", "ring", "")

@@ -10,15 +10,9 @@ from fuzz.fields import Fields
 from fuzz.png import START, with_checksums
 from std_msgs.msg import Header
 
-from magicfuse_ros.ros.images.codec import (
-    MAX_PIXELS,
-    REASONS,
-    ImageError,
-    decode_compressed,
-    encode_compressed,
-)
+from magicfuse_ros.ros.images.codec import decode_compressed, encode_compressed
 from magicfuse_ros.sources.compressed_header import read_header
-from magicfuse_ros.sources.picture_errors import PictureError
+from magicfuse_ros.sources.picture_errors import MAX_PIXELS, REASONS, PictureError
 
 FORMATS = (
     "jpeg",
@@ -53,7 +47,7 @@ def check(data: bytes) -> None:
         if header and MAX_DECODED < header.width * header.height <= MAX_PIXELS:
             return
         rgb = decode_compressed(Compressed(form, payload))
-    except ImageError as error:
+    except PictureError as error:
         assert error.reason in REASONS
         assert len(str(error)) < 1000
         return

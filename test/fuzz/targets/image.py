@@ -8,15 +8,13 @@ from image_reference import BAYER, GREY_BYTES, RawImage, row_bytes, row_count
 from std_msgs.msg import Header
 
 from magicfuse_ros.ros.images.codec import (
-    ENCODINGS,
-    MAX_PIXELS,
-    REASONS,
-    ImageError,
     decode_compressed,
     decode_image,
     encode_compressed,
     encode_image,
 )
+from magicfuse_ros.ros.images.pixel_layouts import ENCODINGS
+from magicfuse_ros.sources.picture_errors import MAX_PIXELS, REASONS, PictureError
 
 MAX_FILLED = 1 << 14
 """Bytes up to which data that is too short for its header is repeated until it fits."""
@@ -37,7 +35,7 @@ def check(data: bytes) -> None:
     image = RawImage(height, width, encoding, big, step, payload)
     try:
         rgb = decode_image(image)
-    except ImageError as error:
+    except PictureError as error:
         assert error.reason in REASONS
         assert len(str(error)) < 1000
         return
