@@ -22,8 +22,9 @@ from magicfuse_ros.bags.image_topics import frames
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.commands import demo, demo_pictures, demo_report
+from magicfuse_ros.commands.arguments import choose_topic
 from magicfuse_ros.commands.degrade import degradation
-from magicfuse_ros.commands.demo_session import OUTPUTS
+from magicfuse_ros.commands.demo_session import OUTPUTS, remove_bag
 from magicfuse_ros.commands.exit_status import StopRequest
 from magicfuse_ros.commands.node_session import (
     COLOR,
@@ -33,6 +34,7 @@ from magicfuse_ros.commands.node_session import (
     MASK,
     Session,
 )
+from magicfuse_ros.commands.progress_line import ProgressLine
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
 from magicfuse_ros.ros.stamps import read_stamp
@@ -227,13 +229,13 @@ def test_a_signal_stops_everything(tmp_path, folder, start, number, moment):
 
 def test_only_bags_make_way_for_a_new_run(tmp_path):
     bag = recorded_bag(tmp_path / "output.bag", {1})
-    demo.remove_bag(bag)
+    remove_bag(bag)
     assert not bag.exists()
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
-    demo.remove_bag(tmp_path / "precious")
+    remove_bag(tmp_path / "precious")
     assert (tmp_path / "precious" / "file").exists()
-    demo.remove_bag(tmp_path / "none")
+    remove_bag(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -399,13 +401,13 @@ def test_the_camera_topic_of_a_bag_is_found():
         Topic(MAGIMG, raw, 5),
         Topic("/note", "std_msgs/msg/String", 5),
     )
-    assert demo.choose_topic(topics, None, Path("bag")).name == "/b"
-    assert demo.choose_topic(topics, "/a/compressed", Path("bag")).name == "/a/compressed"
-    assert demo.choose_topic(topics, MAGIMG, Path("bag")).name == MAGIMG
+    assert choose_topic(topics, None, Path("bag")).name == "/b"
+    assert choose_topic(topics, "/a/compressed", Path("bag")).name == "/a/compressed"
+    assert choose_topic(topics, MAGIMG, Path("bag")).name == MAGIMG
     with pytest.raises(BagError, match="no images on /note"):
-        demo.choose_topic(topics, "/note", Path("bag"))
+        choose_topic(topics, "/note", Path("bag"))
     with pytest.raises(BagError, match="no camera images"):
-        demo.choose_topic(topics[2:], None, Path("bag"))
+        choose_topic(topics[2:], None, Path("bag"))
 
 
 def test_a_degraded_clip_keeps_its_light_but_not_its_noise():
@@ -430,7 +432,7 @@ def test_every_output_of_the_session_has_a_stamp_to_match_by():
 
 
 def test_progress_is_short_where_nobody_watches(capsys):
-    line = demo.ProgressLine(sys.stdout, period_s=3600)
+    line = ProgressLine(sys.stdout, period_s=3600)
     for count in range(50):
         line(f"playing: {count} sent")
         time.sleep(0)

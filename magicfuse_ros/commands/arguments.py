@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from magicfuse_ros.bags.reader import Topic
 
 
 def size(text: str) -> tuple[int, int]:
@@ -64,3 +68,30 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was given of `add_engine_arguments`, as arguments of `EngineSettings`."""
     return {name: getattr(args, name) for name in _ENGINE if getattr(args, name) is not None}
+
+
+def choose_topic(topics: tuple[Topic, ...], wanted: str | None, bag: Path) -> Topic:
+    """Return the image topic to play: `wanted`, or else the first that the node did not make.
+
+    Raises
+    ------
+    BagError
+        There is none; the message lists the bag's topics.
+    """
+    from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE, IMAGE_TYPE
+    from magicfuse_ros.bags.reader import BagError
+    from magicfuse_ros.commands.node_session import NODE
+
+    fitting = [
+        topic
+        for topic in topics
+        if topic.type in (IMAGE_TYPE, COMPRESSED_TYPE)
+        and topic.count
+        and topic.name == (wanted or topic.name)
+        and (wanted is not None or not topic.name.startswith(f"{NODE}/"))
+    ]
+    if not fitting:
+        has = ", ".join(f"{topic.name} ({topic.type})" for topic in topics) or "none"
+        what = f"no images on {wanted}" if wanted else "no camera images"
+        raise BagError(f"bag {bag} has {what}; its topics: {has}")
+    return min(fitting, key=lambda topic: topic.type != IMAGE_TYPE)

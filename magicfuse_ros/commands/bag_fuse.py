@@ -18,6 +18,7 @@ from magicfuse_ros.commands.exit_status import (
     status_of,
     stop_on_signals,
 )
+from magicfuse_ros.commands.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from magicfuse_ros.bags.fleet import Row
@@ -127,7 +128,6 @@ def _fuse_one(source: Path, target: Path, options: FuseOptions, stop: StopReques
 
     from magicfuse_ros.bags.fuse_bag import fuse_bag
     from magicfuse_ros.bags.fuse_engine import LazyEngine
-    from magicfuse_ros.commands.demo import ProgressLine
 
     show = ProgressLine(sys.stderr)
     try:
@@ -146,7 +146,6 @@ def _fuse_one(source: Path, target: Path, options: FuseOptions, stop: StopReques
 
 def _fuse_many(args: argparse.Namespace, options: FuseOptions, stop: StopRequest) -> int:
     from magicfuse_ros.bags import fleet
-    from magicfuse_ros.commands.demo import ProgressLine
 
     jobs = fleet.jobs(_expanded(args.input), args.output)
     show = ProgressLine(sys.stderr)

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicfuse_ros.commands.exit_status import DONE, FAILED, INCOMPLETE, stop_on_signals
+from magicfuse_ros.commands.progress_line import ProgressLine
 from magicfuse_ros.whole_files import check_writable, write_whole
 
 if TYPE_CHECKING:
     import threading
 
-    from magicfuse_ros.commands.demo import ProgressLine
 
 HELP = "measure how fast the engine and the node are on this machine, beside their peers"
 
@@ -66,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
     0 when all was measured, 1 when something was not, 2 with the reason on stderr when nothing
     could be, 130 after Ctrl-C.
     """
-    from magicfuse_ros.commands.demo import ProgressLine
     from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError
 
     show = ProgressLine(sys.stderr)

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ import numpy as np
 from magicfuse_ros.bags.from_video import write_bag
 from magicfuse_ros.bags.player import Player, PlayerSettings
 from magicfuse_ros.bags.reader import BagReader
-from magicfuse_ros.bags.recorder import Recorder
 from magicfuse_ros.commands.node_process import NodeProcess, fuse_node_command
 from magicfuse_ros.commands.node_session import (
     CONFIDENCE,
@@ -22,7 +22,6 @@ from magicfuse_ros.commands.node_session import (
     NodeSession,
     Session,
     SessionError,
-    Stopped,
 )
 from magicfuse_ros.evaluation.benchmark.engine_runs import (
     CACHE_VARIABLE,
@@ -70,90 +69,66 @@ def measure(
     run: Benchmark, size: Size, rate_hz: float, seconds: float, *, soak: bool = False
 ) -> dict[str, Any]:
     """Play a camera to a new node and return the row of that; an empty one if it failed."""
-    bag = run.folder / f"camera_{size[0]}x{size[1]}"
-    if not bag.exists():
-        write_bag(run.pictures(size, BAG_FRAMES), bag, start_ns=time.time_ns(), topic=TOPIC)
+    folder = run.folder / f"camera_{size[0]}x{size[1]}"
+    if not folder.exists():
+        write_bag(run.pictures(size, BAG_FRAMES), folder, start_ns=time.time_ns(), topic=TOPIC)
     command = fuse_node_command({"image": TOPIC}, run.settings)
     environment = os.environ | {CACHE_VARIABLE: str(run.folder / "cache")}
+    settings = PlayerSettings(rate=rate_hz / PICTURES_HZ, loop=True, restamp=True, topics=(TOPIC,))
     started = time.monotonic()
     with (
-        BagReader(bag) as played,
+        BagReader(folder) as bag,
         NodeProcess(command, environment, run.folder / "node.log") as process,
+        closing(NodeSession(process, run.stop, run.show)) as node,
     ):
-        session = BenchmarkSession(process, run.stop, run.show)
         try:
-            session.wait_until_active()
+            node.wait_until_active()
             active_s = time.monotonic() - started
-            samples = session.run(played, rate_hz, seconds, 1.0 if run.quick else WARM_UP_S)
+            with node.connected(bag, bag.topic(TOPIC), settings, OUTPUTS) as player:
+                warm_up_s = 1.0 if run.quick else WARM_UP_S
+                watch(node, player, process.pid, warm_up_s, "node: warming up")
+                # Frames of another aspect have networks compiled beside them; that is start-up.
+                while node.session.diagnostics.get("preparing"):
+                    watch(node, player, process.pid, warm_up_s, "node: warming up")
+                node.session = Session(before=node.session.diagnostics)
+                what = f"node: a camera at {rate_hz:g} Hz"
+                samples = watch(node, player, process.pid, seconds, what)
         except (SessionError, BenchmarkError) as error:
             words = "; ".join(process.last_lines(3))
             what = f"node, {size[0]}x{size[1]} at {rate_hz:g} Hz"
             run.errors.append(f"{what}: {error} (the node's last words: {words})")
             return {}
-        except Stopped:
-            raise KeyboardInterrupt from None
-        finally:
-            session.close()
+    # Some outputs of the warm-up may have come late.
+    arrived, sent = node.session.outputs_ns[MAGIMG], set(node.session.sent_ns)
+    node.session.outputs_ns[MAGIMG] = {k: v for k, v in arrived.items() if k in sent}
     row = {"camera": size, "rate_hz": rate_hz, "active_s": active_s}
-    row |= figures(session.session, samples)
-    return row | ({"drift": drift(samples, session.session)} if soak else {})
+    row |= figures(node.session, samples)
+    return row | ({"drift": drift(samples, node.session)} if soak else {})
 
 
-class BenchmarkSession(NodeSession):
-    """A session that plays for some time and keeps nothing of the pictures."""
+def watch(node: NodeSession, player: Player, pid: int, seconds: float, what: str) -> list[Usage]:
+    """Play for some time; return what the node used each second, from the first output on.
 
-    def run(self, bag: BagReader, rate_hz: float, seconds: float, warm_up_s: float) -> list[Usage]:
-        """Warm up, then play and watch; what came of it is in `session` afterwards.
+    Raises
+    ------
+    SessionError
+        No frame came out, or only when the time was over.
+    """
+    samples: list[Usage] = []
+    end = time.monotonic() + seconds
 
-        Returns
-        -------
-        What the node used, every second while frames came out and in the end: two or more.
+    def sample(halt: threading.Event) -> None:
+        now = time.monotonic()
+        due = not samples or now - samples[-1].at_s >= SAMPLE_S
+        if not halt.is_set() and (now >= end or (due and node.session.recorded)):
+            samples.append(usage(pid))
+        if now >= end:
+            halt.set()
 
-        Raises
-        ------
-        SessionError
-            The node died, topics did not connect, or no frame came out.
-        """
-        recorder = Recorder(self._node, None, OUTPUTS, self._on_output)
-        settings = PlayerSettings(
-            rate=rate_hz / PICTURES_HZ, loop=True, restamp=True, topics=(TOPIC,)
-        )
-        player = Player(
-            bag, self._node, settings, lambda _topic, ns, _data: self.session.sent_ns.append(ns)
-        )
-        try:
-            self._connect(recorder, OUTPUTS, lambda: player.wait_for_subscribers(0.0, self._stop))
-            self._play_for(player, warm_up_s, "node: warming up")
-            # Frames of another aspect have networks compiled beside them; that is start-up.
-            while self.session.diagnostics.get("preparing"):
-                self._play_for(player, warm_up_s, "node: warming up")
-            self.session = Session(before=self.session.diagnostics)
-            samples = self._play_for(player, seconds, f"node: a camera at {rate_hz:g} Hz")
-        finally:
-            recorder.close()
-        # Some outputs of the warm-up may have come late.
-        arrived, sent = self.session.outputs_ns.get(MAGIMG, {}), set(self.session.sent_ns)
-        self.session.outputs_ns[MAGIMG] = {k: v for k, v in arrived.items() if k in sent}
-        if len(samples) < 2 or not self.session.recorded:
-            raise SessionError(f"no frame came out of {len(sent)} sent")
-        return samples
-
-    def _play_for(self, player: Player, seconds: float, what: str) -> list[Usage]:
-        samples: list[Usage] = []
-        end = time.monotonic() + seconds
-
-        def watch(halt: threading.Event) -> None:
-            now = time.monotonic()
-            if now >= end:
-                halt.set()
-            elif self.session.recorded and (not samples or now - samples[-1].at_s >= SAMPLE_S):
-                samples.append(usage(self._process.pid))
-            self._show_counts(what)
-
-        self._run_player(player, watch)
-        samples.append(usage(self._process.pid))
-        self._drain()
-        return samples
+    node.play(player, what, sample)
+    if len(samples) < 2:
+        raise SessionError("the first frame came out only when the time was over")
+    return samples
 
 
 def figures(session: Session, samples: Sequence[Usage]) -> dict[str, Any]:

@@ -8,10 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import final
 
 from magicfuse_ros.ros.program import STOP_SIGNALS
 
@@ -50,8 +48,7 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@final
-class NodeProcess:
+class NodeProcess(AbstractContextManager["NodeProcess"]):
     """A child process with its output in a file; a context manager that ends it.
 
     The child leads a session of its own, so that Ctrl-C at a terminal reaches it only from here.
@@ -106,15 +103,7 @@ class NodeProcess:
             except subprocess.TimeoutExpired:
                 continue
 
-    def __enter__(self) -> NodeProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 

@@ -1,28 +1,28 @@
-"""Watches `fuse_node` in another process: its state, its diagnostics, its outputs."""
+"""A session with `fuse_node` in another process: it is played to, heard and watched."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import GetState
 from rclpy.client import Client
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.serialization import deserialize_message
-from rclpy.signals import SignalHandlerOptions
 
-from magicfuse_ros.bags.player import Player
+from magicfuse_ros.bags.player import Player, PlayerSettings
+from magicfuse_ros.bags.reader import BagReader, Topic
 from magicfuse_ros.bags.recorder import Recorder
+from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.commands.node_process import NodeProcess
 from magicfuse_ros.ros.stamps import read_stamp
+from magicfuse_ros.ros.tool_node import ToolNode
+from magicfuse_ros.runtime.contract import Progress
 
 NODE = "/fuse_node"
 MAGIMG = f"{NODE}/magimg"
@@ -32,23 +32,19 @@ COLOR = f"{NODE}/semantic/color"
 INFRARED = f"{NODE}/infrared"
 ENHANCED = f"{NODE}/enhanced"
 DIAGNOSTICS = "/diagnostics"
+OPTIONAL_OUTPUTS = (f"{NODE}/camera_info", f"{NODE}/semantic/label_info")
 
 ACTIVE_TIMEOUT_S = 600.0
+ANSWER_TIMEOUT_S = 2.0
 CONNECT_TIMEOUT_S = 20.0
 FRAME_TIMEOUT_S = 60.0
 QUIET_S = 3.0
 SETTLE_S = 0.5
 _POLL_S = 0.05
 
-Progress = Callable[[str], None]
-
 
 class SessionError(RuntimeError):
     """The session cannot go on; the message says why."""
-
-
-class Stopped(Exception):  # noqa: N818 - the user asked for it, nothing failed
-    """Ctrl-C or a signal."""
 
 
 @dataclass
@@ -105,14 +101,14 @@ class Session:
 
 
 class NodeSession:
-    """The ROS side of this process: one node, which a thread spins.
+    """Plays a camera to `fuse_node`, hears what it publishes, and watches that it lives.
 
     Parameters
     ----------
-    node_process
+    process
         The running `fuse_node`.
     stop
-        Set by signals; every wait then ends with `Stopped`.
+        Set by signals; every wait then ends with KeyboardInterrupt.
     progress
         Called with a line of text on what is going on.
 
@@ -122,25 +118,15 @@ class NodeSession:
         What happened so far.
     """
 
-    def __init__(
-        self, node_process: NodeProcess, stop: threading.Event, progress: Progress
-    ) -> None:
-        self._process, self._stop, self._progress = node_process, stop, progress
+    def __init__(self, process: NodeProcess, stop: threading.Event, progress: Progress) -> None:
+        self._process, self._stop, self._progress = process, stop, progress
         self.session = Session()
         self._problem = ""
-        self._failure: Exception | None = None
-        self._closing = threading.Event()
-        self._context = Context()
-        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
-        self._node = Node(
-            "magicfuse_session", context=self._context, start_parameter_services=False
-        )
-        self._node.create_subscription(DiagnosticArray, DIAGNOSTICS, self._on_diagnostics, 10)
-        self._get_state: Client[Any, Any] = self._node.create_client(GetState, f"{NODE}/get_state")
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, name="session_executor")
-        self._thread.start()
+        self._ros = ToolNode("magicfuse_session")
+        node = self._ros.node
+        node.create_subscription(DiagnosticArray, DIAGNOSTICS, self._on_diagnostics, 10)
+        self._get_state: Client[Any, Any] = node.create_client(GetState, f"{NODE}/get_state")
+        self._ros.start()
 
     def wait_until_active(self) -> None:
         """Wait until the node's lifecycle state is ``active``.
@@ -164,23 +150,98 @@ class NodeSession:
             self._progress(f"waiting for the node, {waited_s:.0f} s  {lines[-1] if lines else ''}")
             self._pause(0.25)
 
+    @contextmanager
+    def connected(
+        self,
+        bag: BagReader,
+        topic: Topic,
+        settings: PlayerSettings,
+        outputs: Collection[str],
+        out: BagWriter | None = None,
+    ) -> Iterator[Player]:
+        """Yield a player of an image topic once the node listens to it and publishes `outputs`.
+
+        What is sent is written to `out`, and what arrives of `outputs` and `OPTIONAL_OUTPUTS`.
+
+        Raises
+        ------
+        SessionError
+            The node died, or the topics did not connect.
+        """
+        node = self._ros.node
+        heard = outputs if out is None else (*outputs, *OPTIONAL_OUTPUTS)
+        recorder = Recorder(node, out, heard, self._on_output)
+
+        def on_sent(sent: Topic, stamp_ns: int, data: bytes) -> None:
+            self.session.sent_ns.append(stamp_ns)
+            recorder.write(sent.name, stamp_ns, data)
+
+        try:
+            recorder.add_topic(Topic(topic.name, topic.type, reliability=topic.reliability))
+            player = Player(bag, node, settings, on_sent)
+            self._wait_for_topics(recorder, player, outputs)
+            yield player
+        finally:
+            recorder.close()
+
+    def play(
+        self, player: Player, what: str, watch: Callable[[threading.Event], None] | None = None
+    ) -> None:
+        """Play, and wait until everything that the node made of it has arrived.
+
+        Parameters
+        ----------
+        player
+            What to play, in a thread beside this one.
+        what
+            What is going on, for `progress`.
+        watch
+            Called ten times a second meanwhile, with the event that ends the playing.
+
+        Raises
+        ------
+        SessionError
+            The node died, or no frame came out.
+        """
+        halt = threading.Event()
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                player.play(halt)
+            except Exception as error:  # noqa: BLE001 - raised again in the main thread
+                errors.append(error)
+
+        thread = threading.Thread(target=run, name="session_player")
+        thread.start()
+        try:
+            while thread.is_alive():
+                if watch is not None:
+                    watch(halt)
+                self._show_counts(what)
+                self._pause(0.1)
+        finally:
+            halt.set()
+            thread.join()
+        if errors:
+            raise errors[0]
+        self._drain()
+        if self.session.recorded == 0:
+            raise SessionError(f"no frame came out of {len(self.session.sent_ns)} sent")
+
     def close(self) -> None:
-        """Stop spinning, and shut this process's ROS node down."""
-        self._closing.set()
-        self._thread.join()
-        self._executor.shutdown()
-        self._node.destroy_node()
-        self._context.try_shutdown()
+        """Leave ROS."""
+        self._ros.close()
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def _connect(
-        self, recorder: Recorder, outputs: Collection[str], subscribed: Callable[[], bool]
+    def _wait_for_topics(
+        self, recorder: Recorder, player: Player, outputs: Collection[str]
     ) -> None:
         """Wait until `recorder` is subscribed to all `outputs`, and the node to the camera."""
         end = time.monotonic() + CONNECT_TIMEOUT_S
         while True:
-            ready = subscribed()
+            ready = player.wait_for_subscribers(0.0, self._stop)
             missing = [name for name in outputs if name not in recorder.recorded]
             if ready and not missing:
                 # The other side may match later, and what it sends before that arrives late.
@@ -194,32 +255,6 @@ class NodeSession:
                 )
             self._progress("connecting to the node's topics")
             self._pause(_POLL_S)
-
-    def _run_player(self, player: Player, watch: Callable[[threading.Event], None]) -> None:
-        """Play beside this thread, which watches the node.
-
-        `watch` is called ten times a second meanwhile, with the event that ends the playing.
-        """
-        halt = threading.Event()
-        errors: list[Exception] = []
-
-        def play() -> None:
-            try:
-                player.play(halt)
-            except Exception as error:  # noqa: BLE001 - raised again in the main thread
-                errors.append(error)
-
-        thread = threading.Thread(target=play, name="session_player")
-        thread.start()
-        try:
-            while thread.is_alive():
-                watch(halt)
-                self._pause(0.1)
-        finally:
-            halt.set()
-            thread.join()
-        if errors:
-            raise errors[0]
 
     def _drain(self) -> None:
         """Wait until everything that the node published has arrived, or nothing more comes."""
@@ -245,11 +280,11 @@ class NodeSession:
         )
 
     def _pause(self, seconds: float) -> None:
-        """Sleep; raise if a signal came, the node died, or the executor's thread failed."""
+        """Sleep; raise if a signal came, the node died, or what arrived could not be kept."""
         if self._stop.wait(seconds):
-            raise Stopped
-        if self._failure is not None:
-            raise self._failure
+            raise KeyboardInterrupt
+        if self._ros.failure is not None:  # a full disk, say
+            raise self._ros.failure
         status = self._process.exit_status
         if status is not None:
             how = f"exit status {status}" if status >= 0 else f"signal {-status}"
@@ -260,42 +295,28 @@ class NodeSession:
 
     # --- ROS -------------------------------------------------------------------------------------
 
-    def _spin(self) -> None:
-        try:
-            while not self._closing.is_set():
-                self._executor.spin_once(timeout_sec=0.1)
-        except Exception as error:  # noqa: BLE001 - a full disk, say: raised in the main thread
-            self._failure = error
-
     def _lifecycle_state(self) -> str:
         """Return the node's state; an empty string while its service does not answer."""
-        response = self._call(self._get_state, GetState.Request(), 2.0)
-        return "" if response is None else str(response.current_state.label)
-
-    def _call(self, client: Client[Any, Any], request: Any, timeout_s: float) -> Any:
-        """Call a service of the node; None while it does not answer."""
-        if not client.service_is_ready():
-            return None
-        future = client.call_async(request)
-        end = time.monotonic() + timeout_s
+        if not self._get_state.service_is_ready():
+            return ""
+        future = self._get_state.call_async(GetState.Request())
+        end = time.monotonic() + ANSWER_TIMEOUT_S
         while not future.done():
             if time.monotonic() > end:
-                client.remove_pending_request(future)
-                return None
+                self._get_state.remove_pending_request(future)
+                return ""
             self._pause(_POLL_S)
-        return future.result()
+        answer: Any = future.result()
+        return str(answer.current_state.label)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name.startswith(f"{NODE.lstrip('/')}:"):
                 values = {each.key: each.value for each in status.values}
                 self._problem = status.message if status.level == DiagnosticStatus.ERROR else ""
-                self._on_words(values)
-
-    def _on_words(self, values: dict[str, str]) -> None:
-        # Keep the last diagnostics that have ages: their window empties after the last frame.
-        if "age_ms.p50" in values or "age_ms.p50" not in self.session.diagnostics:
-            self.session.diagnostics = values
+                # The last that have ages are kept: their window empties after the last frame.
+                if "age_ms.p50" in values or "age_ms.p50" not in self.session.diagnostics:
+                    self.session.diagnostics = values
 
     def _on_output(self, name: str, received_ns: int, data: bytes) -> None:
         if name == DIAGNOSTICS:

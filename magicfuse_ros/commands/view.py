@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magicfuse_ros.commands.arguments import add_engine_arguments, engine_arguments
+from magicfuse_ros.commands.arguments import add_engine_arguments, choose_topic, engine_arguments
 from magicfuse_ros.commands.exit_status import FAILED, stop_on_signals
 
 if TYPE_CHECKING:
@@ -128,7 +128,6 @@ def _feed(args: argparse.Namespace) -> Feed:
 
 def _topic_of(bag: Path, wanted: str | None) -> str:
     from magicfuse_ros.bags.reader import BagReader
-    from magicfuse_ros.commands.demo import choose_topic
 
     with BagReader(bag) as reader:
         return choose_topic(reader.topics, wanted, bag).name

@@ -12,10 +12,12 @@ from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.parameter_client import AsyncParameterClient
 from rclpy.task import Future
 
+from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.ros.diagnostics import label_set_of
+from magicfuse_ros.ros.tool_node import ToolNode
 from magicfuse_ros.runtime.contract import MOST_TEMPORAL
-from magicfuse_ros.view.ros_topics import FOLLOW_S, PictureTopic, SpunNode, read_message
+from magicfuse_ros.view.ros_topics import FOLLOW_S, NODE, PictureTopic, read_message
 from magicfuse_ros.view.shot import Shot
 
 TOPICS = {
@@ -59,16 +61,18 @@ class NodeShow:
         self._labels: LabelSet | None = None
         self._refused = ""
         self._tau, self._temporal = -1.0, 0.0
-        self._spun = SpunNode()
-        node = self._spun.node
+        self._ros = ToolNode(NODE)
+        node = self._ros.node
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._parameters = AsyncParameterClient(node, name)
         node.create_timer(FOLLOW_S, self._follow)
         node.create_timer(1.0, self._ask_parameters)
-        self._spun.start()
+        self._ros.start()
 
     def state(self) -> dict[str, Any]:
         """See `Show`."""
+        if self._ros.failure is not None:
+            self.failure = one_line(self._ros.failure)
         said, (level, text) = self._said, self._health
         silent_s = time.monotonic() - self._heard_s
         if self._heard_s and silent_s > SILENT_S:
@@ -115,7 +119,7 @@ class NodeShow:
 
     def close(self) -> None:
         """See `Show`."""
-        self._spun.close()
+        self._ros.close()
 
     # --- in the thread that spins ----------------------------------------------------------------
 
@@ -132,7 +136,7 @@ class NodeShow:
                 there.refresh()
             elif name in self._wanted:
                 on_message = partial(self._on_picture, name)
-                self._topics[name] = PictureTopic(self._spun.node, topic, on_message)
+                self._topics[name] = PictureTopic(self._ros.node, topic, on_message)
 
     def _on_picture(self, name: str, message: Any) -> None:
         stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
