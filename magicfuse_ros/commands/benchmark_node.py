@@ -85,14 +85,7 @@ def measure(
             node.wait_until_active()
             active_s = time.monotonic() - started
             with node.connected(bag, bag.topic(TOPIC), settings, OUTPUTS) as player:
-                warm_up_s = 1.0 if run.quick else WARM_UP_S
-                watch(node, player, process.pid, warm_up_s, "node: warming up")
-                # Frames of another aspect have networks compiled beside them; that is start-up.
-                while node.session.diagnostics.get("preparing"):
-                    watch(node, player, process.pid, warm_up_s, "node: warming up")
-                node.session = Session(before=node.session.diagnostics)
-                what = f"node: a camera at {rate_hz:g} Hz"
-                samples = watch(node, player, process.pid, seconds, what)
+                samples = _warmed_up_and_watched(run, node, player, rate_hz, seconds)
         except (SessionError, BenchmarkError) as error:
             words = "; ".join(process.last_lines(3))
             what = f"node, {size[0]}x{size[1]} at {rate_hz:g} Hz"
@@ -106,7 +99,9 @@ def measure(
     return row | ({"drift": drift(samples, node.session)} if soak else {})
 
 
-def watch(node: NodeSession, player: Player, pid: int, seconds: float, what: str) -> list[Usage]:
+def _warmed_up_and_watched(
+    run: Benchmark, node: NodeSession, player: Player, rate_hz: float, seconds: float
+) -> list[Usage]:
     """Play for some time; return what the node used each second, from the first output on.
 
     Raises
@@ -114,6 +109,19 @@ def watch(node: NodeSession, player: Player, pid: int, seconds: float, what: str
     SessionError
         No frame came out, or only when the time was over.
     """
+    warm_up_s = 1.0 if run.quick else WARM_UP_S
+    _watch(node, player, warm_up_s, "node: warming up")
+    # Frames of another aspect have networks compiled beside them; that is start-up.
+    while node.session.diagnostics.get("preparing"):
+        _watch(node, player, warm_up_s, "node: warming up")
+    node.session = Session(before=node.session.diagnostics)
+    samples = _watch(node, player, seconds, f"node: a camera at {rate_hz:g} Hz")
+    if len(samples) < 2:
+        raise SessionError("the first frame came out only when the time was over")
+    return samples
+
+
+def _watch(node: NodeSession, player: Player, seconds: float, what: str) -> list[Usage]:
     samples: list[Usage] = []
     end = time.monotonic() + seconds
 
@@ -121,13 +129,11 @@ def watch(node: NodeSession, player: Player, pid: int, seconds: float, what: str
         now = time.monotonic()
         due = not samples or now - samples[-1].at_s >= SAMPLE_S
         if not halt.is_set() and (now >= end or (due and node.session.recorded)):
-            samples.append(usage(pid))
+            samples.append(usage(node.process.pid))
         if now >= end:
             halt.set()
 
     node.play(player, what, sample)
-    if len(samples) < 2:
-        raise SessionError("the first frame came out only when the time was over")
     return samples
 
 

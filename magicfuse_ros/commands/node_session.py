@@ -106,7 +106,7 @@ class NodeSession:
     Parameters
     ----------
     process
-        The running `fuse_node`.
+        The running `fuse_node`; also an attribute.
     stop
         Set by signals; every wait then ends with KeyboardInterrupt.
     progress
@@ -119,7 +119,7 @@ class NodeSession:
     """
 
     def __init__(self, process: NodeProcess, stop: threading.Event, progress: Progress) -> None:
-        self._process, self._stop, self._progress = process, stop, progress
+        self.process, self._stop, self._progress = process, stop, progress
         self.session = Session()
         self._problem = ""
         self._ros = ToolNode("magicfuse_session")
@@ -146,7 +146,7 @@ class NodeSession:
             waited_s = time.monotonic() - start
             if waited_s > ACTIVE_TIMEOUT_S:
                 raise SessionError(f"the node was not active after {ACTIVE_TIMEOUT_S:.0f} s")
-            lines = self._process.last_lines(1)
+            lines = self.process.last_lines(1)
             self._progress(f"waiting for the node, {waited_s:.0f} s  {lines[-1] if lines else ''}")
             self._pause(0.25)
 
@@ -285,7 +285,7 @@ class NodeSession:
             raise KeyboardInterrupt
         if self._ros.failure is not None:  # a full disk, say
             raise self._ros.failure
-        status = self._process.exit_status
+        status = self.process.exit_status
         if status is not None:
             how = f"exit status {status}" if status >= 0 else f"signal {-status}"
             raise SessionError(f"the node ended unexpectedly ({how})")
