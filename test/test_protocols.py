@@ -242,15 +242,10 @@ def test_a_wrong_protocol_is_named(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["protocol"], "protocol is missing; accepted: table2"),
         (["protocol", "table9"], "protocol is 'table9'; accepted: table2, table3"),
         (["protocol", "table4"], "the data folder has none of fmb"),
-        (["people", "table2"], "table2 goes with `protocol` or `report`"),
-        (["people", "--peer", "A=b"], "--peer goes with `protocol`"),
         (["protocol", "table2", "--peer", "b"], "--peer is b; accepted: NAME=DIR"),
-        (["fusion", "--visible", "a"], "`fusion` needs --fused, --visible and --infrared"),
-        (["people", "--quoted", "table2"], "--infrared and --quoted go with `fusion`"),
-        (["report"], "a report needs a .md file"),
+        (["report", "--output", "results.txt"], "a report needs a .md file"),
     ],
 )
 def test_wrong_words_end_in_one_clear_line(words, message, options, capsys):
@@ -260,9 +255,27 @@ def test_wrong_words_end_in_one_clear_line(words, message, options, capsys):
     assert message in line
 
 
-def test_data_is_asked_for(capsys):
-    assert evaluate("protocol", "table2") == FAILED
-    assert "--data is missing; accepted: a folder of datasets" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["protocol", "--data", "x"], "evaluate protocol: error: the following arguments are"),
+        (["protocol", "table2"], "protocol: error: the following arguments are required: --data"),
+        (["people", "--limit", "-1"], "argument --limit: '-1'; accepted: 0 or more"),
+        (["people", "--steps", "0"], "argument --steps: '0'; accepted: 1 or more"),
+        (["sheet", "--limit", "0"], "argument --limit: '0'; accepted: 1 or more"),
+        (["people", "--data", "x", "--peer", "A=b"], "unrecognized arguments: --peer A=b"),
+        (["people", "--data", "x", "--beside", "y"], "unrecognized arguments: --beside y"),
+        (["people", "table2", "--data", "x"], "unrecognized arguments: table2"),
+        (["people", "--data", "x", "--quoted", "table2"], "unrecognized arguments: --quoted"),
+        (["fusion", "--visible", "a"], "are required: --fused, --infrared"),
+        (["report", "--data", "x"], "the following arguments are required: --output"),
+    ],
+)
+def test_what_a_subject_needs_or_does_not_take_is_told_with_its_usage(words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate(*words)
+    assert end.value.code == FAILED
+    assert message in capsys.readouterr().err
 
 
 # Fused pictures in folders

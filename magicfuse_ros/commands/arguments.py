@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,17 @@ def size(text: str) -> tuple[int, int]:
     if not (x and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r}: give WIDTHxHEIGHT, such as 640x480")
     return int(width), int(height)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number that is not below `least`."""
+
+    def whole(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}; accepted: {least} or more")
+        return int(text)
+
+    return whole
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
