@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from support.pictures import pictures_of
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, save_few_step
 
 from magicfuse_ros.model.checkpoint import PARTS
@@ -125,7 +126,7 @@ def test_the_engine_gives_what_the_model_gives(load, tmp_path, config):
     image = torch.from_numpy(frame).permute(2, 0, 1)[None] / 255
     settings = SamplerSettings.of(config, model.labels.thermal_ids(), steps=2)
     with torch.inference_mode():
-        pictures = model(image, noise, settings, encoder_noise)
+        pictures = pictures_of(model, image, noise, settings, encoder_noise)
 
     for name in ("magimg", "enhanced"):
         expected = getattr(pictures, name)[0].permute(1, 2, 0).numpy() * 255

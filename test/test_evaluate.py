@@ -7,6 +7,7 @@ import dataset_trees as trees
 import numpy as np
 import pytest
 import torch
+from support.pictures import pictures_of
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER
 
 from magicfuse_ros.cli import main
@@ -270,7 +271,7 @@ def test_inference_is_the_model(config):
     planes = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255.0
     settings = SamplerSettings.of(config, model.labels.thermal_ids(), steps=2)
     with torch.inference_mode():
-        pictures = model(planes, noise, settings, encoder_noise)
+        pictures = pictures_of(model, planes, noise, settings, encoder_noise)
     for own, expected in (
         (outcome.magimg, pictures.magimg),
         (outcome.enhanced, pictures.enhanced),

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from support.pictures import pictures_of
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, fill
 
 from magicfuse_ros.model.config import DiffusionConfig
@@ -310,7 +311,7 @@ def pictures(model, seed=5, **changes):
     encoder_noise = model.draw_encoder_noise(32, 48, generator)
     settings = SamplerSettings.of(model.config, model.labels.thermal_ids(), **changes)
     with torch.no_grad():
-        return model(image, noise, settings, encoder_noise)
+        return pictures_of(model, image, noise, settings, encoder_noise)
 
 
 GOLDEN = {
@@ -373,10 +374,12 @@ def test_samples_of_a_batch_are_drawn_and_fused_apart():
     noise = model.draw_noise(16, 24, torch.Generator().manual_seed(2), batch=2)
     settings = SamplerSettings.of(model.config, (1, 2))
     with torch.no_grad():
-        both = model(image, noise, settings)
+        both = pictures_of(model, image, noise, settings)
         for index in range(2):
             part = slice(index, index + 1)
-            alone = model(image[part], Noise(noise.latent[part], noise.state[part]), settings)
+            alone = pictures_of(
+                model, image[part], Noise(noise.latent[part], noise.state[part]), settings
+            )
             torch.testing.assert_close(both.magimg[part], alone.magimg, atol=1e-4, rtol=1e-4)
 
 

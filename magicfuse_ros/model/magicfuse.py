@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from magicfuse_ros.model import checkpoint, noise
+from magicfuse_ros.model import checkpoint
 from magicfuse_ros.model.autoencoder import Decoder, Encoder
 from magicfuse_ros.model.checkpoint import PARTS, REFINER
 from magicfuse_ros.model.config import MagicFuseConfig
@@ -18,28 +17,8 @@ from magicfuse_ros.model.denoiser import Denoiser
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.fusion import Fusion
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.model.refiner import Refiner, enlarged
-from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
-
-
-class Pictures(NamedTuple):
-    """The decoded outcome of one sample.
-
-    Attributes
-    ----------
-    magimg, enhanced, infrared
-        (B, 3, H, W) in [0, 1]: D(z0_f) (Eq. 14), D(z0_ψ) and D(z0_φ).
-    logits
-        (B, classes, H, W): z^s upsampled bilinearly.
-    step
-        The sample they were decoded from.
-    """
-
-    magimg: Tensor
-    enhanced: Tensor
-    infrared: Tensor
-    logits: Tensor
-    step: Step
+from magicfuse_ros.model.refiner import Refiner
+from magicfuse_ros.model.sampler import Noise
 
 
 class MagicFuse(nn.Module):
@@ -148,40 +127,26 @@ class MagicFuse(nn.Module):
     def draw_noise(
         self, height: int, width: int, generator: torch.Generator, batch: int = 1
     ) -> Noise:
-        """Draw the starting noise for images of `height` × `width` pixels, on the CPU."""
-        return noise.draw_noise(self.config, len(self.labels), (height, width), generator, batch)
+        """Draw the starting noise for images of `height` × `width` pixels.
+
+        Like the encoder's, it is on the generator's device; nothing else in a sample is random.
+        """
+        inner = self._latent_size(height, width)
+        channels = (self.config.autoencoder.latent_channels, len(self.labels))
+        return Noise(*(_normal((batch, count, *inner), generator) for count in channels))
 
     def draw_encoder_noise(
         self, height: int, width: int, generator: torch.Generator, batch: int = 1
     ) -> Tensor | None:
-        """Draw the noise that E takes, on the CPU; None where this E takes none."""
-        return noise.draw_encoder_noise(self.config, (height, width), generator, batch)
+        """Draw the noise that E takes for such images; None where this E takes none."""
+        channels = self.config.autoencoder.noise_channels
+        shape = (batch, channels, *self._latent_size(height, width))
+        return _normal(shape, generator) if channels else None
 
-    def forward(
-        self,
-        image: Tensor,
-        noise: Noise,
-        settings: SamplerSettings,
-        encoder_noise: Tensor | None = None,
-    ) -> Pictures:
-        """Fuse degraded visible images.
+    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
+        stride = self.config.autoencoder.stride
+        return height // stride, width // stride
 
-        Parameters
-        ----------
-        image
-            (B, 3, H, W) in [0, 1]; H and W multiples of `config.multiple_of`.
-        noise
-            As `draw_noise` makes it for H and W.
-        settings
-            How to sample.
-        encoder_noise
-            As `draw_encoder_noise` makes it.
-        """
-        step = sample(self, self.encoder(image, encoder_noise), noise, self.config, settings)
-        return Pictures(
-            magimg=self.decoder(step.z0_fused),
-            enhanced=self.decoder(step.z0_psi),
-            infrared=self.decoder(step.z0_phi),
-            logits=enlarged(step.state, (image.shape[-2], image.shape[-1])),
-            step=step,
-        )
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)

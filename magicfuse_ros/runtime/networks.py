@@ -10,7 +10,6 @@ from torch import Tensor
 
 from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.model.noise import draw_encoder_noise, draw_noise
 from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
 from magicfuse_ros.runtime.backends import Backend, Part
 from magicfuse_ros.runtime.concurrency import StartedNetwork, run_both
@@ -185,10 +184,8 @@ class CompiledNetworks:
 
     def _draw(self, seed: int) -> tuple[Noise, tuple[Tensor, ...]]:
         generator = torch.Generator().manual_seed(seed)
-        config, classes = self._model.config, len(self._model.labels)
-        drawn = draw_noise(config, classes, self._size, generator)
-        noise = Noise(self._to_device(drawn.latent), self._to_device(drawn.state))
-        encoder_noise = draw_encoder_noise(config, self._size, generator)
+        noise = Noise(*map(self._to_device, self._model.draw_noise(*self._size, generator)))
+        encoder_noise = self._model.draw_encoder_noise(*self._size, generator)
         return noise, () if encoder_noise is None else (self._to_device(encoder_noise),)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
