@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.training import sheets
 from magicfuse_ros.training.degradation import EFFECTS
 from magicfuse_ros.training.degradation_mixes import (
@@ -13,7 +14,6 @@ from magicfuse_ros.training.degradation_mixes import (
     Degradation,
     Mix,
     Recipe,
-    RecipeError,
     degrade,
     degrade_batch,
     named_recipe,
@@ -231,14 +231,17 @@ def test_night_frames_get_milder_recipes():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Degradation("fog", 0.5), "'fog' is unknown"),
-        (lambda: Degradation("haze", 1.5), "strength of haze is 1.5"),
-        (lambda: named_recipe("dusk", np.random.default_rng(0)), "'dusk' is unknown"),
-        (lambda: Mix(haze=-1.0), "weights >= 0"),
+        (lambda: Degradation("fog", 0.5), "degradation is 'fog'; accepted: haze, "),
+        (lambda: Degradation("haze", 1.5), "haze.strength is 1.5; accepted: 0 to 1"),
+        (
+            lambda: named_recipe("dusk", np.random.default_rng(0)),
+            "recipe is 'dusk'; accepted: none, ",
+        ),
+        (lambda: Mix(haze=-1.0), "mix is .*accepted: weights of 0 or more"),
     ],
 )
 def test_errors_name_the_value_and_what_is_accepted(make, says):
-    with pytest.raises(RecipeError, match=says):
+    with pytest.raises(ConfigError, match=says):
         make()
 
 

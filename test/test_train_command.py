@@ -240,6 +240,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, train):
         ("psi", {"data": {"crop": 32, "crop_width": 30}}, "data.crop_width is 30"),
         ("psi", {"data": {"crop": 32, "weights": [["kitti", 1.0]]}}, "kitti"),
         ("psi", {"branch": {"pure_noise_share": -1.0}}, "branch.pure_noise_share is -1.0"),
+        ("psi", {"data": {"crop": 32, "mix": {"haze": -1.0}}}, "data.mix: mix is {"),
         ("mkf", {"mkf": {"class_weights": [1.0]}}, "mkf.class_weights has 1 entries"),
         ("mkf", {"mkf": {"steps": 2000}}, "steps is 2000"),
         ("psi", {"labels": "mfnet"}, "labels is 'mfnet'"),

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from magicfuse_ros.model.config_values import dataclass_from, require, require_choice
+from magicfuse_ros.model.config_values import dataclass_from, require, require_choice, require_least
 
 Prediction = Literal["eps", "v", "z0"]
 Spacing = Literal["leading", "trailing"]
@@ -57,25 +57,16 @@ class AutoencoderConfig:
     linear_path: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("latent_channels", "encoder_width", "decoder_width", "patch"):
-            value = getattr(self, name)
-            require(value >= 1, f"autoencoder.{name}", value, "1 or more")
-        for name in ("encoder_blocks", "decoder_blocks", "noise_channels"):
-            value = getattr(self, name)
-            require(value >= 0, f"autoencoder.{name}", value, "0 or more")
-        require(
-            0 <= self.downsamples <= MAX_DOWNSAMPLES,
-            "autoencoder.downsamples",
-            self.downsamples,
-            f"0 to {MAX_DOWNSAMPLES}",
+        section, most = "autoencoder", MAX_DOWNSAMPLES
+        require_least(
+            self, section, 1, "latent_channels", "encoder_width", "decoder_width", "patch"
         )
+        require_least(self, section, 0, "encoder_blocks", "decoder_blocks", "noise_channels")
+        in_range = 0 <= self.downsamples <= most
+        require(in_range, f"{section}.downsamples", self.downsamples, f"0 to {most}")
         require_choice("autoencoder.norm", self.norm, Norm)
-        require(
-            not self.linear_path or self.downsamples == 0,
-            "autoencoder.downsamples with linear_path",
-            self.downsamples,
-            "0",
-        )
+        fits = not self.linear_path or self.downsamples == 0
+        require(fits, f"{section}.downsamples with linear_path", self.downsamples, "0")
 
     @property
     def stride(self) -> int:
@@ -117,33 +108,19 @@ class DenoiserConfig:
     condition_skip: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("width", "blocks", "heads", "norm_groups", "patch"):
-            value = getattr(self, name)
-            require(value >= 1, f"denoiser.{name}", value, "1 or more")
-        require(
-            len(self.multipliers) >= 1,
-            "denoiser.multipliers",
-            self.multipliers,
-            "one number a level",
-        )
-        for multiplier in self.multipliers:
-            channels = multiplier * self.width
-            require(
-                multiplier >= 1 and channels % self.norm_groups == 0 and channels % self.heads == 0,
-                "denoiser.width × multiplier",
-                channels,
-                f"a multiple of norm_groups ({self.norm_groups}) and of heads ({self.heads})",
-            )
+        require_least(self, "denoiser", 1, "width", "blocks", "heads", "norm_groups", "patch")
         levels = range(len(self.multipliers))
+        require(bool(levels), "denoiser.multipliers", self.multipliers, "one number a level")
+        for multiplier in self.multipliers:
+            channels, groups = multiplier * self.width, (self.norm_groups, self.heads)
+            fits = multiplier >= 1 and not any(channels % count for count in groups)
+            accepted = f"a multiple of norm_groups ({groups[0]}) and of heads ({groups[1]})"
+            require(fits, "denoiser.width × multiplier", channels, accepted)
         for level in self.attention_levels:
             require(level in levels, "denoiser.attention_levels", level, f"0 to {len(levels) - 1}")
         require_choice("denoiser.prediction", self.prediction, Prediction)
-        require(
-            not self.condition_skip or self.prediction == "z0",
-            "denoiser.condition_skip with prediction",
-            self.prediction,
-            "z0",
-        )
+        fits = not self.condition_skip or self.prediction == "z0"
+        require(fits, "denoiser.condition_skip with prediction", self.prediction, "z0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,40 +158,22 @@ class FusionConfig:
     patch: int = 1
 
     def __post_init__(self) -> None:
-        require(len(self.widths) >= 1, "fusion.widths", self.widths, "one number a layer")
-        for name in ("mlp_width", "head_width", "patch", "norm_groups"):
-            value = getattr(self, name)
-            require(value >= 1, f"fusion.{name}", value, "1 or more")
+        layers, groups = len(self.widths), self.norm_groups
+        require(layers >= 1, "fusion.widths", self.widths, "one number a layer")
+        require_least(self, "fusion", 1, "mlp_width", "head_width", "patch", "norm_groups")
         for name in ("scales", "attention"):
             value = getattr(self, name)
-            require(
-                len(value) == len(self.widths),
-                f"fusion.{name}",
-                value,
-                f"{len(self.widths)} entries, as widths",
-            )
+            require(len(value) == layers, f"fusion.{name}", value, f"{layers} entries, as widths")
         for width in self.widths:
-            require(
-                width >= 1 and width % self.norm_groups == 0,
-                "fusion.widths",
-                width,
-                f"multiples of {self.norm_groups}",
-            )
+            fits = width >= 1 and width % groups == 0
+            require(fits, "fusion.widths", width, f"multiples of {groups}")
         for scale in self.scales:
             require(scale in (1, 2, 4, 8), "fusion.scales", scale, "1, 2, 4 or 8")
-        require(
-            self.scales[-1] == 1,
-            "fusion.scales (last)",
-            self.scales[-1],
-            "1: w and z^s are at full resolution",
-        )
+        last, accepted = self.scales[-1], "1: w and z^s are at full resolution"
+        require(last == 1, "fusion.scales (last)", last, accepted)
         require(self.taps in (1, 2), "fusion.taps", self.taps, "1 or 2")
-        require(
-            self.time_width >= 2 and self.time_width % 2 == 0,
-            "fusion.time_width",
-            self.time_width,
-            "an even number",
-        )
+        is_even = self.time_width >= 2 and self.time_width % 2 == 0
+        require(is_even, "fusion.time_width", self.time_width, "an even number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,23 +263,15 @@ class DiffusionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.train_steps >= 1, "diffusion.train_steps", self.train_steps, "1 or more")
-        require(
-            0.0 < self.beta_start <= self.beta_end < 1.0,
-            "diffusion.beta_start, beta_end",
-            (self.beta_start, self.beta_end),
-            "0 < beta_start <= beta_end < 1",
-        )
+        require_least(self, "diffusion", 1, "train_steps")
+        betas, accepted = (self.beta_start, self.beta_end), "0 < beta_start <= beta_end < 1"
+        require(0.0 < betas[0] <= betas[1] < 1.0, "diffusion.beta_start, beta_end", betas, accepted)
         check_steps(self.steps, self.train_steps)
         if not self.trained_steps:
             object.__setattr__(self, "trained_steps", (self.steps,))
-        for steps in self.trained_steps:
-            require(
-                1 <= steps <= self.train_steps,
-                "diffusion.trained_steps",
-                self.trained_steps,
-                f"numbers from 1 to {self.train_steps}",
-            )
+        in_range = all(1 <= steps <= self.train_steps for steps in self.trained_steps)
+        accepted = f"numbers from 1 to {self.train_steps}"
+        require(in_range, "diffusion.trained_steps", self.trained_steps, accepted)
         check_tau(self.tau)
         require_choice("diffusion.spacing", self.spacing, Spacing)
 
@@ -365,26 +316,11 @@ class MagicFuseConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
-        for side in self.resolution:
-            require(
-                side >= self.multiple_of,
-                "resolution",
-                self.resolution,
-                f"sides of at least {self.multiple_of}",
-            )
-            require(
-                side % self.multiple_of == 0,
-                "resolution",
-                self.resolution,
-                f"multiples of {self.multiple_of}",
-            )
-
-        require(
-            self.refiner is None or self.autoencoder.stride % 2 == 0,
-            "autoencoder.stride with refiner",
-            self.autoencoder.stride,
-            "an even number",
-        )
+        multiple, stride = self.multiple_of, self.autoencoder.stride
+        fits = all(side >= multiple and side % multiple == 0 for side in self.resolution)
+        require(fits, "resolution", self.resolution, f"multiples of {multiple}, from {multiple} on")
+        is_even = self.refiner is None or stride % 2 == 0
+        require(is_even, "autoencoder.stride with refiner", stride, "an even number")
 
     @property
     def multiple_of(self) -> int:

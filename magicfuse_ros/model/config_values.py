@@ -22,6 +22,20 @@ def require(
         raise ConfigError(f"{name} is {value!r}; accepted: {accepted}")
 
 
+def require_least(config: object, section: str, least: int, *names: str) -> None:
+    """Raise `ConfigError` unless the numbers in all these fields are `least` or more."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= least, f"{section}.{name}", value, f"{least} or more")
+
+
+def require_share(config: object, section: str, *names: str) -> None:
+    """Raise `ConfigError` unless the numbers in all these fields are from 0 to 1."""
+    for name in names:
+        value = getattr(config, name)
+        require(0.0 <= value <= 1.0, f"{section}.{name}", value, "0 to 1")
+
+
 def require_choice(name: str, value: str, choices: object) -> None:
     """Raise `ConfigError` unless a value is among those of a `Literal`."""
     accepted = get_args(choices)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from magicfuse_ros.model import diffusion
-from magicfuse_ros.model.config_values import ConfigError
+from magicfuse_ros.model.config_values import require_share
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.partial import Branch
@@ -64,10 +64,7 @@ class BranchLoss:
     objects: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.pure_noise_share <= 1.0:
-            raise ConfigError(
-                f"branch.pure_noise_share is {self.pure_noise_share}; accepted: 0 to 1"
-            )
+        require_share(self, "branch", "pure_noise_share")
 
 
 class ObjectsHead(nn.Module):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from magicfuse_ros.model.config_values import require, require_share
 from magicfuse_ros.training.degradation import EFFECTS, Rgb
-
-
-class RecipeError(ValueError):
-    """An unknown degradation or recipe, or a strength out of range."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +21,8 @@ class Degradation:
     strength: float
 
     def __post_init__(self) -> None:
-        if self.effect not in EFFECTS:
-            raise RecipeError(
-                f"degradation {self.effect!r} is unknown; use one of {tuple(EFFECTS)}"
-            )
-        if not 0.0 <= self.strength <= 1.0:
-            raise RecipeError(f"strength of {self.effect} is {self.strength}; use 0 to 1")
+        require(self.effect in EFFECTS, "degradation", self.effect, ", ".join(EFFECTS))
+        require_share(self, self.effect, "strength")
 
 
 @dataclass(frozen=True)
@@ -54,16 +47,11 @@ class Mix:
     jpeg: float = 0.03
 
     def __post_init__(self) -> None:
-        weights = self.weights()
-        if min(weights.values()) < 0.0 or sum(weights.values()) <= 0.0:
-            raise RecipeError(f"mix weights are {weights}; use weights >= 0 that are not all 0")
-
-    def weights(self) -> dict[str, float]:
-        """Leading condition -> relative weight."""
-        return {name: getattr(self, name) for name in _LEADING}
+        weights = asdict(self)
+        fits = min(weights.values()) >= 0.0 and any(weights.values())
+        require(fits, "mix", weights, "weights of 0 or more that are not all 0")
 
 
-_LEADING = ("none", "low_light", "haze", "noise", "blur", "low_contrast", "rain", "jpeg")
 # (effect, chance, lowest and highest share of the leading strength): what comes along with the
 # leading condition. Darkness brings noise and, by long exposure, motion blur.
 _COUPLED: dict[str, tuple[tuple[str, float, float, float], ...]] = {
@@ -157,8 +145,7 @@ def named_recipe(name: str, rng: np.random.Generator, *, night: bool = False) ->
     The strength is drawn from the range that training draws from, [0.25, 1]. The argument `night`
     makes the recipe milder, for a frame that is dark already.
     """
-    if name not in RECIPES:
-        raise RecipeError(f"recipe {name!r} is unknown; use one of {RECIPES}")
+    require(name in RECIPES, "recipe", name, ", ".join(RECIPES))
     if name == "mixed":
         return sample_recipe(rng, night=night)
     level = float(rng.uniform(0.25, 1.0)) * (NIGHT if night else 1.0)
@@ -176,9 +163,9 @@ def sample_recipe(
     rng: np.random.Generator, mix: Mix | None = None, *, night: bool = False
 ) -> Recipe:
     """Draw a recipe of up to three coupled degradations as `mix` weighs them."""
-    mix = mix or Mix()
-    weights = np.array(list(mix.weights().values()))
-    leading = _LEADING[int(rng.choice(len(_LEADING), p=weights / weights.sum()))]
+    weights = asdict(mix or Mix())
+    chances = np.array(list(weights.values()))
+    leading = list(weights)[int(rng.choice(len(weights), p=chances / chances.sum()))]
     if leading == "none":
         return Recipe("none")
     scale = NIGHT if night else 1.0

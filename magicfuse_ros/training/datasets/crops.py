@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from magicfuse_ros.model.config_values import ConfigError
+from magicfuse_ros.model.config_values import require, require_share
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.training.datasets.cache import CachedItem, CachedSource
 from magicfuse_ros.training.datasets.copy_paste import Donors
@@ -78,13 +78,10 @@ class DataConfig:
     mix: Mix = field(default_factory=Mix)
 
     def __post_init__(self) -> None:
-        if min(self.shape) < 16:
-            raise ConfigError(f"data.crop is {min(self.shape)}; accepted: 16 pixels or more")
-        for name in ("around_box", "warp", "paste", "recolour"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; accepted: 0 to 1")
-        if not 0.0 < self.scale[0] <= self.scale[1]:
-            raise ConfigError(f"data.scale is {self.scale}; accepted: 0 < smallest <= largest")
+        require(min(self.shape) >= 16, "data.crop", min(self.shape), "16 pixels or more")
+        require_share(self, "data", "around_box", "warp", "paste", "recolour")
+        in_order = 0.0 < self.scale[0] <= self.scale[1]
+        require(in_order, "data.scale", self.scale, "0 < smallest <= largest")
 
     @property
     def shape(self) -> tuple[int, int]:
