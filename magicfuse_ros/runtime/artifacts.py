@@ -15,12 +15,14 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from magicfuse_ros.hashing import file_hash
 from magicfuse_ros.messages import one_line
@@ -78,12 +80,14 @@ class ArtifactCache:
         Where there can be no lock (the folder cannot be written, the file system has no locks),
         this goes on without one.
         """
-        descriptor = self._lock(self.path(key).with_suffix(".lock"))
-        try:
-            yield
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)  # which gives up the lock
+        with contextlib.ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                path = self.path(key).with_suffix(".lock")
+                self._wait(held.enter_context(path.open("ab")))
+            except OSError as error:
+                self._progress(f"artifacts may not be kept: {error}")
+            yield  # closing the file gives up the lock
 
     def load(self, key: Key) -> Path | None:
         """Return the folder of an artifact that is whole and made from `key`, or None.
@@ -157,34 +161,17 @@ class ArtifactCache:
                     shutil.rmtree(gone, ignore_errors=True)
                     total -= files
 
-    def _lock(self, path: Path) -> int | None:
-        """Wait for a lock and return the descriptor that holds it; None if there can be no lock."""
-        descriptor = None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._wait(descriptor)
-        except BaseException as error:
-            if descriptor is not None:
-                os.close(descriptor)
-            if not isinstance(error, OSError):
-                raise
-            self._progress(f"artifacts may not be kept: {error}")
-            return None
-        return descriptor
-
-    def _wait(self, descriptor: int) -> None:
-        reported_at = time.monotonic() - _TELL_S
+    def _wait(self, file: BinaryIO) -> None:
+        """Wait until an exclusive lock on a file is had, and tell every few seconds."""
+        told_at = -math.inf
         while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() - reported_at >= _TELL_S:
-                    reported_at = time.monotonic()
-                    self._progress("waiting for another process that makes the same artifact")
-                time.sleep(_POLL_S)
-            else:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
+            if time.monotonic() - told_at >= _TELL_S:
+                told_at = time.monotonic()
+                self._progress("waiting for another process that makes the same artifact")
+            time.sleep(_POLL_S)
 
 
 def _mark_used(path: Path) -> None:

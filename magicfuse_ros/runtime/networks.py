@@ -12,7 +12,7 @@ from magicfuse_ros.model.diffusion import Estimate
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import Noise, SamplerSettings, Step, sample
 from magicfuse_ros.runtime.backends import Backend, Part
-from magicfuse_ros.runtime.concurrency import StartedNetwork, run_both
+from magicfuse_ros.runtime.concurrency import run_both
 from magicfuse_ros.runtime.contract import Progress
 from magicfuse_ros.runtime.parts import parts_of
 from magicfuse_ros.runtime.stopwatch import Stopwatch
@@ -42,6 +42,8 @@ class CompiledNetworks:
     ----------
     backend
         What compiled them.
+    side_by_side
+        Whether Ψ and Φ run at the same time, and what is made of a picture while D runs.
     watch
         The stopwatch that times the stages of a frame; the caller sets a new one for each frame.
     image
@@ -69,7 +71,7 @@ class CompiledNetworks:
         self._model, self._device, self._size = model, device, size
         self._memory_format = backend.memory_format
         self._timesteps: dict[int, Tensor] = {}
-        self.before_step: Callable[[], None] = _nothing
+        self.before_step: Callable[[], None] = lambda: None
         self.frames: Any = None  # of `DeviceFrames`, which is made of this class
         self.image = self._to_device(torch.zeros((1, 3, *size)))
         self._seed = model.config.diffusion.seed
@@ -82,26 +84,18 @@ class CompiledNetworks:
 
         if parallel == "on" and not backend.side_by_side:
             progress("Ψ and Φ run in turn: this backend cannot run them side by side here")
+        self.side_by_side = backend.side_by_side and parallel != "off"
+        share: Callable[[Part, Progress], Any] = (
+            backend.share if self.side_by_side else backend.compile
+        )
         self._encoder = backend.compile(part("encoder"), progress)
-        self._pair: tuple[StartedNetwork, StartedNetwork] | None = None
-        if backend.side_by_side and parallel != "off":
-            self._pair = (
-                backend.share(part("psi"), progress),
-                backend.share(part("phi"), progress),
-            )
-        else:
-            self._psi = backend.compile(part("psi"), progress)
-            self._phi = backend.compile(part("phi"), progress)
+        self._psi, self._phi = share(part("psi"), progress), share(part("phi"), progress)
         self._fusion = backend.compile(part("fusion"), progress)
-        # D gets half of the cores and leaves the other half for making the masks meanwhile.
-        self._started_decoder: StartedNetwork | None = None
         self.refined = refined
         if refined:
             self._refiner = backend.compile(part("refiner"), progress)
-        if self._pair is not None:
-            self._started_decoder = backend.share(part("decoder"), progress)
-        else:
-            self._decoder = backend.compile(part("decoder"), progress)
+        # D gets half of the cores and leaves the other half for making the masks meanwhile.
+        self._decoder = share(part("decoder"), progress)
 
     def noise(self, seed: int) -> Noise:
         """Return the sampler's starting noise, drawn anew when the seed changes."""
@@ -140,8 +134,9 @@ class CompiledNetworks:
         self.before_step()
         step = self._timestep(t)
         with self.watch.stage("denoise"):
-            if self._pair is not None:
-                return run_both(self._pair, (condition, z_psi, step), (condition, z_phi, step))
+            if self.side_by_side:
+                pair = self._psi, self._phi
+                return run_both(pair, (condition, z_psi, step), (condition, z_phi, step))
             return self._psi(condition, z_psi, step), self._phi(condition, z_phi, step)
 
     def fuse(
@@ -160,14 +155,14 @@ class CompiledNetworks:
         """
         image: Tensor
         with self.watch.stage("decode"):
-            if self._started_decoder is None:
+            if not self.side_by_side:
                 image = self._decoder(latent)
                 return image, meanwhile()
-            self._started_decoder.start(latent)
+            self._decoder.start(latent)
             try:
                 outcome = meanwhile()
             finally:  # D reads the latent until it has finished
-                image = self._started_decoder.finish()
+                image = self._decoder.finish()
         return image, outcome
 
     def refine(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -176,11 +171,6 @@ class CompiledNetworks:
             latents = (step.z0_psi, step.z0_phi, step.z0_fused)
             maps, logits = self._refiner(self.image, *latents, step.state)
         return maps, logits
-
-    @property
-    def side_by_side(self) -> bool:
-        """Whether Ψ and Φ run at the same time."""
-        return self._pair is not None
 
     def _draw(self, seed: int) -> tuple[Noise, tuple[Tensor, ...]]:
         generator = torch.Generator().manual_seed(seed)
@@ -197,7 +187,3 @@ class CompiledNetworks:
         if t not in self._timesteps:
             self._timesteps[t] = torch.tensor([t], device=self._device)
         return self._timesteps[t]
-
-
-def _nothing() -> None:
-    pass

@@ -46,20 +46,19 @@ class LiveSampling:
     def __init__(self, config: MagicFuseConfig, labels: LabelSet, settings: EngineSettings) -> None:
         self._config, self._labels = config, labels
         self._warming = False
-        self._wanted = self._of(settings)
-        self._own = self._of(replace(settings, steps=0))
+        self.update(settings)
 
     @property
     def in_force(self) -> Sampling:
         """How to sample the next frame."""
-        wanted = self._wanted
-        return self._for_warm_up(wanted) if self._warming else wanted
+        return self._for_warm_up if self._warming else self._wanted
 
     def update(self, settings: EngineSettings) -> None:
         """Sample as `settings` say from now on; raises `EngineError` and then changes nothing."""
-        own = self._of(replace(settings, steps=0))
+        wanted, own = self._of(settings), self._of(replace(settings, steps=0))
         # One assignment each, so that a frame under way in another thread sees the old or the new.
-        self._wanted, self._own = self._of(settings), own
+        self._wanted = wanted
+        self._for_warm_up = own if wanted.steps > _MOST_WARM_UP_STEPS else wanted
 
     def guard(self, sampling: Sampling) -> Callable[[], None]:
         """Return a function that raises `FewerSteps` once fewer are in force than in `sampling`."""
@@ -78,9 +77,6 @@ class LiveSampling:
             yield self.in_force.steps
         finally:
             self._warming = False
-
-    def _for_warm_up(self, wanted: Sampling) -> Sampling:
-        return self._own if wanted.steps > _MOST_WARM_UP_STEPS else wanted
 
     def _of(self, settings: EngineSettings) -> Sampling:
         diffusion = self._config.diffusion

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -70,7 +70,6 @@ class CachedItem:
     name: str
     height: int
     width: int
-    offset: int
     has_infrared: bool
     has_labels: bool
     night: bool
@@ -78,6 +77,12 @@ class CachedItem:
     annotated: bool
     pseudo: bool
     boxes: tuple[Box, ...]
+    offset: int = 0
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> CachedItem:
+        """Make one of what `asdict` gave, as an index in JSON holds it."""
+        return cls(**{**values, "boxes": tuple(Box(**box) for box in values["boxes"])})
 
 
 class CachedSource:
@@ -157,34 +162,26 @@ def open_cache(
 def open_written(name: str, path: Path) -> CachedSource:
     """Open what `write_cache` wrote; raises `DatasetError` where it was cut short."""
     index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    items = []
-    for entry in index["items"]:
-        boxes = tuple(Box(**box) for box in entry["boxes"])
-        items.append(CachedItem(**{**entry, "boxes": boxes}))
+    items = [CachedItem.of(entry) for entry in index["items"]]
     array = np.memmap(path, np.uint8, "r")
     if array.size != index["bytes"]:
         raise DatasetError(f"{path} has {array.size} bytes, {index['bytes']} expected; delete it")
     return CachedSource(name, items, array)
 
 
-def write_cache(path: Path, items: Iterable[tuple[bytes, dict[str, object]]]) -> None:
-    """Write a cache of items, each as `pixels_of` makes it with what `CachedItem` knows of it."""
-    entries: list[dict[str, object]] = []
-    offset = 0
-    raw_fd, raw_name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(raw_fd, "wb") as raw:
-            for pixels, entry in items:
-                entries.append({**entry, "offset": offset})
-                padded = pixels + bytes(-len(pixels) % _ALIGNED)
-                raw.write(padded)
-                offset += len(padded)
-        Path(raw_name).replace(path)
-    finally:
-        Path(raw_name).unlink(missing_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"bytes": offset, "items": entries}), encoding="utf-8")
-    part.replace(path.with_suffix(".json"))
+def write_cache(path: Path, items: Iterable[tuple[bytes, CachedItem]]) -> None:
+    """Write a cache of items, each as `pixels_of` makes it; it gives them their offsets."""
+    entries, offset = [], 0
+    # A folder of this process's own: another may be writing the same cache.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as new:
+        raw, index = Path(new) / "raw", Path(new) / "json"
+        with raw.open("wb") as file:
+            for pixels, item in items:
+                entries.append(asdict(replace(item, offset=offset)))
+                offset += file.write(pixels + bytes(-len(pixels) % _ALIGNED))
+        index.write_text(json.dumps({"bytes": offset, "items": entries}), encoding="utf-8")
+        raw.replace(path)
+        index.replace(path.with_suffix(".json"))
 
 
 def pixels_of(visible: U8, infrared: U8 | None, ids: U8 | None, boxes: Sequence[Box]) -> bytes:
@@ -210,7 +207,7 @@ def training_size(width: int, height: int, settings: CacheSettings) -> tuple[int
 
 def _decoded(
     source: Source, settings: CacheSettings, progress: Callable[[str], None]
-) -> Iterator[tuple[bytes, dict[str, object]]]:
+) -> Iterator[tuple[bytes, CachedItem]]:
     total = len(source.frames)
     progress(f"caching {source.name}: {total} items")
     lookup, scales = to_canonical(source.classes), _infrared_scales(source)
@@ -222,43 +219,42 @@ def _decoded(
 
 def _store(
     item: Item, settings: CacheSettings, lookup: NDArray[np.uint8], scale: InfraredScale | None
-) -> tuple[bytes, dict[str, object]]:
+) -> tuple[bytes, CachedItem]:
     frame = item.frame
     height, width = item.visible.shape[:2]
     size = training_size(width, height, settings)
-    shrink = size[0] < width
-    smooth = cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
-    visible = np.asarray(cv2.resize(item.visible, size, interpolation=smooth), np.uint8)
+    smooth = cv2.INTER_AREA if size[0] < width else cv2.INTER_CUBIC
+
+    def resized(image: U8, interpolation: int = smooth) -> U8:
+        return np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
+
     infrared = None
     if item.infrared is not None:
-        infrared = np.asarray(cv2.resize(item.infrared, size, interpolation=smooth), np.uint8)
-        scale = scale or common_infrared_scale([infrared])
-        infrared = scale.apply(infrared)
+        infrared = resized(item.infrared)
+        infrared = (scale or common_infrared_scale([infrared])).apply(infrared)
     labels = None if item.labels is None else lookup[item.labels]
     if frame.boxes is not None and (labels is None or frame.pseudo):
         # At full size the object has more pixels to be told by.
         mask = weak_mask(item.visible, item.infrared, frame.boxes, _BOX_IDS)
         # What networks said stays, and boxes tell where they said nothing.
         labels = mask if labels is None else np.where(labels == UNKNOWN, mask, labels)
-    boxes = frame.boxes
-    if boxes is None and infrared is not None:
+    boxes = frame.boxes or ()
+    if frame.boxes is None and infrared is not None:
         boxes = hot_boxes(infrared)
-    ids = None
-    if labels is not None:
-        ids = np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-    entry: dict[str, object] = {
-        "name": frame.name,
-        "width": size[0],
-        "height": size[1],
-        "has_infrared": infrared is not None,
-        "has_labels": labels is not None,
-        "night": item.night,
-        "clean": frame.clean,
-        "annotated": frame.boxes is not None,
-        "pseudo": frame.pseudo,
-        "boxes": [asdict(box) for box in boxes or ()],
-    }
-    return pixels_of(visible, infrared, ids, boxes or ()), entry
+    ids = None if labels is None else resized(labels, cv2.INTER_NEAREST)
+    stored = CachedItem(
+        name=frame.name,
+        width=size[0],
+        height=size[1],
+        has_infrared=infrared is not None,
+        has_labels=labels is not None,
+        night=item.night,
+        clean=frame.clean,
+        annotated=frame.boxes is not None,
+        pseudo=frame.pseudo,
+        boxes=boxes,
+    )
+    return pixels_of(resized(item.visible), infrared, ids, boxes), stored
 
 
 def _thermal(weight: U8, boxes: Sequence[Box]) -> U8:
@@ -276,19 +272,13 @@ def _infrared_scales(source: Source) -> dict[str, InfraredScale]:
             groups.setdefault(frame.group, []).append(frame)
     scales = {}
     for group, frames in groups.items():
-        some = tuple(frames[:: max(1, len(frames) // 8)])
-        scales[group] = common_infrared_scale(list(_infrared_of(Source(group, some))))
+        some = Source(group, tuple(frames[:: max(1, len(frames) // 8)]))
+        images = [item.infrared for item in some.items() if item.infrared is not None]
+        scales[group] = common_infrared_scale(images)
     return scales
 
 
-def _infrared_of(source: Source) -> Iterator[U8]:
-    for item in source.items():
-        if item.infrared is not None:
-            yield item.infrared
-
-
 def _key(source: Source, settings: CacheSettings) -> str:
-    digest = hashlib.sha256()
     facts = [_VERSION, asdict(settings), sorted(source.classes.items())]
     for frame in source.frames:
         for path in frame.paths():
@@ -297,5 +287,4 @@ def _key(source: Source, settings: CacheSettings) -> str:
         facts.append([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in frame.paths()])
         boxes = None if frame.boxes is None else [asdict(box) for box in frame.boxes]
         facts.append([frame.name, frame.video_frame, frame.group, frame.clean, frame.pseudo, boxes])
-    digest.update(json.dumps(facts).encode())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

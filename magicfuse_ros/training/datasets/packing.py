@@ -12,11 +12,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from magicfuse_ros.training.datasets.cache import (
+    CachedItem,
     CachedSource,
     CacheSettings,
     open_cache,
@@ -24,7 +26,7 @@ from magicfuse_ros.training.datasets.cache import (
     pixels_of,
     write_cache,
 )
-from magicfuse_ros.training.datasets.frames import U8, Box, DatasetError
+from magicfuse_ros.training.datasets.frames import U8, DatasetError
 from magicfuse_ros.training.datasets.layouts import find_sources
 
 _INDEX = "pack.json"
@@ -75,12 +77,8 @@ def training_sources(
 
 
 def _write(path: Path, source: CachedSource, settings: CacheSettings, quality: int) -> None:
-    entries = []
     with zipfile.ZipFile(path, "w") as file:
-        for k, item in enumerate(source.items):
-            entry = asdict(item)
-            del entry["offset"]
-            entries.append(entry)
+        for k in range(len(source)):
             jpeg = (cv2.IMWRITE_JPEG_QUALITY, quality)
             bgr = cv2.cvtColor(source.visible(k), cv2.COLOR_RGB2BGR)
             planes = [(f"{k}.jpg", bgr, jpeg), (f"{k}.infrared.jpg", source.infrared(k), jpeg)]
@@ -90,7 +88,8 @@ def _write(path: Path, source: CachedSource, settings: CacheSettings, quality: i
                     file.writestr(
                         name, cv2.imencode(Path(name).suffix, plane, options)[1].tobytes()
                     )
-        index = {"name": source.name, "settings": asdict(settings), "items": entries}
+        items = [asdict(item) for item in source.items]
+        index = {"name": source.name, "settings": asdict(settings), "items": items}
         file.writestr(_INDEX, json.dumps(index))
 
 
@@ -118,16 +117,14 @@ def _unpacked(
 
 
 def _items(
-    file: zipfile.ZipFile, entries: list[dict[str, object]]
-) -> Iterator[tuple[bytes, dict[str, object]]]:
-    for k, entry in enumerate(entries):
+    file: zipfile.ZipFile, entries: list[dict[str, Any]]
+) -> Iterator[tuple[bytes, CachedItem]]:
+    def read(name: str, flags: int) -> U8:
+        content = np.frombuffer(file.read(name), np.uint8)
+        return np.asarray(cv2.imdecode(content, flags), np.uint8)
 
-        def read(name: str, flags: int) -> U8:
-            return np.asarray(
-                cv2.imdecode(np.frombuffer(file.read(name), np.uint8), flags), np.uint8
-            )
-
-        boxes = [Box(**box) for box in entry["boxes"]]  # type: ignore[attr-defined]
-        infrared = read(f"{k}.infrared.jpg", 0) if entry["has_infrared"] else None
-        labels = read(f"{k}.png", 0) if entry["has_labels"] else None
-        yield pixels_of(read(f"{k}.jpg", cv2.IMREAD_COLOR_RGB), infrared, labels, boxes), entry
+    for k, item in enumerate(map(CachedItem.of, entries)):
+        visible = read(f"{k}.jpg", cv2.IMREAD_COLOR_RGB)
+        infrared = read(f"{k}.infrared.jpg", 0) if item.has_infrared else None
+        labels = read(f"{k}.png", 0) if item.has_labels else None
+        yield pixels_of(visible, infrared, labels, item.boxes), item
