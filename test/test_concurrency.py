@@ -115,14 +115,14 @@ def test_a_decoding_is_awaited_when_what_is_done_beside_it_fails(folder):
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match="no"):
         networks.decode(networks.noise(0).latent, fail)
-    assert networks._started_decoder.started is None
+    assert networks._decoder.started is None
 
 
 def test_a_branch_that_cannot_start_leaves_the_other_finished(folder):
     model = MagicFuse.from_pretrained(folder)
     recorder = Recorder(CPU, 2)
     networks = CompiledNetworks(model, recorder, CPU, (48, 64), ignore, "on")
-    psi, phi = networks._pair
+    psi, phi = networks._psi, networks._phi
 
     def refuse(*_):
         raise RuntimeError("no")

@@ -19,7 +19,6 @@ from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.diffusion import (
     add_noise,
     alphas_cumprod,
-    clean_from,
     coefficients,
     estimates,
     input_gain,
@@ -167,8 +166,9 @@ def test_every_estimate_explains_z_t(t, z_t, out, kind, clip):
 def test_noise_and_clean_are_inverse(t, z0, eps):
     a, s, z0, eps, z_t = point(t, z0, eps)
     torch.testing.assert_close(noise_from(z0, z_t, a, s), eps, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(clean_from(eps, z_t, a, s, clip=False), z0, atol=1e-9, rtol=1e-9)
-    clipped = clean_from(eps, z_t, a, s, clip=True)
+    clean = estimates(eps, z_t, a, s, "eps", clip=False).z0
+    torch.testing.assert_close(clean, z0, atol=1e-9, rtol=1e-9)
+    clipped = estimates(eps, z_t, a, s, "eps", clip=True).z0
     torch.testing.assert_close(clipped, z0.clamp(-1, 1), atol=1e-9, rtol=1e-9)
 
 

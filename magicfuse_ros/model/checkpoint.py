@@ -5,10 +5,9 @@ Both are written atomically and read strictly: every tensor is used and none is 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from magicfuse_ros.model.config import MagicFuseConfig
 from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import LabelSet
+from magicfuse_ros.whole_files import whole_file, write_whole
 
 CONFIG_FILE = "config.json"
 
@@ -94,7 +94,6 @@ def read_labels(folder: Path, config: MagicFuseConfig) -> LabelSet:
 
 def write_config(folder: Path, config: MagicFuseConfig) -> None:
     """Write `config.json`, making the folder where it is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG_FILE, config.to_dict())
 
 
@@ -105,10 +104,8 @@ def save_part(folder: Path, part: str, module: nn.Module) -> None:
 
 def save_tensors(folder: Path, part: str, tensors: Mapping[str, Tensor]) -> None:
     """Write `<part>.safetensors`; a reader sees the old file or the new one, never a torn one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{part}.safetensors.partial"
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial)
-    partial.replace(part_path(folder, part))
+    with whole_file(part_path(folder, part)) as partial:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial)
     if _shards_of(folder, part):  # from now on it has a file of its own
         index = json.loads((folder / SHARDS_FILE).read_text(encoding="utf-8"))
         parts = [name for name in index["parts"] if name != part]
@@ -158,9 +155,7 @@ def _shards_of(folder: Path, part: str) -> list[Path]:
 
 
 def _write_json(path: Path, values: Mapping[str, object]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def part_path(folder: Path, part: str) -> Path:
@@ -170,16 +165,10 @@ def part_path(folder: Path, part: str) -> Path:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU; `CheckpointError` when it is missing or corrupt."""
-    with _as_checkpoint_error(path):
-        return load_file(path)
-
-
-@contextlib.contextmanager
-def _as_checkpoint_error(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise CheckpointError(f"weights file {path} is missing; copy the model folder again")
     try:
-        yield
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"weights file {path} is corrupt ({error}); copy the model folder again"
@@ -194,7 +183,7 @@ def load_part(folder: Path, part: str, module: nn.Module) -> None:
     Raises
     ------
     CheckpointError
-        The file is missing or corrupt, or `check_tensors` refuses a tensor.
+        The file is missing or corrupt, or `load_tensors` refuses a tensor.
     """
     shards = _shards_of(folder, part)
     if not shards:
@@ -212,15 +201,7 @@ def load_part(folder: Path, part: str, module: nn.Module) -> None:
 
 
 def load_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
-    """Put `tensors` into `module` as float32; raises what `check_tensors` raises."""
-    check_tensors(tensors, module, source)
-    # Copied, because safetensors maps the file: a change to it would change a running model.
-    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
-    module.load_state_dict(copies, assign=True)
-
-
-def check_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str) -> None:
-    """Check that `tensors` are exactly those of `module`.
+    """Put `tensors`, which must be exactly those of `module`, into it as float32.
 
     Raises
     ------
@@ -250,3 +231,6 @@ def check_tensors(tensors: Mapping[str, Tensor], module: nn.Module, source: str)
             f"{source} has a tensor {unexpected[0]!r} that the config does not; "
             "they do not belong together"
         )
+    # Copied, because safetensors maps the file: a change to it would change a running model.
+    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    module.load_state_dict(copies, assign=True)

@@ -104,12 +104,6 @@ def noise_from(z0: Tensor, z_t: Tensor, a: float, s: float) -> Tensor:
     return (z_t - a * z0) / s
 
 
-def clean_from(eps: Tensor, z_t: Tensor, a: float, s: float, *, clip: bool) -> Tensor:
-    """z0 = (z_t − s·ε) / a (Eq. 13), limited to [-1, 1] with `clip`."""
-    z0 = (z_t - s * eps) / a
-    return z0.clamp(-1.0, 1.0) if clip else z0
-
-
 def training_target(z0: Tensor, eps: Tensor, a: Tensor, s: Tensor, kind: Prediction) -> Tensor:
     """Return what a denoiser that predicts `kind` should output: ε, v = a·ε − s·z0, or z0."""
     if kind == "eps":

@@ -191,17 +191,16 @@ def sample(
         radiation = radiation_category_map(state, settings.thermal_ids)
         w_r = modulated_weight(w, radiation, settings.tau)  # Eq. 11
         eps_f = fused_noise(w_r, psi.eps, phi.eps)  # Eq. 8
-        z0_f = diffusion.clean_from(eps_f, z_f, a, s, clip=clip)  # Eq. 13; after the last, Eq. 14
-        outcome = Step(t, psi.z0, phi.z0, z0_f, state, w_r, radiation)
+        # Eq. 13, and after the last step Eq. 14.
+        fused = diffusion.estimates(eps_f, z_f, a, s, "eps", clip=clip)
+        outcome = Step(t, psi.z0, phi.z0, fused.z0, state, w_r, radiation)
         if on_step is not None:
             on_step(outcome)
         if t_next is not None:
             following = diffusion.coefficients(alpha_bars[t_next])
-            z_psi = diffusion.add_noise(psi.z0, psi.eps, *following)
-            z_phi = diffusion.add_noise(phi.z0, phi.eps, *following)
-            # Eq. 12; ε follows from z0 so that the two stay consistent where z0 was clipped.
-            eps_f = diffusion.noise_from(z0_f, z_f, a, s)
-            z_f = diffusion.add_noise(z0_f, eps_f, *following)
+            z_psi, z_phi, z_f = (  # Eq. 12
+                diffusion.add_noise(*each, *following) for each in (psi, phi, fused)
+            )
     if outcome is None:
         raise ValueError("the sampler was given no timesteps; at least one is needed")
     return outcome

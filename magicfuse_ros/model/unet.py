@@ -175,30 +175,17 @@ class Resample(nn.Module):
 
 
 class Level(nn.Module):
-    """The layers of one resolution: residual blocks, each with its transformer if `heads` is not 0.
+    """The layers of one resolution.
 
-    `inputs` are the channels that each residual block is given; all of them give `width`.
+    Parameters
+    ----------
+    inputs
+        The channels that each residual block is given; all of them give `width`.
+    heads
+        Of the spatial transformer after each residual block; 0 leaves these out.
+    halves, enlarges
+        Whether a coarser level follows on the way down, or a finer one on the way up.
     """
-
-    def __init__(
-        self, inputs: Sequence[int], width: int, time_channels: int, heads: int, groups: int
-    ) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            ResidualBlock(each, width, time_channels, groups) for each in inputs
-        )
-        self.attentions = nn.ModuleList(
-            SpatialTransformer(width, heads, groups) for _ in inputs if heads
-        )
-
-    def layer(self, index: int, x: Tensor, time: Tensor) -> Tensor:
-        """Run one residual block and its transformer: (B, inputs, h, w) to (B, width, h, w)."""
-        x = self.resnets[index](x, time)
-        return self.attentions[index](x) if self.attentions else x
-
-
-class DownLevel(Level):
-    """A level on the way down; `halves` tells whether a coarser one follows."""
 
     def __init__(
         self,
@@ -208,10 +195,27 @@ class DownLevel(Level):
         heads: int,
         groups: int,
         *,
-        halves: bool,
+        halves: bool = False,
+        enlarges: bool = False,
     ) -> None:
-        super().__init__(inputs, width, time_channels, heads, groups)
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResidualBlock(each, width, time_channels, groups) for each in inputs
+        )
+        self.attentions = nn.ModuleList(
+            SpatialTransformer(width, heads, groups) for _ in inputs if heads
+        )
         self.downsamplers = nn.ModuleList(Resample(width, stride=2) for _ in range(halves))
+        self.upsamplers = nn.ModuleList(Resample(width, stride=1) for _ in range(enlarges))
+
+    def layer(self, index: int, x: Tensor, time: Tensor) -> Tensor:
+        """Run one residual block and its transformer: (B, inputs, h, w) to (B, width, h, w)."""
+        x = self.resnets[index](x, time)
+        return self.attentions[index](x) if self.attentions else x
+
+
+class DownLevel(Level):
+    """A level on the way down."""
 
     def forward(self, x: Tensor, time: Tensor) -> list[Tensor]:
         """Map (B, inputs, h, w) to the result of each layer; the last goes to the next level."""
@@ -223,20 +227,7 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    """A level on the way up; `enlarges` tells whether a finer one follows."""
-
-    def __init__(
-        self,
-        inputs: Sequence[int],
-        width: int,
-        time_channels: int,
-        heads: int,
-        groups: int,
-        *,
-        enlarges: bool,
-    ) -> None:
-        super().__init__(inputs, width, time_channels, heads, groups)
-        self.upsamplers = nn.ModuleList(Resample(width, stride=1) for _ in range(enlarges))
+    """A level on the way up."""
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
         """Map (B, C, h, w), joined with the last of `skips` in each layer, to (B, width, …).

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.checkpoint import CheckpointError
+from magicfuse_ros.whole_files import whole_file
 
 # The running mean looks back over about this many steps, and is trusted after the second number.
 _MEAN_OVER, _MEAN_AFTER = 100, 20
@@ -81,7 +82,6 @@ class Checkpointed:
 
 def write_state(path: Path, state: TrainingState, parts: Checkpointed) -> None:
     """Write all that resuming needs; a kill at any moment leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"trained/{key}": value for key, value in parts.trained.state_dict().items()}
     tensors |= {f"average/{key}": value for key, value in parts.average.state_dict().items()}
     scalars: dict[str, Any] = {}
@@ -98,10 +98,9 @@ def write_state(path: Path, state: TrainingState, parts: Checkpointed) -> None:
         "lowest": repr(state.lowest),
         "optimizer": json.dumps(scalars),
     }
-    partial = path.with_suffix(".partial")
     plain = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
-    save_file(plain, partial, metadata)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        save_file(plain, partial, metadata)
 
 
 def read_done(path: Path) -> tuple[int, float]:

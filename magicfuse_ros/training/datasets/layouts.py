@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,8 @@ VISIBLE = ("visible", "Visible", "vi", "crop_LR_visible")
 INFRARED = ("infrared", "Infrared", "ir", "cropinfrared")
 LABELS = ("labels", "Label", "Segmentation_labels", "label")
 PSEUDO = "pseudo"
+_NIGHT = {"N": True, "D": False}
+"""What the last letter of a name in MSRS and MFNet tells."""
 
 # Held out of training as moving-picture validation: a street scene at dusk with a person walking,
 # and one of the two smoke videos. No other clip shows these scenes.
@@ -110,23 +113,20 @@ def _with_pseudo_labels(source: Source, folder: Path) -> Source:
     return Source(source.name, tuple(frames), label_maps.CAMVID)
 
 
-def _pairs(root: Path, split: str) -> Source:
-    """`<split>/{visible,infrared}/` and, if there, `labels/` and YOLO `boxes/*.txt`."""
+def _pairs(root: Path, split: str, classes: dict[int, str] = label_maps.MFNET) -> Source:
+    """Read `<split>/{visible,infrared}/` and, if there, `labels/` and YOLO `boxes/*.txt`."""
     folder = _split_folder(root, split)
-    labels_folder = _one_of(folder, LABELS)
-    labels = by_stem(labels_folder) if labels_folder else None
+    pairs, labels, boxes = _pair(folder), _one_of(folder, LABELS), folder / "boxes"
+    masks: Sequence[Path | None] = [None] * len(pairs)
+    if labels is not None:
+        masks = _partners([visible for visible, _ in pairs], labels)
     frames = []
-    for visible, infrared in _pair(folder):
+    for (visible, infrared), mask in zip(pairs, masks, strict=True):
         stem = visible.stem
-        boxes_file = folder / "boxes" / f"{stem}.txt"
-        boxes = read_yolo(boxes_file) if (folder / "boxes").is_dir() else None
-        mask = None
-        if labels is not None and labels_folder is not None:
-            mask = _partner(labels, stem, labels_folder, visible)
-        night = {"N": True, "D": False}.get(stem[-1])
-        frames.append(Frame(stem, visible, infrared, mask, boxes=boxes, night=night))
-    classes = label_maps.MFNET if labels else {}
-    return Source(f"{root.name}/{split}", _some(frames, folder), classes)
+        known = read_yolo(boxes / f"{stem}.txt") if boxes.is_dir() else None
+        night = _NIGHT.get(stem[-1])
+        frames.append(Frame(stem, visible, infrared, mask, boxes=known, night=night))
+    return _source(root, split, frames, {} if labels is None else classes)
 
 
 def _mfnet(root: Path, split: str) -> Source:
@@ -148,19 +148,12 @@ def _mfnet(root: Path, split: str) -> Source:
             raise DatasetError(
                 f"{listing} line {number} names {stem!r} again, as line {lines[stem]}; remove one"
             )
-        night = {"N": True, "D": False}.get(stem[-1])
-        frames.append(Frame(stem, image, image, mask, night=night))
-    return Source(f"{root.name}/{split}", _some(frames, listing), label_maps.MFNET)
-
-
-def _fmb(root: Path, split: str) -> Source:
-    """Read `{train,test}/{Visible,Infrared,Label}`."""
-    source = _pairs(root, split)
-    return Source(source.name, source.frames, label_maps.FMB if source.classes else {})
+        frames.append(Frame(stem, image, image, mask, night=_NIGHT.get(stem[-1])))
+    return _source(root, split, frames, label_maps.MFNET)
 
 
 def _llvip(root: Path, split: str) -> Source:
-    """`<split>/{visible,infrared}`, or the original `{visible,infrared}/{train,test}`, XML."""
+    """Read `<split>/{visible,infrared}`, or the original `{visible,infrared}/{train,test}`, XML."""
     original = root / "visible" / ("train" if split == "train" else "test")
     annotations = root / "Annotations"
     if original.is_dir():
@@ -173,18 +166,18 @@ def _llvip(root: Path, split: str) -> Source:
         if annotations.is_dir():
             boxes = read_voc(annotations / f"{visible.stem}.xml")
         frames.append(Frame(visible.stem, visible, infrared, boxes=boxes, night=True))
-    return Source(f"{root.name}/{split}", _some(frames, root), {})
+    return _source(root, split, frames)
 
 
 def _roadscene(root: Path, split: str) -> Source:
-    """`<split>/{visible,infrared}`, or the original flat `crop_LR_visible`, `cropinfrared`."""
+    """Read `<split>/{visible,infrared}`, or the original flat `crop_LR_visible`, `cropinfrared`."""
     folder = root if _one_of(root, VISIBLE) else _split_folder(root, split)
     frames = [Frame(v.stem, v, i) for v, i in _pair(folder)]
-    return Source(f"{root.name}/{split}", _some(frames, folder), {})
+    return _source(root, split, frames)
 
 
 def _m3svd(root: Path, split: str) -> Source:
-    """`{visible,infrared}/*.mp4`: aligned video pairs."""
+    """Read `{visible,infrared}/*.mp4`: aligned video pairs."""
     frames = []
     for visible in sorted(filter(_is_seen, (root / "visible").glob("*.mp4"))):
         if (visible.stem in M3SVD_VAL_VIDEOS) != (split == "val"):
@@ -192,10 +185,10 @@ def _m3svd(root: Path, split: str) -> Source:
         infrared = root / "infrared" / visible.name
         if not infrared.is_file():
             raise DatasetError(f"{infrared} is missing; {visible} needs it as its pair")
-        count = _frame_count(visible)
-        if count != _frame_count(infrared):
+        count, other = _frame_count(visible), _frame_count(infrared)
+        if count != other:
             raise DatasetError(
-                f"{infrared} has {_frame_count(infrared)} frames but {visible} has {count}; "
+                f"{infrared} has {other} frames but {visible} has {count}; "
                 "paired videos must be aligned frame by frame"
             )
         frames += [
@@ -203,11 +196,11 @@ def _m3svd(root: Path, split: str) -> Source:
                   clean=not visible.stem.startswith(M3SVD_SMOKE))
             for k in range(0, count, M3SVD_STRIDE)
         ]  # fmt: skip
-    return Source(f"{root.name}/{split}", _some(frames, root), {})
+    return _source(root, split, frames)
 
 
 def _m3svd_clips(root: Path, split: str) -> Source:
-    """`<clip>/{visible,infrared}/`: short clips as images."""
+    """Read `<clip>/{visible,infrared}/`: short clips as images."""
     frames = []
     for clip in sorted(path for path in root.iterdir() if path.is_dir() and _is_seen(path)):
         if (clip.name in M3SVD_VAL_CLIPS) == (split == "val"):
@@ -216,21 +209,21 @@ def _m3svd_clips(root: Path, split: str) -> Source:
                       clean=not clip.name.startswith(M3SVD_SMOKE))
                 for v, i in _pair(clip)
             ]  # fmt: skip
-    return Source(f"{root.name}/{split}", _some(frames, root), {})
+    return _source(root, split, frames)
 
 
 def _camvid(root: Path, split: str) -> Source:
-    """`<split>/{visible,labels}`, or the SegNet tutorial's `<split>`, `<split>annot`."""
+    """Read `<split>/{visible,labels}`, or the SegNet tutorial's `<split>`, `<split>annot`."""
     annotated = root / f"{split}annot"
     visible, labels = root / split, annotated
     if not annotated.is_dir():
         visible, labels = root / split / "visible", root / split / "labels"
     frames = [Frame(v.stem, v, labels=m) for v, m in _pair_folders(visible, labels)]
-    return Source(f"{root.name}/{split}", _some(frames, visible), label_maps.CAMVID)
+    return _source(root, split, frames, label_maps.CAMVID)
 
 
 def _cityscapes(root: Path, split: str) -> Source:
-    """`leftImg8bit/<split>/<city>/*_leftImg8bit.png`, `gtFine/.../*_gtFine_labelIds.png`."""
+    """Read `leftImg8bit/<split>/<city>/*_leftImg8bit.png`, `gtFine/.../*_gtFine_labelIds.png`."""
     frames = []
     folder = root / "leftImg8bit" / split
     for visible in sorted(filter(_is_seen, folder.glob("*/*_leftImg8bit.png"))):
@@ -239,13 +232,13 @@ def _cityscapes(root: Path, split: str) -> Source:
         if not mask.is_file():
             raise DatasetError(f"{mask} is missing; {visible} needs it as its labels")
         frames.append(Frame(stem, visible, labels=mask))
-    return Source(f"{root.name}/{split}", _some(frames, folder), label_maps.CITYSCAPES)
+    return _source(root, split, frames, label_maps.CITYSCAPES)
 
 
 LAYOUTS: dict[str, Callable[[Path, str], Source]] = {
     "msrs": _pairs,
     "mfnet": _mfnet,
-    "fmb": _fmb,
+    "fmb": partial(_pairs, classes=label_maps.FMB),
     "llvip": _llvip,
     "roadscene": _roadscene,
     "m3svd": _m3svd,
@@ -282,8 +275,8 @@ def _pair(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def _pair_folders(visible: Path, partner: Path) -> list[tuple[Path, Path]]:
-    partners = by_stem(partner)
-    return [(v, _partner(partners, v.stem, partner, v)) for v in by_stem(visible).values()]
+    seen = list(by_stem(visible).values())
+    return list(zip(seen, _partners(seen, partner), strict=True))
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
@@ -311,16 +304,21 @@ def _is_seen(path: Path) -> bool:
     return not path.name.startswith(".")
 
 
-def _partner(partners: dict[str, Path], stem: str, folder: Path, visible: Path) -> Path:
-    if stem not in partners:
-        raise DatasetError(f"{folder / visible.name} is missing; {visible} needs it as its pair")
-    return partners[stem]
+def _partners(visible: Sequence[Path], folder: Path) -> list[Path]:
+    """Find the picture in `folder` that has the name of each visible one."""
+    partners = by_stem(folder)
+    for path in visible:
+        if path.stem not in partners:
+            raise DatasetError(f"{folder / path.name} is missing; {path} needs it as its pair")
+    return [partners[path.stem] for path in visible]
 
 
-def _some(frames: list[Frame], where: Path) -> tuple[Frame, ...]:
+def _source(
+    root: Path, split: str, frames: Sequence[Frame], classes: dict[int, str] | None = None
+) -> Source:
     if not frames:
-        raise DatasetError(f"{where} holds no images of this split")
-    return tuple(frames)
+        raise DatasetError(f"{root} holds no images of the split {split}")
+    return Source(f"{root.name}/{split}", tuple(frames), classes or {})
 
 
 def _frame_count(video: Path) -> int:
