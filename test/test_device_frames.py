@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.sampler import SamplerSettings
+from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.runtime import device_frames
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.contract import EXTRAS, EngineError
@@ -168,7 +169,7 @@ def test_nothing_in_a_frame_looks_at_a_value_or_touches_the_cpu(folder, monkeypa
             model, EagerBackend(meta, 0), meta, letterbox.padded, ignore, "off", refined=refined
         )
         way = device_frames.Way(letterbox, ALL, settings, temporal)
-        work = device_frames._Work(networks, way, meta, device_frames._Memory(meta))
+        work = device_frames._Work(networks, way, meta, Memory())
         work.timed = False
         work.run()
         with OfTheCpu() as watch, Calls() as calls:

@@ -6,8 +6,6 @@ Starting the sampler from that latent, with noise added again, was measured too 
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,14 +18,21 @@ _CUT = 0.25
 
 
 class Memory:
-    """Remembers the fused latent of the last frame of one stream, and what was shown with it."""
+    """Remembers the fused latent of the last frame of one stream, and what was shown with it.
+
+    It keeps them in tensors that stay in their places, and branches on no value, so that a CUDA
+    graph can hold `carry`.
+    """
 
     def __init__(self) -> None:
-        self._before: tuple[Tensor, Tensor | None] | None = None
+        self._before: list[Tensor] = []
+        self._valid = torch.zeros((), dtype=torch.bool)
+        """Whether `_before` is of a last frame of this stream, a boolean on the same device."""
 
     def forget(self) -> None:
         """Forget the last frame, so that the next one begins a new stream."""
-        self._before = None
+        with torch.inference_mode():  # in which it may have been made
+            self._valid.zero_()
 
     def carry(
         self, fused: Tensor, weight: float, maps: Tensor | None = None
@@ -46,27 +51,34 @@ class Memory:
         maps
             What else is shown of this frame, (1, C, H, W); None if nothing is.
         """
-        before, now = self._before if weight else None, (fused, maps)
-        if before is not None and before[0].shape == fused.shape:
-            now = carried(before, now, weight)
-        self._before = now if weight else None
-        return now
+        if not weight:
+            self.forget()
+            return fused, maps
+        now = [fused] if maps is None else [fused, maps]
+        if [each.shape for each in self._before] != [each.shape for each in now]:
+            self._before = [torch.zeros_like(each) for each in now]
+            self._valid = torch.zeros((), dtype=torch.bool, device=fused.device)
+        # Chosen and not multiplied: what is not finite in the last frame must not come back.
+        is_new = ~self._valid | is_cut(self._before[0], fused)
+        share = unmoved(self._before[0], fused, weight)
+        shown = []
+        for kept, own in zip(self._before, now, strict=True):
+            size = (own.shape[-2], own.shape[-1])
+            old = functional.interpolate(share, size=size, mode="bilinear")
+            shown.append(torch.where(is_new, own, torch.lerp(own, kept, old)))
+            kept.copy_(shown[-1])
+        self._valid.fill_(1)
+        return shown[0], None if maps is None else shown[1]
 
+    def saved(self) -> list[Tensor]:
+        """Return copies of what it holds, for `restore`."""
+        return [each.clone() for each in (self._valid, *self._before)]
 
-Shown: TypeAlias = tuple[Tensor, Tensor | None]
-"""A frame's fused latent (1, 8, h, w), and what else is shown of it, (1, C, H, W)."""
-
-
-def carried(before: Shown, now: Shown, weight: float) -> Shown:
-    """Mix the last frame into this one; see `Memory.carry`. It branches on no value."""
-    cut, share = is_cut(before[0], now[0]), unmoved(before[0], now[0], weight)
-    # Chosen and not multiplied: what is not finite in the last frame must not come back.
-    fused = torch.where(cut, now[0], torch.lerp(now[0], before[0], share))
-    if now[1] is None or before[1] is None:
-        return fused, now[1]
-    size = (now[1].shape[-2], now[1].shape[-1])
-    share = functional.interpolate(share, size=size, mode="bilinear")
-    return fused, torch.where(cut, now[1], torch.lerp(now[1], before[1], share))
+    def restore(self, saved: list[Tensor]) -> None:
+        """Hold again what was saved; what has come since is forgotten."""
+        self.forget()
+        for kept, each in zip((self._valid, *self._before), saved, strict=False):
+            kept.copy_(each)
 
 
 def unmoved(before: Tensor, fused: Tensor, weight: float) -> Tensor:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from magicfuse_ros.messages import one_line
-from magicfuse_ros.model import temporal
 from magicfuse_ros.model.sampler import SamplerSettings, Step
+from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.contract import FuseResult, Progress, UInt8
 from magicfuse_ros.runtime.letterbox import Letterbox
@@ -106,7 +106,7 @@ class DeviceFrames:
         self._networks, self._device, self._progress = networks, device, progress
         self._capture = capture
         self._works: OrderedDict[Way, _Work] = OrderedDict()
-        self._memory = _Memory(device)
+        self._memory = Memory()
 
     def fuse(self, frame: UInt8, way: Way, seed: int, *, fresh: bool) -> FuseResult:
         """Fuse one frame.
@@ -128,7 +128,7 @@ class DeviceFrames:
         with self._current():
             self._networks.noise(seed)
             if fresh:
-                self._memory.valid.fill_(0)
+                self._memory.forget()
             work = self._works.get(way)
             if work is None:
                 work = _Work(self._networks, way, self._device, self._memory)
@@ -216,7 +216,7 @@ class _Work:
     """
 
     def __init__(
-        self, networks: CompiledNetworks, way: Way, device: torch.device, memory: _Memory
+        self, networks: CompiledNetworks, way: Way, device: torch.device, memory: Memory
     ) -> None:
         self.way, self.timed = way, True
         self.replay: Replay | None = None
@@ -277,7 +277,7 @@ class _Work:
             heat = maps
             if self.way.temporal:
                 now = torch.cat([maps, restored], dim=1)
-                _, carried = self._memory.carry((step.z0_fused, now), self.way.temporal)
+                _, carried = self._memory.carry(step.z0_fused, self.way.temporal, now)
                 now = now if carried is None else carried
                 heat, before = now[:, : maps.shape[1]], now[:, maps.shape[1] :]
                 shown = pictures.sharpened(self._frame, image, before)
@@ -296,7 +296,7 @@ class _Work:
         networks, fused = self._networks, step.z0_fused
         if self.way.temporal:
             with networks.watch.stage("fuse"):
-                fused, _ = self._memory.carry((fused, None), self.way.temporal)
+                fused, _ = self._memory.carry(fused, self.way.temporal)
         latents = {"magimg": fused, "infrared": step.z0_phi, "enhanced": step.z0_psi}
         decoded, made = networks.decode(fused, partial(self._classes, step.state))
         found = {"magimg": decoded, "state": step.state}
@@ -318,46 +318,6 @@ class _Work:
     def _on_host(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         # Only pinned memory is copied without the CPU.
         return torch.empty(shape, dtype=dtype, pin_memory=self._device.type == "cuda")
-
-
-class _Memory:
-    """What `temporal.Memory` remembers, in tensors that stay in their places.
-
-    Attributes
-    ----------
-    valid
-        Boolean without dimensions: whether there was a last frame.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.valid = torch.zeros((), dtype=torch.bool, device=device)
-        self._before: temporal.Shown | None = None
-
-    def carry(self, now: temporal.Shown, weight: float) -> temporal.Shown:
-        """Return what to show, as `temporal.Memory` does, and remember it."""
-        if self._before is None:
-            fused, maps = now
-            self._before = torch.zeros_like(fused), None if maps is None else torch.zeros_like(maps)
-        fused, maps = temporal.carried(self._before, now, weight)
-        fused = torch.where(self.valid, fused, now[0])
-        self._before[0].copy_(fused)
-        if maps is not None and now[1] is not None and self._before[1] is not None:
-            maps = torch.where(self.valid, maps, now[1])
-            self._before[1].copy_(maps)
-        self.valid.fill_(1)
-        return fused, maps
-
-    def saved(self) -> list[Tensor]:
-        """Return copies of what it holds, for `restore`."""
-        return [each.clone() for each in self._tensors()]
-
-    def restore(self, saved: list[Tensor]) -> None:
-        """Hold again what was saved; what has come since is not valid."""
-        for kept, each in zip(self._tensors(), saved, strict=False):
-            kept.copy_(each)
-
-    def _tensors(self) -> list[Tensor]:
-        return [self.valid, *(each for each in self._before or () if each is not None)]
 
 
 def _finite(values: list[Tensor]) -> Tensor:
