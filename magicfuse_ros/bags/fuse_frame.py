@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
 
 from magicfuse_ros.bags.fuse_plan import OUTPUTS, Camera, FuseOptions
 from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE
 from magicfuse_ros.bags.reader import BagMessage, BagReader
 from magicfuse_ros.bags.writer import canonical
-from magicfuse_ros.ros import ledger, outputs
+from magicfuse_ros.ros import ledger
 from magicfuse_ros.ros.cdr import deserialize
 from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.codec import (
     decode_compressed,
     decode_image,
-    encode_compressed,
-    encode_image,
 )
+from magicfuse_ros.ros.node.frame_messages import FusedFrame
 from magicfuse_ros.ros.node.id_map import IdMap, remap
-from magicfuse_ros.runtime.class_colors import colorize
 from magicfuse_ros.runtime.contract import EXTRAS, Engine, FuseResult
 from magicfuse_ros.sources.picture_errors import PictureError
 
@@ -121,54 +117,33 @@ class FrameFuser:
         except ValueError as error:
             return Fused(reason=ledger.UNSUPPORTED, text=str(error))
         try:
-            messages = self._messages(result, image.header, info)
+            return Fused(self._messages(result, image.header, info))
         except ValueError as error:  # such as a side too long for JPEG
             return Fused(reason=ledger.PUBLISH_ERROR, text=str(error))
-        return Fused(
-            {
-                name: canonical(OUTPUTS[name], serialize_message(made))
-                for name, made in messages.items()
-            }
-        )
 
     @property
     def hints(self) -> dict[str, str]:
         """By topic name, a sentence on which option its pictures seem to need."""
         return {name: depth.hint() for name, depth in self._depths.items() if depth.hint()}
 
-    def _messages(self, result: FuseResult, header: Any, info: CameraInfo | None) -> dict[str, Any]:
-        """Return the wanted messages by output name; each carries the image's own header."""
-        options, height_width = self._options, result.mask.shape
-
-        def image(picture: NDArray[np.uint8] | None, encoding: str) -> Image | None:
-            return None if picture is None else encode_image(picture, encoding, header)
-
-        def mask() -> Image | None:
-            table, least = self._table, options.min_confidence
-            return image(remap(result.mask, result.confidence, table, least), "mono8")
-
-        def color() -> Image | None:
-            palette = self._engine.labels.palette()
-            return image(colorize(result.mask, result.magimg, palette), "rgb8")
-
-        def camera_info() -> CameraInfo | None:
-            if info is None:
-                return None
-            scaled = outputs.scale_camera_info(info, (height_width[1], height_width[0]))
-            scaled.header = header
-            return scaled
-
-        makers: dict[str, Callable[[], Any]] = {
-            "magimg": lambda: image(result.magimg, "rgb8"),
-            "magimg/compressed": lambda: encode_compressed(
-                result.magimg, header, options.jpeg_quality
-            ),
-            "semantic/mask": mask,
-            "semantic/confidence": lambda: image(result.confidence, "mono8"),
-            "semantic/color": color,
-            "infrared": lambda: image(result.infrared, "mono8"),
-            "enhanced": lambda: image(result.enhanced, "rgb8"),
-            "camera_info": camera_info,
-        }
-        made = {name: makers[name]() for name in OUTPUTS if name in options.outputs}
-        return {name: message for name, message in made.items() if message is not None}
+    def _messages(
+        self, result: FuseResult, header: Header, info: CameraInfo | None
+    ) -> dict[str, bytes]:
+        """Return the wanted messages by output name, serialised."""
+        options = self._options
+        frame = FusedFrame(
+            result=result,
+            header=header,
+            mask=remap(result.mask, result.confidence, self._table, options.min_confidence),
+            palette=self._engine.labels.palette(),
+            jpeg_quality=options.jpeg_quality,
+            camera_info=info,
+        )
+        serialized = {}
+        for name in OUTPUTS:
+            message = frame.message(name) if name in options.outputs else None
+            if isinstance(message, bytes):
+                serialized[name] = message
+            elif message is not None:
+                serialized[name] = canonical(OUTPUTS[name], serialize_message(message))
+        return serialized

@@ -25,7 +25,10 @@ from magicfuse_ros.bags.image_topics import (
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES
 from magicfuse_ros.resources import model_path
+from magicfuse_ros.ros.graph import type_name
 from magicfuse_ros.ros.images.bit_depth import BitDepth
+from magicfuse_ros.ros.node import frame_messages
+from magicfuse_ros.ros.node.frame_messages import RUN_LENGTH
 from magicfuse_ros.ros.node.id_map import IdMap
 from magicfuse_ros.ros.node.parameters import SPECS
 from magicfuse_ros.runtime.contract import EngineSettings
@@ -34,14 +37,7 @@ CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 NODE_NAME = "fuse_node"
 
 OUTPUTS: Mapping[str, str] = {
-    "magimg": IMAGE_TYPE,
-    "magimg/compressed": COMPRESSED_TYPE,
-    "semantic/mask": IMAGE_TYPE,
-    "semantic/confidence": IMAGE_TYPE,
-    "semantic/color": IMAGE_TYPE,
-    "infrared": IMAGE_TYPE,
-    "enhanced": IMAGE_TYPE,
-    "camera_info": CAMERA_INFO_TYPE,
+    name: type_name(kind) for name, kind in frame_messages.OUTPUTS.items() if name != RUN_LENGTH
 }
 """The node's topics that can be made, and their types."""
 DEFAULT_OUTPUTS = (

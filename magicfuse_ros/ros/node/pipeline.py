@@ -19,6 +19,7 @@ from magicfuse_ros.ros import dds, ledger
 from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.codec import decode_compressed, decode_image
 from magicfuse_ros.ros.ledger import Ledger, Throttle
+from magicfuse_ros.ros.node.frame_messages import FusedFrame
 from magicfuse_ros.ros.node.id_map import remap
 from magicfuse_ros.ros.node.parameters import Settings
 from magicfuse_ros.ros.node.publishers import FusePublishers
@@ -107,19 +108,21 @@ class Pipeline:
         try:
             times.update(result.stage_ms)
             started = time.monotonic()
-            self._publishers.publish(
-                result,
-                frame.message.header,
-                mask=remap(
-                    result.mask,
-                    result.confidence,
-                    settings.ids(engine.labels.names()),
-                    settings.min_confidence,
-                ),
+            mask = remap(
+                result.mask,
+                result.confidence,
+                settings.ids(engine.labels.names()),
+                settings.min_confidence,
+            )
+            fused = FusedFrame(
+                result=result,
+                header=frame.message.header,
+                mask=mask,
                 palette=engine.labels.palette(),
                 jpeg_quality=settings.jpeg_quality,
                 camera_info=self._camera_info(),
             )
+            self._publishers.publish(fused)
         except Exception as error:  # noqa: BLE001 - one result that cannot be sent must not stop the node
             causes = f"{type(error).__name__}: {error}", dds.shared_memory_warning()
             self._count(ledger.PUBLISH_ERROR, "; ".join(filter(None, causes)))
