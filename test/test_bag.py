@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
+from support.bag_frames import frames
 from support.videos import UNEVEN, evenly, write_video
 
 from magicfuse_ros import cli
@@ -159,7 +160,7 @@ def test_raw_frames_come_back_exactly(tmp_path, storage):
     )
     with BagReader(tmp_path / "bag") as bag:
         assert (count, bag.message_count, bag.topics[0].name) == (12, 12, "/cam/image")
-        read = list(image_topics.frames(bag, "/cam/image"))
+        read = list(frames(bag, "/cam/image"))
         for index, frame in enumerate(read):
             np.testing.assert_array_equal(frame.frame, picture(index))
             assert frame.stamp_ns == frame.received_ns == START_NS + index * 50_000_000
@@ -176,7 +177,7 @@ def test_compressed_frames_come_back_close(tmp_path):
     with BagReader(tmp_path / "bag") as bag:
         assert bag.topics[0].type == "sensor_msgs/msg/CompressedImage"
         assert [topic.name for topic in image_topics.image_topics(bag)] == ["/image/compressed"]
-        for index, frame in enumerate(image_topics.frames(bag, "/image/compressed")):
+        for index, frame in enumerate(frames(bag, "/image/compressed")):
             error = np.abs(frame.frame.astype(int) - picture(index)).mean()
             assert error < 8
         assert "jpeg" in image_topics.describe_images(bag)["/image/compressed"]
@@ -189,8 +190,8 @@ def test_a_video_keeps_its_rate_and_another_rate_keeps_its_speed():
     sizes = {frame.rgb.shape for frame in source.frames()}
     assert sizes == {(272, 640, 3)}
     slower = source.at_rate(10.0).of_size((160, 68))
-    frames = list(slower.frames())
-    assert (len(frames), slower.count, frames[0].rgb.shape) == (100, 100, (68, 160, 3))
+    read = list(slower.frames())
+    assert (len(read), slower.count, read[0].rgb.shape) == (100, 100, (68, 160, 3))
     faster = sum(1 for _ in source.at_rate(50.0).frames())
     assert faster == 500
 
@@ -387,9 +388,9 @@ def test_from_video_degrades_the_same_way_every_time(tmp_path, magicfuse):
         )
         assert made[0] == 0, made
     with BagReader(tmp_path / "a") as a, BagReader(tmp_path / "b") as b:
-        frames = [[each.frame for each in image_topics.frames(bag, "/image")] for bag in (a, b)]
-    np.testing.assert_array_equal(frames[0], frames[1])
-    assert np.mean(frames[0][0]) < 0.5 * np.mean(picture(0))
+        pictures = [[each.frame for each in frames(bag, "/image")] for bag in (a, b)]
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert np.mean(pictures[0][0]) < 0.5 * np.mean(picture(0))
 
 
 @pytest.mark.parametrize(

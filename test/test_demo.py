@@ -15,10 +15,10 @@ import pytest
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+from support.bag_frames import frames
 from support.small_models import save_few_step
 
 from magicfuse_ros import cli
-from magicfuse_ros.bags.image_topics import frames
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.commands import demo, demo_pictures, demo_report

@@ -15,12 +15,10 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, final
 
 import yaml
 
-from magicfuse_ros.bags.bag_files import BagFiles
 from magicfuse_ros.bags.fuse_plan import Identity, differences
 from magicfuse_ros.bags.lasting_storage import Reserve, sync
 from magicfuse_ros.bags.reader import BagError, BagReader
@@ -189,12 +187,7 @@ class Workspace:
     def __enter__(self) -> Workspace:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if not self._finished and not self.segments:
             clear(self.target)  # an error of the first second must not leave a folder
         os.close(self._lock)
@@ -245,8 +238,8 @@ def left_out_of_finished(target: Path, wanted: Identity) -> int | None:
 def _metadata(folder: Path, sample: str, note: str) -> str:
     """Return the metadata.yaml for all files of a folder; `sample` is that of one segment."""
     document = yaml.safe_load(sample)
-    files = BagFiles(folder)
-    files.close()
+    with BagReader(folder) as files:
+        pass
     counts = {(each.topic, each.msgtype): each.msgcount for each in files.connections}
     root = document["rosbag2_bagfile_information"]
     for said in root["topics_with_message_count"]:

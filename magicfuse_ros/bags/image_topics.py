@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,23 +12,12 @@ from sensor_msgs.msg import CompressedImage, Image
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.ros.cdr import deserialize
 from magicfuse_ros.ros.images.codec import decode_compressed, decode_image
-from magicfuse_ros.ros.stamps import read_stamp
-from magicfuse_ros.sources.picture_errors import PictureError
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 
 _LOOKED_AT = 10
 """Messages that are searched for a picture, because a recording's first ones may be broken."""
-
-
-@dataclass(frozen=True)
-class StampedFrame:
-    """One picture of a bag, (H, W, 3) RGB, with its header stamp and time of receipt in ns."""
-
-    stamp_ns: int
-    received_ns: int
-    frame: NDArray[np.uint8]
 
 
 def image_topics(bag: BagReader) -> tuple[Topic, ...]:
@@ -51,25 +38,6 @@ def decode(topic: Topic, data: bytes) -> NDArray[np.uint8]:
     """
     message = _message(topic, data)
     return decode_compressed(message) if topic.type == COMPRESSED_TYPE else decode_image(message)
-
-
-def frames(bag: BagReader, topic_name: str) -> Iterator[StampedFrame]:
-    """Yield the pictures of a topic in order of time, without those that cannot be read.
-
-    Raises
-    ------
-    BagError
-        The topic is not in the bag or holds no images.
-    """
-    topic = bag.topic(topic_name)
-    if topic.type not in (IMAGE_TYPE, COMPRESSED_TYPE):
-        raise BagError(f"topic {topic_name} of bag {bag.path} holds {topic.type}, not images")
-    for message in bag.messages([topic_name]):
-        try:
-            frame = decode(topic, message.data)
-        except (BagError, PictureError):
-            continue
-        yield StampedFrame(read_stamp(message.data), message.received_ns, frame)
 
 
 def describe_images(bag: BagReader) -> dict[str, str]:

@@ -9,19 +9,30 @@ when it was received; the camera's own stamp is in the message's header
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+import heapq
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from types import TracebackType
-from typing import final
+from typing import Any, cast, final
 
-from rosbags.interfaces import Connection, Qos, QosDurability, QosReliability
+from rosbags.interfaces import (
+    Connection,
+    ConnectionExtRosbag2,
+    MessageDefinitionFormat,
+    Qos,
+    QosDurability,
+    QosReliability,
+)
 from rosbags.rosbag2 import ReaderError
+from rosbags.rosbag2.metadata import ReaderMetadata, parse_qos
 
-from magicfuse_ros.bags.bag_files import BagFiles, extension_of, is_qos
-from magicfuse_ros.bags.mcap_file import OtherFormatError
+from magicfuse_ros.bags.bag_files import list_files, open_file, read_metadata, unpacked
+from magicfuse_ros.bags.mcap_file import McapFile, OtherFormatError
 from magicfuse_ros.bags.suffixes import SUFFIXES
+
+_Record = tuple[Connection, int, bytes]
 
 RELIABILITIES = ("reliable", "best_effort")
 DURABILITIES = ("volatile", "transient_local")
@@ -89,6 +100,11 @@ class BagReader:
     message_count : int
     storage : str
         ``mcap`` or ``sqlite3``.
+    connections : tuple[Connection, ...]
+        One for each topic name and type, with its definition and QoS, and its messages in all
+        files.
+    parts : list[tuple[str, int, int, int]]
+        Name, start, end (ns) and number of messages of each file.
     notes : Mapping[str, str]
         Texts that the bag's writer left in ``metadata.yaml`` (rosbag2's custom_data).
     remarks : tuple[str, ...]
@@ -120,40 +136,100 @@ class BagReader:
         self.path = path
         if path.is_file() and path.suffix == ".bag":
             raise BagError(f"{path} is a ROS 1 bag: convert it with `rosbags-convert --src {path}`")
+        self._stack = ExitStack()
         with _reading(path):
             if path.is_file() and path.suffix not in SUFFIXES:
                 raise FileNotFoundError(path)
-            self._files = BagFiles(path)
             try:
-                self._describe()
+                self._open()
             except BaseException:
-                self._files.close()
+                self.close()
                 raise
 
-    def _describe(self) -> None:
-        """Adopt what the files say, after checking it, since it may have any type."""
-        files = self._files
-        for connection in files.connections:
+    def _open(self) -> None:
+        """Open the files, and adopt what they say after checking it: it may have any type."""
+        path, remarks = self.path, list[str]()
+        metadata = read_metadata(path, remarks) if path.is_dir() else None
+        files = [path] if path.is_file() else list_files(path, metadata, remarks)
+        if not files:
+            raise FileNotFoundError(path)
+        self._storages = [
+            open_file(file, self._stack, remarks, unclosed_too=metadata is None) for file in files
+        ]
+        # Without metadata.yaml, only the data shows it.
+        self._packed = metadata is None or metadata.compression == "message"
+        self.notes: Mapping[str, str] = {} if metadata is None else metadata.notes
+        self.storage = "mcap" if isinstance(self._storages[0], McapFile) else "sqlite3"
+        joined = self._joined()
+        for said in [] if metadata is None else metadata.topics:
+            self._apply(said, joined, remarks)
+        self.connections, self.remarks = tuple(joined.values()), tuple(remarks)
+        for connection in self.connections:
             _check_connection(connection)
         self._topics = {
             connection.id: Topic(
                 connection.topic, connection.msgtype, connection.msgcount, *_qos_of(connection)
             )
-            for connection in files.connections
+            for connection in self.connections
         }
         self.topics = tuple(sorted(self._topics.values(), key=lambda topic: topic.name))
-        self.message_count = _number(files.message_count, "message count")
-        self.start_ns = _number(files.start_ns, "start")
-        self.end_ns = _number(files.end_ns, "end")
+        self.parts = [
+            (Path(str(storage.path)).name, *_extent(storage.metadata)) for storage in self._storages
+        ]
+        full = [part for part in self.parts if part[3]]
+        self.message_count = _number(sum(count for *_, count in full), "message count")
+        self.start_ns = _number(min((start for _, start, _, _ in full), default=0), "start")
+        self.end_ns = _number(max((end for _, _, end, _ in full), default=0), "end")
         if self.end_ns < self.start_ns:
             raise ReaderError(f"it ends at {self.end_ns} ns, before it starts at {self.start_ns}")
-        self.notes, self.storage = files.notes, files.storage
-        self.remarks = tuple(files.remarks)
 
-    @property
-    def connections(self) -> tuple[Connection, ...]:
-        """One connection for each topic and type, with its definition and QoS."""
-        return tuple(self._files.connections)
+    def _joined(self) -> dict[tuple[str, str], Connection]:
+        """Join the connections of the same topic and type in all files into one."""
+        joined: dict[tuple[str, str], Connection] = {}
+        self._ids: dict[tuple[int, int], int] = {}
+        for number, storage in enumerate(self._storages):
+            for connection in storage.connections:
+                topic = _full_name(connection.topic)
+                new = connection._replace(topic=topic, id=len(joined))
+                old = joined.get((topic, connection.msgtype))
+                new = new if old is None else _both(old, new)
+                joined[topic, connection.msgtype] = new
+                self._ids[number, connection.id] = new.id
+        return joined
+
+    def _apply(
+        self, said: dict[str, Any], joined: dict[tuple[str, str], Connection], remarks: list[str]
+    ) -> None:
+        """Adopt what metadata.yaml says about a topic."""
+        topic = said["topic_metadata"]
+        key = _full_name(topic["name"]), topic["type"]
+        profiles: list[Qos] | None = None
+        with suppress(Exception):  # whoever edited it may have made anything of it
+            profiles = parse_qos(topic.get("offered_qos_profiles", []))
+        if profiles is None or not all(map(_is_qos, profiles)):
+            remarks.append(f"the QoS of {key[0]} in metadata.yaml is damaged")
+            profiles = []
+        digest = topic.get("type_description_hash", "")
+        connection = joined.get(key)
+        if connection is None:  # a topic without messages
+            extension = ConnectionExtRosbag2("cdr", profiles)
+            blank = self._storages[0].connections
+            definition = next((c.msgdef for c in blank if c.msgtype == key[1]), None)
+            if definition is None or not isinstance(digest, str):
+                return
+            joined[key] = Connection(len(joined), *key, definition, digest, 0, extension, self)
+            return
+        if said.get("message_count") != connection.msgcount:
+            remarks.append(
+                f"metadata.yaml counts {said.get('message_count')!r:.40} messages of {key[0]}: "
+                f"there are {connection.msgcount}"
+            )
+        serialization = extension_of(connection).serialization_format
+        kept = profiles or extension_of(connection).offered_qos_profiles
+        joined[key] = connection._replace(
+            ext=ConnectionExtRosbag2(serialization, kept),
+            digest=connection.digest or (digest if isinstance(digest, str) else ""),
+        )
 
     @property
     def duration_s(self) -> float:
@@ -190,14 +266,14 @@ class BagReader:
         wanted = {self.topic(name).name for name in topics} if topics is not None else None
         connections = [
             connection
-            for connection in self._files.connections
+            for connection in self.connections
             if wanted is None or connection.topic in wanted
         ]
         if not connections:
             return
         missing = sum(connection.msgcount for connection in connections) if start_ns == 0 else 0
         with _reading(self.path):
-            for connection, received_ns, data in self._files.messages(connections, start_ns):
+            for connection, received_ns, data in self._merged(connections, start_ns):
                 missing -= 1
                 if not isinstance(data, bytes):  # SQLite keeps any kind of value in any column
                     raise ReaderError(f"a message is a {type(data).__name__}, not bytes")
@@ -206,19 +282,39 @@ class BagReader:
             if missing > 0:  # mcap has no checksums where its writer left them out
                 raise ReaderError(f"{missing} of its messages cannot be found")
 
+    def _merged(self, connections: Collection[Connection], start_ns: int) -> Iterator[_Record]:
+        """Yield (connection, time in ns, serialised message) of all files in order of time."""
+        wanted = {connection.id: connection for connection in connections}
+        streams = [
+            self._of_one_file(number, wanted, start_ns)
+            for number, storage in enumerate(self._storages)
+            if storage.metadata.message_count
+        ]
+        for connection, time, data in heapq.merge(*streams, key=itemgetter(1)):
+            if connection is not None:
+                yield connection, time, data
+
+    def _of_one_file(
+        self, number: int, wanted: Mapping[int, Connection], start_ns: int
+    ) -> Iterator[tuple[Connection | None, int, bytes]]:
+        storage = self._storages[number]
+        chosen = [each for each in storage.connections if self._ids[number, each.id] in wanted]
+        if not chosen:
+            return
+        # The merge takes this first, so that a later file is not read before its time comes.
+        yield None, storage.metadata.start_time, b""
+        for connection, time, data in storage.messages(chosen, start_ns or None):
+            message = unpacked(data) if self._packed else data
+            yield wanted[self._ids[number, connection.id]], time, message
+
     def close(self) -> None:
         """Release the files."""
-        self._files.close()
+        self._stack.close()
 
     def __enter__(self) -> BagReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 
@@ -240,16 +336,11 @@ def _reading(path: Path) -> Iterator[None]:
     except OtherFormatError as error:
         raise BagError(f"bag {path} {error}") from error
     except Exception as error:  # struct.error, apsw.Error, zlib, KeyError ... any parser error
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> BagError:
-    detail = str(error).strip().splitlines()
-    return BagError(
-        f"bag {path} is damaged or was not closed properly "
-        f"({type(error).__name__}: {detail[0] if detail else 'no detail'}); "
-        "record it again, or repair it (`ros2 bag reindex`, `mcap recover`)"
-    )
+        raise BagError(
+            f"bag {path} is damaged or was not closed properly "
+            f"({type(error).__name__}: {(str(error).strip() or 'no detail').splitlines()[0]}); "
+            "record it again, or repair it (`ros2 bag reindex`, `mcap recover`)"
+        ) from error
 
 
 def _number(value: object, what: str) -> int:
@@ -263,26 +354,55 @@ def _check_connection(connection: Connection) -> None:
     """Check the types of what rosbags read from the files, which it does not check itself."""
     _number(connection.msgcount, "message count")
     texts = (connection.topic, connection.msgtype, connection.digest, connection.msgdef.data)
-    for text in (*texts, serialization_of(connection)):
+    for text in (*texts, extension_of(connection).serialization_format):
         if not isinstance(text, str):
             raise ReaderError(f"a topic has {text!r:.60} for a text")
-    if not all(map(is_qos, profiles_of(connection))):
+    if not all(map(_is_qos, extension_of(connection).offered_qos_profiles)):
         raise ReaderError(f"topic {connection.topic!r:.60} has a QoS that is none")
 
 
-def serialization_of(connection: Connection) -> str:
-    """Return how a connection's messages are serialised: ``cdr`` in almost every bag."""
-    return extension_of(connection).serialization_format
+def extension_of(connection: Connection) -> ConnectionExtRosbag2:
+    """Return what rosbag2 adds to a connection: serialisation and QoS."""
+    return cast("ConnectionExtRosbag2", connection.ext)
 
 
-def profiles_of(connection: Connection) -> list[Qos]:
-    """Return the QoS that a connection's publishers offered; empty if the bag does not say."""
-    return extension_of(connection).offered_qos_profiles
+def _is_qos(profile: Qos) -> bool:
+    """Whether the numbers of a QoS are numbers: rosbags takes any values from a bag."""
+    times = (profile.deadline, profile.lifespan, profile.liveliness_lease_duration)
+    numbers = [profile.depth, *(number for time in times for number in time)]
+    return all(isinstance(number, int) for number in numbers)
+
+
+def _full_name(topic: object) -> str:
+    """Return a topic's name with the slash before it that bags converted from ROS 1 may lack."""
+    if not isinstance(topic, str) or not topic.strip("/"):
+        raise ReaderError(f"a topic has {topic!r:.60} for a name")
+    return f"/{topic.strip('/')}"
+
+
+def _extent(said: ReaderMetadata) -> tuple[int, int, int]:
+    """Return start, end and number of messages; the times are 0 where there are none."""
+    if not said.message_count:
+        return 0, 0, 0
+    return said.start_time, said.end_time - 1, said.message_count  # rosbags counts one ns more
+
+
+def _both(old: Connection, new: Connection) -> Connection:
+    """Join two connections of one topic and type."""
+    defined = old.msgdef.format != MessageDefinitionFormat.NONE
+    profiles: Sequence[Qos] = extension_of(old).offered_qos_profiles
+    more = [qos for qos in extension_of(new).offered_qos_profiles if qos not in profiles]
+    return old._replace(
+        msgdef=old.msgdef if defined else new.msgdef,
+        digest=old.digest or new.digest,
+        msgcount=old.msgcount + new.msgcount,
+        ext=extension_of(old)._replace(offered_qos_profiles=[*profiles, *more]),
+    )
 
 
 def _qos_of(connection: Connection) -> tuple[str, str]:
     """Return the reliability and durability to offer: the strongest that all publishers offered."""
-    profiles = profiles_of(connection)
+    profiles = extension_of(connection).offered_qos_profiles
     best_effort = any(qos.reliability is QosReliability.BEST_EFFORT for qos in profiles)
     latched = bool(profiles) and all(
         qos.durability is QosDurability.TRANSIENT_LOCAL for qos in profiles

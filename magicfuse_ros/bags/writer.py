@@ -9,7 +9,6 @@ import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import cast, final
 
 from rosbags.interfaces import (
@@ -36,8 +35,7 @@ from magicfuse_ros.bags.reader import (
     BagMessage,
     BagReader,
     Topic,
-    profiles_of,
-    serialization_of,
+    extension_of,
 )
 
 STORAGES: Mapping[str, StoragePlugin] = {
@@ -162,13 +160,14 @@ class BagWriter:
             if key not in left_out:
                 kept.setdefault(key, []).append(connection)
         for key, connections in kept.items():
-            qos = [profile for connection in connections for profile in profiles_of(connection)]
+            extensions = [extension_of(connection) for connection in connections]
+            qos = [profile for each in extensions for profile in each.offered_qos_profiles]
             definition, type_hash = _definition_of(connections[0])
             self._copied[key] = self._writer.add_connection(
                 *key,
                 msgdef=definition,
                 rihs01=type_hash,
-                serialization_format=serialization_of(connections[0]),
+                serialization_format=extensions[0].serialization_format,
                 offered_qos_profiles=qos,
             )
 
@@ -182,10 +181,6 @@ class BagWriter:
         """Append a message of the bag given to `add_copies`, byte for byte."""
         key = (message.topic.name, message.topic.type)
         self._write(self._copied[key], message.received_ns, message.data)
-
-    def add_note(self, name: str, text: str) -> None:
-        """Keep a text in the bag's ``metadata.yaml``; see `BagReader.notes`."""
-        self._writer.set_custom_data(name, text)
 
     def _write(self, connection: Connection, received_ns: int, data: bytes) -> None:
         with self._telling("write to"):
@@ -259,12 +254,7 @@ class BagWriter:
     def __enter__(self) -> BagWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         if kind is None:
             self.close()
         elif self.count == 0:
