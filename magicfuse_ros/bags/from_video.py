@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +12,20 @@ from rclpy.serialization import serialize_message
 from rclpy.time import Time
 from std_msgs.msg import Header
 
+from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE, IMAGE_TYPE
 from magicfuse_ros.bags.reader import Topic
 from magicfuse_ros.bags.writer import DEFAULT_STORAGE, BagWriter
 from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
 from magicfuse_ros.sources.frame import SourceError
 from magicfuse_ros.sources.source import Source
 
-IMAGE_TYPE = "sensor_msgs/msg/Image"
-COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 JPEG_QUALITY = 95
 
 Transform = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
+
+
+def _refuse(fault: str) -> None:
+    raise SourceError(fault)
 
 
 def write_bag(
@@ -38,7 +40,7 @@ def write_bag(
     transform: Transform | None = None,
     stop: threading.Event | None = None,
     progress: Callable[[int], None] = lambda _count: None,
-    left_out: Callable[[str], None] | None = None,
+    left_out: Callable[[str], None] = _refuse,
 ) -> int:
     """Write the frames of `source` as one image topic and return how many there are.
 
@@ -72,12 +74,16 @@ def write_bag(
     """
     with BagWriter(out, storage) as bag:
         bag.add_topic(Topic(topic, COMPRESSED_TYPE if compressed else IMAGE_TYPE))
-        written = 0
+        written, fault = 0, ""
         try:
-            for index, frame in enumerate(_readable(source, left_out)):
+            for frame in source.frames():
                 if stop is not None and stop.is_set():
-                    break
-                picture = frame.rgb if transform is None else transform(frame.rgb, index)
+                    return written
+                if frame.rgb is None:
+                    fault = frame.fault
+                    left_out(fault)
+                    continue
+                picture = frame.rgb if transform is None else transform(frame.rgb, written)
                 stamp_ns = start_ns + frame.time_ns
                 header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
                 message = (
@@ -88,28 +94,9 @@ def write_bag(
                 bag.write(topic, stamp_ns, serialize_message(message))
                 written += 1
                 progress(written)
+            if not written:
+                _refuse(f"no frame can be read: {fault}")
         except Exception:
             bag.discard()  # half of a video would pass for all of it, and it can be made again
             raise
     return written
-
-
-class _Readable(NamedTuple):
-    time_ns: int
-    rgb: NDArray[np.uint8]
-
-
-def _readable(source: Source, left_out: Callable[[str], None] | None) -> Iterator[_Readable]:
-    """Yield the frames that have a picture; raise `SourceError` if there is none."""
-    fault, found = "", False
-    for frame in source.frames():
-        if frame.rgb is not None:
-            found = True
-            yield _Readable(frame.time_ns, frame.rgb)
-            continue
-        fault = frame.fault
-        if left_out is None:
-            raise SourceError(fault)
-        left_out(fault)
-    if not found:
-        raise SourceError(f"no frame can be read: {fault}")

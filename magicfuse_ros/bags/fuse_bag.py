@@ -171,13 +171,7 @@ class _Work:
             yield message
 
     def _pass(self, messages: Iterator[BagMessage], segment: Segment) -> None:
-        """Skip the messages that a segment is made of.
-
-        Raises
-        ------
-        BagError
-            The input now holds other messages there.
-        """
+        """Skip the messages of a segment; raise `BagError` if the input now holds others there."""
         digest = _digest()
         last = ""
         for _ in range(segment.messages):

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from magicfuse_ros.bags.image_topics import (
 )
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES
+from magicfuse_ros.hashing import file_hash
 from magicfuse_ros.resources import model_path
 from magicfuse_ros.ros.graph import type_name
 from magicfuse_ros.ros.images.bit_depth import BitDepth
@@ -164,10 +166,7 @@ class Plan:
     def of(cls, bag: BagReader, options: FuseOptions) -> Plan:
         """Choose the cameras and name their outputs.
 
-        Raises
-        ------
-        BagError
-            The bag has no such topic, or no picture to fuse.
+        It raises `BagError` if the bag has no such topic, or no picture to fuse.
         """
         if options.topics is None:
             chosen, notes = _found(bag)
@@ -187,15 +186,11 @@ class Plan:
         if old:
             notes.append(f"left out, because they are made anew: {', '.join(old)}")
         images = {(topic.name, topic.type) for topic in chosen}
+        remade = {(topic.name, topic.type) for topic in bag.topics if topic.name in made}
         return cls(
             cameras,
             sum(topic.count for topic in bag.topics if (topic.name, topic.type) in images),
-            frozenset(
-                (topic.name, topic.type)
-                for topic in bag.topics
-                if topic.name in made
-                or ((topic.name, topic.type) in images and not options.with_input)
-            ),
+            frozenset(remade if options.with_input else remade | images),
             tuple(notes),
             _identity(bag, options, list(cameras)),
         )
@@ -236,7 +231,9 @@ def _found(bag: BagReader) -> tuple[list[Topic], list[str]]:
     chosen: dict[str, Topic] = {}
     notes = []
     for topic in image_topics(bag):  # raw ones first
-        what = _description(bag, topic)
+        what = ""
+        with suppress(BagError):  # its messages are reported when they are read
+            what = describe_topic(bag, topic)
         base = _base(topic)
         if f"/{NODE_NAME}/" in topic.name:
             reason = "an earlier fusion made it"
@@ -252,13 +249,6 @@ def _found(bag: BagReader) -> tuple[list[Topic], list[str]]:
         names = ", ".join(topic.name for topic in bag.topics) or "none"
         raise BagError(f"bag {bag.path} has no camera to fuse; its topics: {names}")
     return sorted(chosen.values(), key=lambda topic: topic.name), notes
-
-
-def _description(bag: BagReader, topic: Topic) -> str:
-    try:
-        return describe_topic(bag, topic)
-    except BagError:  # its messages are reported when they are read
-        return ""
 
 
 def _base(topic: Topic) -> str:
@@ -314,22 +304,16 @@ def _sizes(path: Path) -> list[int]:
 
 
 def _labels_digest(labels: str | None) -> str | None:
-    """Return the name of a label set; if it is a file, with the digest of its content."""
+    """Return the name of a label set; if it is a file, with the hash of its content."""
     path = Path(labels or "")
-    if not path.is_file():
-        return labels
-    return f"{path.name} {hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()}"
+    return f"{path.name} {file_hash(path)}" if path.is_file() else labels
 
 
 def _weights_digest(folder: Path) -> str:
     """Return a digest of a model's files, even of a missing folder, which loading reports."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors"))
+    hashes = "".join(f"{file.name} {file_hash(file)}\n" for file in files)
+    return hashlib.blake2b(hashes.encode(), digest_size=8).hexdigest()
 
 
 def _short(value: object) -> str:

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rclpy.duration import Duration
@@ -117,7 +117,8 @@ class Player:
             if message_class is None:
                 self.skipped[topic.name] = topic.type
                 continue
-            qos = self._qos(topic)
+            wish = settings.reliability
+            qos = qos_of(topic if wish == "auto" else replace(topic, reliability=wish), QUEUE_DEPTH)
             self._publishers[topic.name] = node.create_publisher(message_class, topic.name, qos)
             if has_header(message_class):
                 self._stamped.add(topic.name)
@@ -130,15 +131,6 @@ class Player:
             )
         self._gaps = self._find_gaps()
         self._clock = None if settings.restamp else node.create_publisher(Clock, "/clock", 10)
-
-    def _qos(self, topic: Topic) -> QoSProfile:
-        wish = self._settings.reliability
-        reliability = topic.reliability if wish == "auto" else wish
-        return QoSProfile(
-            depth=QUEUE_DEPTH,
-            reliability=ReliabilityPolicy[reliability.upper()],
-            durability=DurabilityPolicy[topic.durability.upper()],
-        )
 
     def wait_for_subscribers(self, timeout_s: float, stop: threading.Event) -> bool:
         """Wait until every topic has a subscriber; False after `timeout_s`, or if stopped."""
@@ -154,10 +146,7 @@ class Player:
     def play(self, stop: threading.Event) -> int:
         """Play until the end, or until `stop` is set; return how many messages were sent.
 
-        Raises
-        ------
-        BagError
-            The bag turned out damaged on the way.
+        It raises `BagError` if the bag turns out damaged on the way.
         """
         # Laps are joined by one mean period, so that the last and the first message do not collide.
         span_ns = round(self.duration_s * 1e9)
@@ -257,6 +246,15 @@ class Player:
         for publisher in (*self._publishers.values(), self._clock):
             if publisher is not None:
                 publisher.wait_for_all_acked(timeout)
+
+
+def qos_of(topic: Topic, depth: int) -> QoSProfile:
+    """Return the QoS of a topic, with a queue of `depth` messages."""
+    return QoSProfile(
+        depth=depth,
+        reliability=ReliabilityPolicy[topic.reliability.upper()],
+        durability=DurabilityPolicy[topic.durability.upper()],
+    )
 
 
 def find_message_class(message_type: str) -> type | None:

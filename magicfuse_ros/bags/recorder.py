@@ -9,10 +9,10 @@ from typing import Any
 
 from rclpy.executors import Executor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from rclpy.subscription import Subscription
 
-from magicfuse_ros.bags.player import find_message_class
+from magicfuse_ros.bags.player import find_message_class, qos_of
 from magicfuse_ros.bags.reader import Topic
 from magicfuse_ros.bags.writer import BagWriter, knows_type
 
@@ -109,11 +109,7 @@ class Recorder:
                 message_class,
                 name,
                 self._receiver(name),
-                QoSProfile(
-                    depth=QUEUE_DEPTH,
-                    reliability=ReliabilityPolicy[topic.reliability.upper()],
-                    durability=DurabilityPolicy[topic.durability.upper()],
-                ),
+                qos_of(topic, QUEUE_DEPTH),
                 raw=True,
             )
 

@@ -147,29 +147,21 @@ class BagWriter:
     def add_copies(self, bag: BagReader, left_out: Collection[tuple[str, str]]) -> None:
         """Announce the topics of another bag for `copy`, even if their types are unknown here.
 
-        Parameters
-        ----------
-        bag
-            The other bag, which gives their definitions and QoS.
-        left_out
-            (name, type) of topics that are not wanted.
+        Their definitions and QoS are taken from it. `left_out` are (name, type) of topics that are
+        not wanted.
         """
-        kept: dict[tuple[str, str], list[Connection]] = {}
         for connection in bag.connections:
             key = (connection.topic, connection.msgtype)
             if key not in left_out:
-                kept.setdefault(key, []).append(connection)
-        for key, connections in kept.items():
-            extensions = [extension_of(connection) for connection in connections]
-            qos = [profile for each in extensions for profile in each.offered_qos_profiles]
-            definition, type_hash = _definition_of(connections[0])
-            self._copied[key] = self._writer.add_connection(
-                *key,
-                msgdef=definition,
-                rihs01=type_hash,
-                serialization_format=extensions[0].serialization_format,
-                offered_qos_profiles=qos,
-            )
+                definition, type_hash = _definition_of(connection)
+                extension = extension_of(connection)
+                self._copied[key] = self._writer.add_connection(
+                    *key,
+                    msgdef=definition,
+                    rihs01=type_hash,
+                    serialization_format=extension.serialization_format,
+                    offered_qos_profiles=extension.offered_qos_profiles,
+                )
 
     def write(self, topic_name: str, received_ns: int, data: bytes) -> None:
         """Append one serialised message."""

@@ -11,7 +11,6 @@ from rcl_interfaces.msg import (
     FloatingPointRange,
     IntegerRange,
     ParameterDescriptor,
-    ParameterType,
     SetParametersResult,
 )
 from rclpy.node import Node
@@ -20,12 +19,6 @@ from rclpy.parameter import Parameter
 T = TypeVar("T")
 Value = bool | int | float | str
 
-_ROS_TYPES = {
-    bool: ParameterType.PARAMETER_BOOL,
-    int: ParameterType.PARAMETER_INTEGER,
-    float: ParameterType.PARAMETER_DOUBLE,
-    str: ParameterType.PARAMETER_STRING,
-}
 _TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a decimal number", str: "a string"}
 
 
@@ -52,7 +45,7 @@ class ParameterSpec:
     name: str
     default: Value
     description: str
-    live: bool
+    live: bool = False
     low: int | float | None = None
     high: int | float | None = None
     choices: tuple[str, ...] = ()
@@ -94,7 +87,9 @@ class ParameterSpec:
     def descriptor(self) -> ParameterDescriptor:
         """Build the descriptor with which rclpy declares the parameter."""
         descriptor = ParameterDescriptor(
-            name=self.name, type=_ROS_TYPES[self.type], description=self.description
+            name=self.name,
+            type=Parameter.Type.from_parameter_value(self.default).value,
+            description=self.description,
         )
         # `check` guards the type: rclpy refuses 1 for 1.0, and "expected '3' got '2'" helps nobody.
         descriptor.dynamic_typing = True
@@ -104,16 +99,22 @@ class ParameterSpec:
         descriptor.additional_constraints = "; ".join(constraints)
         if self.low is not None and self.high is not None:
             if self.type is int:
-                descriptor.integer_range = [
-                    IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)
-                ]
+                low, high = int(self.low), int(self.high)
+                descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
             else:
+                least, most = float(self.low), float(self.high)
                 descriptor.floating_point_range = [
-                    FloatingPointRange(
-                        from_value=float(self.low), to_value=float(self.high), step=0.0
-                    )
+                    FloatingPointRange(from_value=least, to_value=most)
                 ]
         return descriptor
+
+
+AUTOSTART = ParameterSpec(
+    name="autostart",
+    default=True,
+    description="Configure and activate at start; false waits for a lifecycle manager.",
+)
+"""A parameter of every node."""
 
 
 class ParameterTable(Generic[T]):
@@ -158,13 +159,7 @@ class ParameterTable(Generic[T]):
         node.add_post_set_parameters_callback(self._after_set)
 
     def settings(self) -> T:
-        """Return the values in force.
-
-        Raises
-        ------
-        ParameterError
-            A value is not accepted; the message names every one.
-        """
+        """Return the values in force; raise a `ParameterError` that names every bad one."""
         if self._bad_values:
             raise ParameterError("; ".join(str(error) for error in self._bad_values.values()))
         return self._read(self._values())

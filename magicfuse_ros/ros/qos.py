@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from magicfuse_ros.ros import dds
 
-OUTPUT_QOS = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.VOLATILE,
-)
+OUTPUT_QOS = QoSProfile(depth=1)
 """Reliable, so that every subscriber can connect; depth 1, so that nothing queues."""
 
-LATCHED_QOS = QoSProfile(
-    history=HistoryPolicy.KEEP_LAST,
-    depth=1,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
+LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """For messages that are published once and have to reach subscribers that come later."""
 
 INPUT_DEPTH = 5
@@ -33,25 +23,16 @@ FAST_DDS_SEGMENT_BYTES = 512 * 1024
 
 def input_qos(reliability: ReliabilityPolicy) -> QoSProfile:
     """Return the profile of the image subscription."""
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST,
-        depth=INPUT_DEPTH,
-        reliability=reliability,
-        durability=DurabilityPolicy.VOLATILE,
-    )
+    return QoSProfile(depth=INPUT_DEPTH, reliability=reliability)
 
 
 def choose_reliability(setting: str, publishers: Iterable[ReliabilityPolicy]) -> ReliabilityPolicy:
-    """Choose the reliability of the image subscription.
+    """Choose the reliability of the input's subscription.
 
-    Parameters
-    ----------
-    setting
-        The parameter `input_reliability`: auto, reliable or best_effort.
-    publishers
-        What the topic's present publishers offer. A best-effort one makes `auto` best effort, which
-        receives from every publisher; with none, or reliable ones only, `auto` is reliable, so that
-        no frame of a reliable camera is lost.
+    A setting (the parameter `input_reliability`) of ``reliable`` or ``best_effort`` is taken as it
+    is. ``auto`` follows what the topic's present publishers offer: if one is best effort, best
+    effort, which receives from every publisher; with reliable ones only, or none, reliable, so that
+    no message of a reliable publisher is lost.
     """
     if setting == "reliable":
         return ReliabilityPolicy.RELIABLE
@@ -71,10 +52,8 @@ def large_message_warning(
 
     Parameters
     ----------
-    size_bytes
-        Size of one message's data.
-    reliability
-        Reliability of the subscription.
+    size_bytes, reliability
+        Size of one message's data, and the reliability of its subscription.
     rmw
         Identifier of the middleware, such as `rmw_fastrtps_cpp`.
     environment

@@ -63,12 +63,11 @@ class Timings:
                 name: [value for at, value in window if at >= since]
                 for name, window in self._windows.items()
             }
-        return {name: _summarise(times) for name, times in values.items() if times}
-
-
-def _summarise(times_ms: list[float]) -> Summary:
-    p50, p95, largest = np.percentile(times_ms, (50.0, 95.0, 100.0))
-    return Summary(float(p50), float(p95), float(largest))
+        return {
+            name: Summary(*np.percentile(times, (50.0, 95.0, 100.0)).tolist())
+            for name, times in values.items()
+            if times
+        }
 
 
 def since_ms(start: float) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,8 @@ class Frame(NamedTuple):
     fault: str = ""
 
 
-class Frames(Protocol):
-    """Reads frames one by one."""
+Frames = Callable[..., Iterator[Frame]]
+"""Reads frames one by one: in order, from the first one that is shown at `start_ns` or later.
 
-    def __call__(self, start_ns: int = 0) -> Iterator[Frame]:
-        """Yield the frames in order, from the first one that is shown at `start_ns` or later."""
-        ...
+`start_ns` is its one argument; without it, reading begins at the first frame.
+"""

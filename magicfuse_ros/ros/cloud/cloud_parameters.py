@@ -8,7 +8,7 @@ from typing import Any
 
 from magicfuse_ros.ros.cloud.extrinsics import RigidTransform
 from magicfuse_ros.ros.cloud.painting import Occlusion
-from magicfuse_ros.ros.parameter_table import ParameterError, ParameterSpec
+from magicfuse_ros.ros.parameter_table import AUTOSTART, ParameterError, ParameterSpec
 
 CLOUD_PARAMETERS: tuple[ParameterSpec, ...] = (
     ParameterSpec(
@@ -73,7 +73,6 @@ CLOUD_PARAMETERS: tuple[ParameterSpec, ...] = (
     ParameterSpec(
         name="color",
         default=True,
-        live=False,
         description="Paint rgb from the picture on `color`, which is then waited for; otherwise "
         "rgb is black.",
     ),
@@ -84,12 +83,7 @@ CLOUD_PARAMETERS: tuple[ParameterSpec, ...] = (
         live=True,
         description="Reliability of the cloud's subscription; auto matches its publisher.",
     ),
-    ParameterSpec(
-        name="autostart",
-        default=True,
-        live=False,
-        description="Configure and activate at start; false waits for a lifecycle manager.",
-    ),
+    AUTOSTART,
 )
 
 CLOUD_SPECS: Mapping[str, ParameterSpec] = {spec.name: spec for spec in CLOUD_PARAMETERS}

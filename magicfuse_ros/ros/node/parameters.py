@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicfuse_ros.ros.node.id_map import IdMap
-from magicfuse_ros.ros.parameter_table import ParameterError, ParameterSpec
+from magicfuse_ros.ros.parameter_table import AUTOSTART, ParameterError, ParameterSpec
 from magicfuse_ros.runtime.contract import (
     MOST_TEMPORAL,
     PARALLEL,
@@ -27,19 +27,16 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
     ParameterSpec(
         name="model",
         default="tiny",
-        live=False,
         description="Name of a folder in models/, or the path of a weights folder.",
     ),
     ParameterSpec(
         name="device",
         default="auto",
-        live=False,
         description="Where the model runs: auto (CUDA where it works), cpu, cuda or cuda:N.",
     ),
     ParameterSpec(
         name="backend",
         default="auto",
-        live=False,
         description="What executes the networks; auto takes the fastest that works on the device.",
     ),
     ParameterSpec(
@@ -81,7 +78,6 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         default=0,
         low=0,
         high=4096,
-        live=False,
         description="Width in pixels that frames are fitted into; 0 takes the model's own.",
     ),
     ParameterSpec(
@@ -89,13 +85,11 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         default=0,
         low=0,
         high=4096,
-        live=False,
         description="Height in pixels that frames are fitted into; 0 takes the model's own.",
     ),
     ParameterSpec(
         name="labels",
         default="",
-        live=False,
         description="Label set: a built-in name (`mfnet` with `tiny`) or a YAML file; empty takes "
         "the model's own.",
     ),
@@ -104,21 +98,18 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         default=0,
         low=0,
         high=256,
-        live=False,
         description="CPU threads for the networks; 0 takes all cores.",
     ),
     ParameterSpec(
         name="parallel",
         default="auto",
         choices=PARALLEL,
-        live=False,
         description="Ψ and Φ side by side, each on half of the cores or a CUDA stream of its own "
         "(on), or in turn (off); auto: side by side where the backend can.",
     ),
     ParameterSpec(
         name="paper_fusion",
         default=False,
-        live=False,
         description="Show the paper's MagImg, decoded at the model's resolution, even where the "
         "model refines it to the camera's size.",
     ),
@@ -132,17 +123,11 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         "up for the next backend, and never less than three times what a frame of so many steps "
         "should take; 0 waits for ever.",
     ),
-    ParameterSpec(
-        name="autostart",
-        default=True,
-        live=False,
-        description="Configure and activate at start; false waits for a lifecycle manager.",
-    ),
+    AUTOSTART,
     ParameterSpec(
         name="input_transport",
         default="raw",
         choices=("raw", "compressed"),
-        live=False,
         description="Subscribe to `image` (raw) or to `image/compressed` (JPEG or PNG).",
     ),
     ParameterSpec(
@@ -267,13 +252,7 @@ class Settings:
         return {name: getattr(self.engine, name) for name in SAMPLING}
 
     def ids(self, names: Sequence[str]) -> NDArray[np.uint8]:
-        """Return the published id of each id in the mask; see `IdMap.table`.
-
-        Raises
-        ------
-        ParameterError
-            `semantic.id_map` names a class that is not in `names`.
-        """
+        """Return the published id of each id in the mask, as `ids_of` does."""
         return ids_of(self.id_map, names)
 
     def needing_reconfigure(self, loaded: Settings) -> list[str]:
