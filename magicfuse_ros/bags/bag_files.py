@@ -65,10 +65,8 @@ def read_metadata(folder: Path, remarks: list[str]) -> Metadata | None:
 def list_files(folder: Path, metadata: Metadata | None, remarks: list[str]) -> list[Path]:
     """Return the files of messages of a folder.
 
-    Raises
-    ------
-    OtherFormatError
-        Some are missing, or nothing says which of several recordings is meant.
+    It raises `OtherFormatError` if some are missing, or nothing says which of several recordings is
+    meant.
     """
     found = _found(folder)
     if metadata is None:
@@ -133,13 +131,7 @@ def _found(folder: Path) -> list[Path]:
 
 
 def _metadata_of(document: object) -> Metadata:
-    """Check the parts of metadata.yaml that are used.
-
-    Raises
-    ------
-    ReaderError
-        One of them has another type.
-    """
+    """Check the parts of metadata.yaml that are used; `ReaderError` if one has another type."""
     root = document.get("rosbag2_bagfile_information") if isinstance(document, dict) else None
     if not isinstance(root, dict):
         raise ReaderError("it holds no rosbag2_bagfile_information")

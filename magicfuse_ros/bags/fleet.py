@@ -62,10 +62,7 @@ class Row:
 def jobs(sources: Sequence[Path], folder: Path) -> list[Job]:
     """Name the output of each bag after its input; ``a/drive.mcap`` goes to ``folder/drive``.
 
-    Raises
-    ------
-    BagError
-        No bag is given, two bags would have the same output, or an output would be an input.
+    It raises `BagError` if no bag is given, two would have the same output, or one is both.
     """
     # `absolute`, not `resolve`: another machine of a fleet may have other symbolic links.
     made = [Job(source.absolute(), folder.absolute() / source.stem) for source in sources]
@@ -92,17 +89,9 @@ def one_by_one(
     say: Progress,
     progress: Progress,
 ) -> Iterator[Row]:
-    """Fuse bags in this process with one engine; a bag that fails does not stop the others.
+    """Fuse bags in this process with one engine, and yield each result as soon as it is done.
 
-    Yields
-    ------
-    Row
-        The result of each bag, as soon as it is done.
-
-    Raises
-    ------
-    Interrupted
-        `stop` was set.
+    A bag that fails does not stop the others. Setting `stop` raises `Interrupted`.
     """
     with closing(LazyEngine(options.engine, stop, say)) as engine:
         for job in todo:
@@ -124,20 +113,11 @@ def on_ray(
     stop: threading.Event,
     progress: Progress,
 ) -> Iterator[Row]:
-    """Fuse bags on a Ray cluster, with one task for each bag.
+    """Fuse bags on a Ray cluster, one task a bag; yield each result as soon as it is done.
 
     A task takes `options.engine.threads` CPUs, or one if that is 0. It takes one GPU if the cluster
-    has any, unless the device is ``cpu``.
-
-    Parameters
-    ----------
-    address
-        Address of a cluster, or ``local`` for one on this machine that ends with the work.
-
-    Yields
-    ------
-    Row
-        The result of each bag, as soon as it is done.
+    has any, unless the device is ``cpu``. An `address` of ``local`` starts a cluster on this
+    machine, which ends with the work.
 
     Raises
     ------

@@ -46,15 +46,9 @@ def write_bag(
 
     Parameters
     ----------
-    source, out
-        What to read, and the bag to make.
     start_ns
         Stamp of the first frame in nanoseconds; the others follow at their own times. Header stamps
         and the bag's own times are the same.
-    storage
-        ``mcap`` or ``sqlite3``.
-    topic, frame_id
-        Topic name and the frame_id in every header.
     compressed
         Write JPEG ``CompressedImage`` instead of raw rgb8 ``Image``.
     transform

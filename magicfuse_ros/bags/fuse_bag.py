@@ -43,10 +43,8 @@ class Summary:
 
     Attributes
     ----------
-    fused
-        Frames in the output.
-    left_out
-        Frames that could not be fused.
+    fused, left_out
+        Frames in the output, and frames that could not be fused.
     reasons
         Pairs of a reason and how many frames were left out for it.
     resumed
@@ -86,8 +84,6 @@ def fuse_bag(
 
     Parameters
     ----------
-    source, target
-        The bag to read, and the folder to make.
     options
         What to make and how; `options.engine` are the settings of `engine`.
     stop

@@ -15,16 +15,8 @@ class Interrupted(Exception):  # noqa: N818 - nothing is wrong
 class LazyEngine:
     """An engine that is loaded for the first frame that needs it, and kept for the next bags.
 
-    Parameters
-    ----------
-    settings
-        How to run the model.
-    stop
-        Setting it ends the loading, with `Interrupted`.
-    say
-        Called with a line of text as the loading proceeds.
-    factory
-        Makes the engine; None takes `runtime.engine.load_engine`.
+    Setting `stop` ends the loading with `Interrupted`. Without a `factory`,
+    `runtime.engine.load_engine` makes the engine.
     """
 
     def __init__(

@@ -46,15 +46,7 @@ class Fused:
 
 
 class CameraInfos:
-    """The CameraInfo of each camera: the newest so far, or the bag's first before there is one.
-
-    Parameters
-    ----------
-    bag
-        Where the first CameraInfos are looked up.
-    cameras
-        By topic name.
-    """
+    """The CameraInfo of each camera: the newest so far, or the bag's first before there is one."""
 
     def __init__(self, bag: BagReader, cameras: Mapping[str, Camera]) -> None:
         names = {camera.info_topic for camera in cameras.values()} - {None}
@@ -78,18 +70,9 @@ class CameraInfos:
 class FrameFuser:
     """Fuses messages; the same message, CameraInfo, engine and options give the same result.
 
-    Parameters
-    ----------
-    engine
-        Ready to fuse. Its sampling noise is the same for every frame, as in the node, so that
-        a frame's result depends neither on its place in the bag nor on other frames.
-    options
-        What to make.
-
-    Raises
-    ------
-    ValueError
-        The id map names a class that the model does not know.
+    The engine's sampling noise is the same for every frame, as in the node, so that a frame's
+    result depends neither on its place in the bag nor on other frames. An id map that names a class
+    which the model does not know raises `ValueError`.
     """
 
     def __init__(self, engine: Engine, options: FuseOptions) -> None:

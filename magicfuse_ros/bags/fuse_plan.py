@@ -61,7 +61,7 @@ Identity = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class FuseOptions:
-    """How to fuse a bag.
+    """How to fuse a bag; a value that is not accepted raises `ValueError`.
 
     Attributes
     ----------
@@ -79,11 +79,6 @@ class FuseOptions:
     input_bits, jpeg_quality, id_map, min_confidence
         The node's parameters `input_bits`, `jpeg_quality`, `semantic.id_map` and
         `semantic.min_confidence`.
-
-    Raises
-    ------
-    ValueError
-        A value is not accepted.
     """
 
     engine: EngineSettings

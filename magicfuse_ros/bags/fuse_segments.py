@@ -63,24 +63,15 @@ class Segment:
 
 @final
 class Workspace:
-    """Holds the lock on an output while it is open; a context manager.
+    """Holds the lock on the output `target` while it is open; a context manager.
 
-    Parameters
-    ----------
-    target
-        The bag to make in the end. It must not exist.
+    It raises `BusyError` if another process has the lock or has just finished the bag, and
+    `BagError` if the folder cannot be made or its account is damaged.
 
     Attributes
     ----------
     segments : list[Segment]
         The finished segments.
-
-    Raises
-    ------
-    BusyError
-        Another process has the lock, or has just finished the bag.
-    BagError
-        The folder cannot be made, or its account is damaged.
     """
 
     def __init__(self, target: Path) -> None:
@@ -111,10 +102,7 @@ class Workspace:
     def begin(self, identity: Identity) -> None:
         """Check that the next segments will fit those that exist, and note their identity.
 
-        Raises
-        ------
-        BagError
-            These were made from another input or with other options; the message says which.
+        It raises a `BagError` that names each difference.
         """
         known = {name: value for name, value in identity.items() if name in self._begun}
         changed = differences(self._begun, known)
@@ -212,10 +200,7 @@ def clear(target: Path) -> None:
 def left_out_of_finished(target: Path, wanted: Identity) -> int | None:
     """Return how many frames an existing output leaves out; None if there is no output.
 
-    Raises
-    ------
-    BagError
-        `target` exists, and is not an output of the same identity.
+    It raises `BagError` if `target` exists, and is not an output of the same identity.
     """
     if not target.exists():
         return None

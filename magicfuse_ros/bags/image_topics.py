@@ -29,12 +29,8 @@ def image_topics(bag: BagReader) -> tuple[Topic, ...]:
 def decode(topic: Topic, data: bytes) -> NDArray[np.uint8]:
     """Decode one serialised image message into (H, W, 3) RGB.
 
-    Raises
-    ------
-    PictureError
-        The message holds no readable picture.
-    BagError
-        The bytes are no such message.
+    It raises `PictureError` if the message holds no readable picture, and `BagError` if the bytes
+    are no such message.
     """
     message = _message(topic, data)
     return decode_compressed(message) if topic.type == COMPRESSED_TYPE else decode_image(message)
@@ -55,10 +51,7 @@ def describe_images(bag: BagReader) -> dict[str, str]:
 def describe_topic(bag: BagReader, topic: Topic) -> str:
     """Return size and encoding of a topic's first picture; empty for a topic without messages.
 
-    Raises
-    ------
-    BagError
-        None of the first messages is one of the topic's type.
+    It raises `BagError` if none of the first messages is one of the topic's type.
     """
     first_error = None
     for message in itertools.islice(bag.messages([topic.name]), _LOOKED_AT):

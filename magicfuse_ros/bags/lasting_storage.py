@@ -28,10 +28,7 @@ MOST_RESERVED = 4 << 20
 class Reserve:
     """Disk space that nobody else can use until it is released or this process ends.
 
-    Raises
-    ------
-    OSError
-        The disk is full already, or the folder cannot be written.
+    It raises `OSError` if the disk is full already, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:

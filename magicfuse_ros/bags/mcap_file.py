@@ -60,11 +60,8 @@ class OtherFormatError(ReaderError):
 class McapFile(McapReader):
     """Reads one mcap file.
 
-    Parameters
-    ----------
-    path
-    unclosed_too
-        Whether a file without a footer is read up to its last whole record; otherwise it raises.
+    With `unclosed_too`, a file without a footer is read up to its last whole record; otherwise it
+    raises.
 
     Attributes
     ----------
@@ -243,10 +240,7 @@ class McapFile(McapReader):
 def _records(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield kind, and offset and size of the content, of each record; `file` is at the content.
 
-    Raises
-    ------
-    ReaderError
-        A record is not whole.
+    It raises `ReaderError` if a record is not whole.
     """
     at = start
     while at < end:

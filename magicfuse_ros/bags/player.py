@@ -72,11 +72,10 @@ class PlayerSettings:
 class Player:
     """Publishes the messages of a bag; needs no executor.
 
+    It raises `BagError` if nothing in the bag can be played, or the bag is damaged.
+
     Parameters
     ----------
-    reader, node
-        The bag, and the node to publish from.
-    settings
     on_sent
         Called after each message with its topic, the header stamp that it was sent with (ns; the
         bag's time for a type without a header), and the serialised message that was sent.
@@ -88,11 +87,6 @@ class Player:
     left_out : dict[str, str]
         Topics with messages that were left out, each with the reason: a header cannot be read, or
         holds a time that ROS cannot express.
-
-    Raises
-    ------
-    BagError
-        Nothing in the bag can be played, or it is damaged.
     """
 
     def __init__(

@@ -237,13 +237,7 @@ class BagReader:
         return (self.end_ns - self.start_ns) / 1e9
 
     def topic(self, name: str) -> Topic:
-        """Return the topic of this name.
-
-        Raises
-        ------
-        BagError
-            There is none; the message lists the topics of the bag.
-        """
+        """Return the topic of this name; a `BagError` lists the bag's topics if there is none."""
         for topic in self.topics:
             if topic.name == name:
                 return topic

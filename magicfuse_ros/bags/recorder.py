@@ -33,9 +33,8 @@ class Recorder:
 
     Parameters
     ----------
-    node, writer
-        The node to subscribe from, and the open bag, which its owner closes. With None for the bag,
-        messages are only counted and passed to `on_message`.
+    writer
+        The open bag, which its owner closes. With None, messages are only counted and passed on.
     topics
         Full names to record; None records every topic.
     on_message

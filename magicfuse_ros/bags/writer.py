@@ -186,10 +186,8 @@ class BagWriter:
     def close(self) -> None:
         """Write the index and ``metadata.yaml``; a full disk has room reserved for them.
 
-        Raises
-        ------
-        BagError
-            There is no room even so, or the disk fails. What is on the disk stays readable.
+        It raises `BagError` if there is no room even so, or the disk fails. What is on the disk
+        stays readable.
         """
         if self._writer.storage is None:
             return

@@ -16,13 +16,7 @@ _LITTLE_ENDIAN = b"\x00\x01\x00\x00"  # encapsulation of CDR, no options
 
 
 def deserialize(data: bytes, message_class: type) -> Any:
-    """Return the message that the bytes hold.
-
-    Raises
-    ------
-    ValueError
-        They are no message of this class.
-    """
+    """Return the message that the bytes hold; raise `ValueError` if they are none of this class."""
     # The two lowest bits of byte 3 say how many bytes of padding end the message. Fast CDR takes
     # these off without checking that there are so many, and then reads past the end of the data.
     if len(data) >= _ENCAPSULATION and len(data) - _ENCAPSULATION < data[3] & 3:

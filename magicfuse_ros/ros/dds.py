@@ -114,14 +114,9 @@ def _remove_if_dead(lock: Path) -> None:
 
 
 def isolate(environment: MutableMapping[str, str], domain_id: int) -> None:
-    """Keep the traffic on this machine and in a ROS domain of its own.
+    """Keep the traffic on this machine and in a ROS domain of its own, by changing `environment`.
 
-    Parameters
-    ----------
-    environment
-        Changed in place.
-    domain_id
-        0 to 101, the numbers that are safe on every platform.
+    `domain_id` is 0 to 101, the numbers that are safe on every platform; others raise `ValueError`.
     """
     if not 0 <= domain_id <= 101:
         raise ValueError(f"ROS domain {domain_id}: accepted are 0 to 101")

@@ -13,14 +13,8 @@ _TRANSPORTS = {"sensor_msgs/msg/CompressedImage": "compressed", "sensor_msgs/msg
 def wrong_types(node: Node, will_read: Mapping[str, type[Any]]) -> list[str]:
     """Name the topics that are published with another message type than `node` reads.
 
-    Nothing else reports this: DDS does not connect the two, and tells neither side.
-
-    Parameters
-    ----------
-    node
-        The reader.
-    will_read
-        Resolved topic → message class of what it will subscribe to.
+    Nothing else reports this: DDS does not connect the two, and tells neither side. `will_read` is
+    what the node will subscribe to: resolved topic → message class.
     """
     found = {}
     subscribed = {each.topic_name: each.msg_type for each in node.subscriptions}

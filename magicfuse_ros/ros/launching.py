@@ -147,12 +147,8 @@ def launch_text(spec: ParameterSpec) -> str:
 def process_prefix(users: str = "") -> str:
     """Return a launch prefix that lets the kernel stop the process when launch dies.
 
-    Without it, a launch that is ended by SIGTERM leaves its processes running.
-
-    Parameters
-    ----------
-    users
-        The user's own launch prefix, which is kept.
+    Without it, a launch that is ended by SIGTERM leaves its processes running. `users` is the
+    user's own launch prefix, which is kept.
     """
     setpriv = shutil.which("setpriv")
     ours = f"{shlex.quote(setpriv)} --pdeathsig TERM" if setpriv else ""
@@ -160,13 +156,7 @@ def process_prefix(users: str = "") -> str:
 
 
 def truth(context: LaunchContext, name: str) -> bool:
-    """Read an argument that is true or false.
-
-    Raises
-    ------
-    ValueError
-        The argument is neither.
-    """
+    """Read an argument that is true or false; raise `ValueError` if it is neither."""
     text = context.launch_configurations[name]
     accepted = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() not in accepted:

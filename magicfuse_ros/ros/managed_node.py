@@ -35,8 +35,6 @@ class ManagedNode(LifecycleNode, ABC, Generic[T]):
 
     Parameters
     ----------
-    name
-        The node's name.
     stop_requested
         Returns whether the process was asked to stop; work that takes long has to check it.
     node_arguments

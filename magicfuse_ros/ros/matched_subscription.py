@@ -18,14 +18,8 @@ class MatchedSubscription:
 
     Parameters
     ----------
-    node
-        Owner of the subscription.
-    message_type, name
-        The topic's message class and name.
     reliability
         The parameter `input_reliability`.
-    on_message
-        Called with every message.
 
     Attributes
     ----------

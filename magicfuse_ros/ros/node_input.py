@@ -40,14 +40,8 @@ class Arrival:
 class NodeInput(MatchedSubscription, ABC):
     """Subscribed from construction to `close`; everything runs in the executor thread.
 
-    Parameters
-    ----------
-    node, message_type, name, reliability
-        See `MatchedSubscription`.
-    account
-        Where messages are counted.
-    enabled
-        Returns False while ~/enable has paused the node; messages are then counted and dropped.
+    Messages are counted in `account`. While `enabled` returns False, because ~/enable has paused
+    the node, they are counted and dropped.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ NO_LABEL_INFO = (
 
 
 def scale_camera_info(info: CameraInfo, size: tuple[int, int]) -> CameraInfo:
-    """Describe a picture that shows the camera's whole picture in another size.
+    """Describe a picture of `size` (width, height) that shows the camera's whole picture.
 
     `info` describes the sensor; the camera's picture is its region of interest, binned. If `size`
     is the size of that picture, the result equals `info`. Otherwise region and binning are folded
@@ -36,17 +36,9 @@ def scale_camera_info(info: CameraInfo, size: tuple[int, int]) -> CameraInfo:
     is the centre of the first pixel, as in ROS and OpenCV, so that a principal point c becomes
     (c + 0.5) s - 0.5.
 
-    Parameters
-    ----------
-    info
-        sensor_msgs/CameraInfo of the input; left as it is.
-    size
-        (width, height) of the output, in pixels.
-
-    Returns
-    -------
-    sensor_msgs/CameraInfo with the input's header, distortion and rectification. An uncalibrated
-    matrix (with a focal length of 0) is not changed; neither K nor P is if the input has no size.
+    The result is a new sensor_msgs/CameraInfo with the input's header, distortion and
+    rectification. An uncalibrated matrix (with a focal length of 0) is not changed; neither K nor P
+    is if the input has no size.
     """
     roi = info.roi
     binning = (max(info.binning_x, 1), max(info.binning_y, 1))
@@ -81,41 +73,23 @@ def plain_camera_info(info: CameraInfo, size: tuple[int, int]) -> CameraInfo:
 
 
 def class_map(names: Sequence[str], table: NDArray[np.uint8]) -> list[tuple[int, str]]:
-    """List the classes of the published mask.
+    """List the classes of the published mask: pairs of published id and name, in order of ids.
 
-    Parameters
-    ----------
-    names
-        The label set's class names in the order of their ids.
-    table
-        (256,) uint8: published id of each id (`IdMap.table`).
-
-    Returns
-    -------
-    (published id, name) pairs in the order of ids. A class that is published as unknown (255) is
-    left out, because LabelInfo reserves the largest id for "unlabeled".
+    `names` are the label set's, in the order of their ids, and `table` is (256,) uint8, the
+    published id of each (`IdMap.table`). A class that is published as unknown (255) is left out,
+    because LabelInfo reserves the largest id for "unlabeled".
     """
     published = ((int(table[index]), name) for index, name in enumerate(names))
     return sorted(pair for pair in published if pair[0] != UNKNOWN)
 
 
 def labels_as_json(names: Sequence[str], table: NDArray[np.uint8]) -> str:
-    """Write the published classes without any message package; see `class_map` for the parameters.
-
-    Returns
-    -------
-    A list of objects in the order of ids, such as ``[{"id": 6, "name": "person"}, ...]``.
-    """
+    """Write the `class_map` without any message package: ``[{"id": 6, "name": "person"}, ...]``."""
     return json.dumps([{"id": index, "name": name} for index, name in class_map(names, table)])
 
 
 def label_info(names: Sequence[str], table: NDArray[np.uint8]) -> Any:
-    """Build the vision_msgs/LabelInfo of the published mask; see `class_map` for the parameters.
-
-    Returns
-    -------
-    vision_msgs/LabelInfo without a stamp; None where vision_msgs is not installed.
-    """
+    """Build the vision_msgs/LabelInfo of the `class_map`, unstamped; None without vision_msgs."""
     if LabelInfo is None:
         return None
     classes = [

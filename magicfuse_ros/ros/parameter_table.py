@@ -126,10 +126,6 @@ class ParameterTable(Generic[T]):
 
     Parameters
     ----------
-    node
-        The node that declares them.
-    table
-        The parameters.
     read
         Makes the settings from the values of all parameters; raises `ParameterError`.
     refuse

@@ -66,14 +66,10 @@ def run(
 
     Parameters
     ----------
-    name
-        What the program is called.
     load
-        Imports and returns the node's class.
+        Imports and returns the node's class; the node_arguments are passed to it.
     argv
         Command line with its program name; None for `sys.argv`.
-    node_arguments
-        Passed to the node's class.
     """
     stop = StopRequest()
     words = list(sys.argv if argv is None else argv)

@@ -28,10 +28,7 @@ def has_header(message_class: type) -> bool:
 def read_stamp(cdr: bytes) -> int:
     """Return the header stamp of a serialised message in nanoseconds.
 
-    Raises
-    ------
-    ValueError
-        The message is too short to hold a header.
+    It raises `ValueError` if the message is too short to hold a header.
     """
     sec, nanosec = struct.unpack_from(_layout(cdr), cdr, _ENCAPSULATION)
     return int(sec) * _SECOND_NS + int(nanosec)
@@ -40,10 +37,8 @@ def read_stamp(cdr: bytes) -> int:
 def with_stamp(cdr: bytes, stamp_ns: int) -> bytes:
     """Return the serialised message with its header stamp set to `stamp_ns` (nanoseconds).
 
-    Raises
-    ------
-    ValueError
-        The message is too short to hold a header, or the stamp lies outside int32 seconds.
+    It raises `ValueError` if the message is too short to hold a header, or the stamp lies outside
+    int32 seconds.
     """
     sec, nanosec = divmod(stamp_ns, _SECOND_NS)
     if not -(2**31) <= sec < 2**31:

@@ -44,13 +44,7 @@ class PictureError(ValueError):
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse a picture without pixels, or with more than `MAX_PIXELS`.
-
-    Raises
-    ------
-    PictureError
-        `zero_size` or `too_large`.
-    """
+    """Refuse a picture without pixels (`zero_size`), or of more than `MAX_PIXELS` (`too_large`)."""
     if width <= 0 or height <= 0:
         raise PictureError(
             "zero_size",

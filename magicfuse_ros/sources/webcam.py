@@ -15,10 +15,8 @@ from magicfuse_ros.sources.frame import Frame, SourceError
 def webcam_frames(number: int) -> Iterator[Frame]:
     """Read the camera /dev/video`number` for as long as it gives frames.
 
-    Raises
-    ------
-    SourceError
-        There is no such camera, it cannot be opened, or it gives no more frames.
+    It raises `SourceError` if there is no such camera, it cannot be opened, or it gives no more
+    frames.
     """
     device = Path(f"/dev/video{number}")
     if not device.exists():

@@ -25,11 +25,6 @@ class SemanticCloudNode(ManagedNode[CloudSettings]):
 
     Its diagnostics have the keys of every node (see `diagnostics`; a frame there is a cloud here),
     and `masks_in`, `masks_out`, `masks_pending` and `masks_dropped.<reason>` of fuse_node's frames.
-
-    Parameters
-    ----------
-    node_arguments
-        Passed to `ManagedNode`.
     """
 
     parameters = CLOUD_PARAMETERS

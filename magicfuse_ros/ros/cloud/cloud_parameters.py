@@ -107,13 +107,7 @@ class CloudSettings:
 
     @classmethod
     def from_values(cls, values: Mapping[str, object]) -> CloudSettings:
-        """Check every value.
-
-        Raises
-        ------
-        ParameterError
-            A value has the wrong type or range, or the extrinsic cannot be read.
-        """
+        """Check every value; raise a `ParameterError` that names the first that is not accepted."""
         for spec in CLOUD_PARAMETERS:
             spec.check(values[spec.name])
         checked: dict[str, Any] = dict(values)

@@ -79,10 +79,8 @@ class RigidTransform:
     def from_message(cls, transform: Any) -> RigidTransform:
         """Read a geometry_msgs/Transform.
 
-        Raises
-        ------
-        CloudError
-            `no_transform`: its quaternion is no rotation: its length is 0 or not finite.
+        It raises `CloudError` (`no_transform`) if its quaternion is no rotation: its length is 0 or
+        not finite.
         """
         q, t = transform.rotation, transform.translation
         x, y, z, w = (float(value) for value in (q.x, q.y, q.z, q.w))

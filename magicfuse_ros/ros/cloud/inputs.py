@@ -35,14 +35,8 @@ class CloudInputs(NodeInput):
 
     Parameters
     ----------
-    node
-        Owner of the subscriptions.
-    settings
-        Values in force.
     account, frames
         Where clouds and fuse_node's frames are counted.
-    enabled
-        See `NodeInput`.
     on_pair
         Called with every cloud, an `Arrival`, and the frame to paint it with.
 

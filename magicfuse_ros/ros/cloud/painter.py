@@ -30,14 +30,7 @@ from magicfuse_ros.sources.picture_errors import PictureError
 class CloudPainter:
     """Paints clouds and publishes them. It owns the publishers, from configure to cleanup.
 
-    Parameters
-    ----------
-    node
-        Owner of the publishers, the clock and the log.
-    settings
-        Values in force; replaced (`self.settings = ...`) between two clouds.
-    account, timings
-        Where clouds are counted, and their times kept.
+    The values in force are replaced (`self.settings = ...`) between two clouds.
     """
 
     def __init__(
@@ -58,16 +51,8 @@ class CloudPainter:
     ) -> None:
         """Paint and publish one cloud; this never raises.
 
-        Parameters
-        ----------
-        pair
-            Its cloud is an `Arrival`, its parts are sensor_msgs/Image.
-        camera_info
-            Describes the camera's whole picture.
-        label_info
-            vision_msgs/LabelInfo, or None.
-        extrinsics
-            Where the transform comes from.
+        `pair` holds an `Arrival` and Images, `camera_info` describes the camera's whole picture,
+        and `label_info` is a vision_msgs/LabelInfo, or None.
         """
         cloud: Arrival = pair.cloud
         times = {"wait": since_ms(cloud.received_at)}

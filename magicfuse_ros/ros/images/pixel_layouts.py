@@ -108,10 +108,8 @@ ENCODINGS: tuple[str, ...] = tuple(LAYOUTS)
 def layout_of(encoding: str, width: int, height: int) -> PixelLayout:
     """Return the layout of an encoding that a picture of this size can have.
 
-    Raises
-    ------
-    PictureError
-        `unknown_encoding`, `zero_size`, `too_large`, `too_small` or `odd_size`.
+    It raises `PictureError`: `unknown_encoding`, `zero_size`, `too_large`, `too_small` or
+    `odd_size`.
     """
     layout = LAYOUTS.get(encoding)
     if layout is None:

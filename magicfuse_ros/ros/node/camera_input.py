@@ -20,19 +20,10 @@ from magicfuse_ros.ros.stamps import nanoseconds
 
 
 class CameraInput(NodeInput):
-    """Puts every image into the worker's mailbox; see `NodeInput` for its other parameters.
+    """Puts every image into the worker's mailbox, and notes the camera's newest CameraInfo.
 
-    Parameters
-    ----------
-    mailbox
-        Where the worker takes its frames from.
-    in_order
-        Told the stamp of every image in ns; returns False if it is older than the one before.
-
-    Attributes
-    ----------
-    camera_info
-        The camera's newest CameraInfo, or None.
+    `in_order` is told the stamp of every image in ns, and returns False if it is older than the
+    one before.
     """
 
     def __init__(

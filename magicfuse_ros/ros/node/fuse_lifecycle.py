@@ -18,13 +18,9 @@ from magicfuse_ros.runtime.contract import Engine
 class FuseNode(ManagedNode[Settings]):
     """The node. Its executor thread only moves messages; the worker thread does the computing.
 
-    Parameters
-    ----------
-    engine_factory
-        Makes the engine, in the worker thread; by default `runtime.engine.load_engine`.
-    node_arguments
-        Passed to `ManagedNode`. `stop_requested` is polled while the engine loads, so that a stop
-        need not wait for the engine.
+    `engine_factory` makes the engine, in the worker thread; by default
+    `runtime.engine.load_engine`. `stop_requested` of `ManagedNode` is polled while the engine
+    loads, so that a stop need not wait.
     """
 
     parameters = PARAMETERS

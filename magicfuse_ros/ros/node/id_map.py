@@ -33,10 +33,8 @@ class IdMap:
     def parse(cls, text: str) -> IdMap:
         """Read `'person:6, car:7, *:0'`.
 
-        Raises
-        ------
-        ValueError
-            An entry is not `name:id` with an id from 0 to 255, or a name comes twice.
+        It raises `ValueError` if an entry is not `name:id` with an id from 0 to 255, or a name
+        comes twice.
         """
         entries: dict[str, int] = {}
         for entry in filter(None, (part.strip() for part in text.split(","))):
@@ -52,21 +50,10 @@ class IdMap:
         return cls(tuple(entries.items()))
 
     def table(self, names: Sequence[str]) -> NDArray[np.uint8]:
-        """Build the lookup table for a mask.
+        """Build the lookup table for a mask: (256,) uint8, the published id of each id in the mask.
 
-        Parameters
-        ----------
-        names
-            The label set's class names; a name's position is its id.
-
-        Returns
-        -------
-        (256,) uint8: published id of each id in the mask.
-
-        Raises
-        ------
-        ValueError
-            An entry names a class that is not in `names`.
+        `names` are the label set's class names; a name's position is its id. An entry that names
+        another class raises `ValueError`.
         """
         if not self.entries:
             return np.arange(256, dtype=np.uint8)
@@ -93,18 +80,9 @@ def remap(
 ) -> NDArray[np.uint8]:
     """Apply `semantic.min_confidence`, then an `IdMap` table.
 
-    Parameters
-    ----------
-    mask, confidence
-        (H, W) uint8 each: class ids, and 0 to 255 for a confidence of 0 to 1.
-    table
-        (256,) uint8; see `IdMap.table`.
-    min_confidence
-        0 to 1; pixels with a lower confidence become unknown before they are mapped.
-
-    Returns
-    -------
-    (H, W) uint8; `mask` is left as it was.
+    Mask and confidence are (H, W) uint8: class ids, and 0 to 255 for a confidence of 0 to 1. Pixels
+    with a confidence below `min_confidence` (0 to 1) become unknown before they are mapped. The
+    result is (H, W) uint8; `mask` is left as it was.
     """
     if min_confidence > 0.0:
         mask = np.where(confidence < min_confidence * 255.0, np.uint8(UNKNOWN), mask)

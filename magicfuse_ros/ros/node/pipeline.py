@@ -39,17 +39,10 @@ _LONGEST_GAP_NS = 1_000_000_000
 class Pipeline:
     """Turns frames into published results; counts whatever goes wrong, and takes the next frame.
 
-    Parameters
-    ----------
-    settings
-        Values in force; the executor thread replaces them (`self.settings = ...`) when they change.
-    camera_info
-        Returns the camera's newest CameraInfo, or None.
-    log, clock
-        The node's logger and clock.
-
     Attributes
     ----------
+    settings
+        Values in force; the executor thread replaces them when they change.
     active
         While False, frames are dropped unpublished.
     degraded

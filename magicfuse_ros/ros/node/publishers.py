@@ -19,13 +19,7 @@ from magicfuse_ros.runtime.contract import EXTRAS
 
 
 class FusePublishers:
-    """Publishes every output of a frame, the labels and, with vision_msgs, label_info.
-
-    Parameters
-    ----------
-    node
-        Owner of the publishers.
-    """
+    """Publishes every output of a frame, the labels and, with vision_msgs, label_info."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

@@ -47,19 +47,7 @@ class Session:
 
     After the first load, `watch` replaces engines. If one hangs, the next backend is loaded. If one
     cannot be loaded, it is tried again after 1, 2, 4 and so on up to 60 s, and at once when a
-    parameter changes.
-
-    Parameters
-    ----------
-    node
-        Owner of the publishers, the clock and the log.
-    settings
-        Values in force.
-    engine_factory
-        Makes the engine; by default `runtime.engine.load_engine`.
-    account, timings, camera_info
-        Where the pipeline counts frames, where it keeps their times, and what returns the newest
-        CameraInfo.
+    parameter changes. See `Pipeline` for most of the parameters.
 
     Attributes
     ----------
