@@ -14,11 +14,11 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from support.timing import median_ms
 
+from magicfuse_ros.ros.cdr import serialize_image
 from magicfuse_ros.ros.images.codec import (
     decode_compressed,
     decode_image,
     encode_compressed,
-    encode_image,
 )
 from magicfuse_ros.ros.images.pixel_layouts import ENCODINGS, LAYOUTS
 
@@ -80,8 +80,8 @@ def main() -> None:
     print("\n| out | ms |\n|---|--:|")
     grey = scene[..., 1].copy()
     actions = {
-        "rgb8": lambda: encode_image(scene, "rgb8", Header()),
-        "mono8": lambda: encode_image(grey, "mono8", Header()),
+        "rgb8": lambda: serialize_image(scene, "rgb8", Header()),
+        "mono8": lambda: serialize_image(grey, "mono8", Header()),
         f"JPEG, quality {JPEG_QUALITY}": lambda: encode_compressed(scene, Header(), JPEG_QUALITY),
     }
     for name, action in actions.items():

@@ -13,6 +13,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 from support.bag_frames import frames
+from support.messages import encode_image
 from support.videos import UNEVEN, evenly, write_video
 
 from magicfuse_ros import cli
@@ -24,7 +25,7 @@ from magicfuse_ros.commands import bag as bag_command
 from magicfuse_ros.commands.exit_status import StopRequest
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros import stamps
-from magicfuse_ros.ros.images.codec import decode_compressed, decode_image, encode_image
+from magicfuse_ros.ros.images.codec import decode_compressed, decode_image
 from magicfuse_ros.sources.frame import SourceError
 from magicfuse_ros.sources.pictures import picture_files
 from magicfuse_ros.sources.source import open_source

@@ -24,6 +24,7 @@ from support.fuse_bags import (
     picture,
     spoil,
 )
+from support.messages import encode_image
 from support.noop_node import FAIL, NoopEngine
 from support.system import FuseNodeProcess, Listener, random_domain
 
@@ -32,7 +33,7 @@ from magicfuse_ros.bags.fuse_plan import OUTPUTS, node_names
 from magicfuse_ros.bags.fuse_segments import partial_of
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import STORAGES, BagWriter
-from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
+from magicfuse_ros.ros.images.codec import encode_compressed
 from magicfuse_ros.runtime.contract import EngineError
 
 

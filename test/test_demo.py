@@ -16,6 +16,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from support.bag_frames import frames
+from support.messages import encode_image
 from support.small_models import save_few_step
 
 from magicfuse_ros import cli
@@ -36,7 +37,7 @@ from magicfuse_ros.commands.node_session import (
 )
 from magicfuse_ros.commands.progress_line import ProgressLine
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
+from magicfuse_ros.ros.images.codec import encode_compressed
 from magicfuse_ros.ros.stamps import read_stamp
 
 ROOT = Path(__file__).parents[1]

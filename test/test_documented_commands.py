@@ -23,6 +23,7 @@ import pytest
 from rclpy.serialization import serialize_message
 from std_msgs.msg import Header
 from support.documented import PAGES, ROOT, commands, fences
+from support.messages import encode_image
 from support.small_models import SMALL_REFINED, stored
 from support.system import random_domain
 from support.videos import evenly, write_video
@@ -31,7 +32,6 @@ from magicfuse_ros.bags.reader import Topic
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.cli import COMMANDS, build_parser
 from magicfuse_ros.ros.cloud.cloud_parameters import CLOUD_PARAMETERS
-from magicfuse_ros.ros.images.codec import encode_image
 from magicfuse_ros.ros.node.parameters import PARAMETERS
 from magicfuse_ros.training.recipe import read_recipe
 

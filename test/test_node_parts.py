@@ -140,7 +140,6 @@ def test_the_mailbox_keeps_the_newest():
     assert mailbox.put("old") is None
     assert mailbox.put("new") == "old"
     assert mailbox.take() == "new"
-    assert (mailbox.received, mailbox.replaced) == (2, 1)
     mailbox.put("last")
     assert mailbox.clear() == "last"
     assert mailbox.clear() is None
@@ -177,7 +176,7 @@ def test_no_item_is_lost_between_threads():
     assert taken == sorted(taken)
     assert taken[-1] == 5000
     assert (counts.frames_in, counts.frames_out) == (5000, len(taken))
-    assert counts.dropped == {"replaced": 5000 - len(taken)} == {"replaced": mailbox.replaced}
+    assert counts.dropped == {"replaced": 5000 - len(taken)}
 
 
 def test_an_event_is_logged_once_and_then_throttled():

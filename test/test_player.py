@@ -24,12 +24,13 @@ from rclpy.serialization import deserialize_message, serialize_message
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
+from support.messages import encode_image
 
 from magicfuse_ros.bags.player import Player, PlayerSettings
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.ros.dds import PROFILE_VARIABLE, isolate, use_shipped_profile
-from magicfuse_ros.ros.images.codec import decode_image, encode_image
+from magicfuse_ros.ros.images.codec import decode_image
 
 START_NS = 1_700_000_000_000_000_000
 PERIOD_NS = 50_000_000

@@ -24,6 +24,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from std_msgs.msg import Header
+from support.messages import encode_image
 from support.noop_node import NoopEngine
 from support.system import ROOT, CameraProcess, FuseNodeProcess, random_domain, rgb
 from support.videos import write_video
@@ -32,7 +33,6 @@ from magicfuse_ros.bags.reader import Topic
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.cli import main
 from magicfuse_ros.resources import sample_video
-from magicfuse_ros.ros.images.codec import encode_image
 from magicfuse_ros.runtime.contract import EngineError, EngineSettings
 from magicfuse_ros.sources import webcam
 from magicfuse_ros.sources.frame import Frame, SourceError

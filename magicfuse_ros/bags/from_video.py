@@ -15,7 +15,8 @@ from std_msgs.msg import Header
 from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE, IMAGE_TYPE
 from magicfuse_ros.bags.reader import Topic
 from magicfuse_ros.bags.writer import DEFAULT_STORAGE, BagWriter
-from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
+from magicfuse_ros.ros.cdr import serialize_image
+from magicfuse_ros.ros.images.codec import encode_compressed
 from magicfuse_ros.sources.frame import SourceError
 from magicfuse_ros.sources.source import Source
 
@@ -80,12 +81,11 @@ def write_bag(
                 picture = frame.rgb if transform is None else transform(frame.rgb, written)
                 stamp_ns = start_ns + frame.time_ns
                 header = Header(stamp=Time(nanoseconds=stamp_ns).to_msg(), frame_id=frame_id)
-                message = (
-                    encode_compressed(picture, header, JPEG_QUALITY)
-                    if compressed
-                    else encode_image(picture, "rgb8", header)
-                )
-                bag.write(topic, stamp_ns, serialize_message(message))
+                if compressed:
+                    data = serialize_message(encode_compressed(picture, header, JPEG_QUALITY))
+                else:
+                    data = serialize_image(picture, "rgb8", header)
+                bag.write(topic, stamp_ns, data)
                 written += 1
                 progress(written)
             if not written:

@@ -31,13 +31,8 @@ from magicfuse_ros.sources.picture_errors import PictureError
 class Fused:
     """What became of one image message.
 
-    Attributes
-    ----------
-    outputs
-        Serialised messages by the output's name, such as ``semantic/mask``; empty if the frame was
-        left out.
-    reason, text
-        Why it was left out: for programs, and for people. Both are empty otherwise.
+    `outputs` are serialised messages by the output's name, such as ``semantic/mask``. If the frame
+    was left out, there are none, and `reason` and `text` say why: for programs, and for people.
     """
 
     outputs: Mapping[str, bytes] = field(default_factory=dict)

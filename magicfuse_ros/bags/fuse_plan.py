@@ -117,14 +117,8 @@ class FuseOptions:
 class Camera:
     """One image topic to fuse.
 
-    Attributes
-    ----------
-    topic
-        Where the pictures are.
-    info_topic
-        Where its CameraInfo is; None if the bag has none.
-    node
-        Full name of the node under which the outputs are named: ``/front/fuse_node``.
+    `info_topic` is where its CameraInfo is; None if the bag has none. `node` is the full name of
+    the node under which the outputs are named: ``/front/fuse_node``.
     """
 
     topic: Topic

@@ -250,12 +250,8 @@ class BagReader:
         """Yield the messages in order of time, from `start_ns` on.
 
         `topics` restricts them to these names. Messages that are missing are noticed only where all
-        are asked for.
-
-        Raises
-        ------
-        BagError
-            A name is not in the bag, or the bag is damaged further on.
+        are asked for. It raises `BagError` if a name is not in the bag, or the bag is damaged
+        further on.
         """
         wanted = {self.topic(name).name for name in topics} if topics is not None else None
         connections = [

@@ -28,14 +28,15 @@ def deserialize(data: bytes, message_class: type) -> Any:
 
 
 def serialize_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> bytes:
-    """Return the bytes of the sensor_msgs/Image that `encode_image` makes of a picture.
+    """Return the bytes of the sensor_msgs/Image of a picture, with the given std_msgs/Header.
+
+    The picture is (H, W, 3) uint8 RGB for "rgb8", or (H, W) uint8 for "mono8"; others raise
+    `ValueError`.
 
     rclpy copies the pixels four times between a message and its bytes, and to make and serialise
     even an empty message takes as long again: that is most of the cost of publishing a picture. The
     bytes are plain CDR, in which each number is aligned to its size, counted from the end of the
     encapsulation.
-
-    Parameters and errors are those of `codec.encode_image`.
     """
     height, width, step = image_size(picture, encoding)
     frame_id, kind = _string(header.frame_id), _string(encoding)

@@ -115,14 +115,8 @@ def look_at_pictures(
 ) -> str:
     """Say in words what a MagImg and its mask show.
 
-    Parameters
-    ----------
-    magimg
-        (H, W, 3) uint8 BGR.
-    mask
-        (H, W) uint8: published ids.
-    names
-        Class names by published id.
+    `magimg` is (H, W, 3) uint8 BGR, `mask` (H, W) uint8 of published ids; `names` are the class
+    names by published id.
     """
     ids = {name: number for number, name in names.items()}
     road, people = (mask == ids.get(name, -1) for name in (ROAD, PERSON))
@@ -150,15 +144,8 @@ def _groups(ahead: NDArray[Any], left: NDArray[Any]) -> tuple[tuple[float, float
 class Reader:
     """The node's callbacks: the newest cloud and the newest pair of pictures of one stamp.
 
-    Parameters
-    ----------
-    node
-        rclpy node; its namespace is that of `fuse_node` and `semantic_cloud`.
-
-    Raises
-    ------
-    ImportError
-        cv_bridge or sensor_msgs_py is not installed.
+    The node's namespace is that of `fuse_node` and `semantic_cloud`. It raises `ImportError` if
+    cv_bridge or sensor_msgs_py is not installed.
     """
 
     def __init__(self, node: Any) -> None:

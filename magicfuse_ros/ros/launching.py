@@ -39,8 +39,6 @@ class ManagedNodeLaunch:
     ----------
     executable
         Name of the executable in lib/magicfuse_ros, and of the node.
-    parameters
-        The node's table of parameters.
     topics
         (name in the node, description) of every topic that an argument of the same name remaps.
     params_file

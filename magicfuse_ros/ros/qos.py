@@ -50,16 +50,7 @@ def large_message_warning(
 ) -> str:
     """Say that messages of this size get lost without a Fast DDS profile; empty if all is well.
 
-    Parameters
-    ----------
-    size_bytes, reliability
-        Size of one message's data, and the reliability of its subscription.
-    rmw
-        Identifier of the middleware, such as `rmw_fastrtps_cpp`.
-    environment
-        The process's environment variables.
-    what
-        How the warning names the messages.
+    `rmw` identifies the middleware, such as `rmw_fastrtps_cpp`; `what` names the messages.
     """
     safe = (
         size_bytes <= FAST_DDS_SEGMENT_BYTES

@@ -78,18 +78,11 @@ def since_ms(start: float) -> float:
 def age_ms(stamp_ns: int, received_ns: int, published_ns: int) -> float | None:
     """Age of a frame when its results are published, in milliseconds.
 
-    Parameters
-    ----------
-    stamp_ns
-        The image's stamp; 0 if the camera sets none.
-    received_ns, published_ns
-        The node's clock (simulated, where `use_sim_time` is set) at receipt and after publishing.
-
-    Returns
-    -------
-    The age, or None if the clocks do not give it: there is no stamp, it lies in the future, the
-    clock jumped back while the frame was fused, or the age is an hour or more (a recording is
-    replayed without simulated time).
+    `stamp_ns` is the image's stamp; `received_ns` and `published_ns` are the node's clock
+    (simulated, where `use_sim_time` is set) at receipt and after publishing. The age is None if
+    they do not give it: there is no stamp (0), it lies in the future, the clock jumped back while
+    the frame was fused, or the age is an hour or more (a recording is replayed without simulated
+    time).
     """
     age = (published_ns - stamp_ns) / 1e6
     if stamp_ns == 0 or published_ns < received_ns or not 0.0 <= age < _OLDEST_MS:

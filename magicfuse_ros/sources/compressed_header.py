@@ -29,16 +29,10 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 @dataclass(frozen=True)
 class CompressedHeader:
-    """What the header of a compressed picture says.
+    """What the header of a compressed picture says: its kind, and its size in pixels.
 
-    Attributes
-    ----------
-    kind
-        "jpeg" or "png".
-    width, height
-        In pixels.
-    components
-        Of a JPEG: 1 for grey, 3 for colour, 4 for CMYK. 0 for a PNG, whose decoder tells.
+    `components` are those of a JPEG: 1 for grey, 3 for colour, 4 for CMYK. It is 0 for a PNG, whose
+    decoder tells.
     """
 
     kind: Literal["jpeg", "png"]
@@ -56,12 +50,8 @@ def read_header(data: bytes) -> CompressedHeader:
     """Read the header of a compressed picture, and check the frame around its pixels.
 
     That frame is the end marker of a JPEG, and the lengths and checksums of a PNG's chunks: a
-    decoder may fill up a picture that was cut off, and return it as if it were whole.
-
-    Raises
-    ------
-    PictureError
-        `short_data` (empty), `unknown_format`, `corrupt_png` or `corrupt_jpeg`.
+    decoder may fill up a picture that was cut off, and return it as if it were whole. It raises
+    `PictureError`: `short_data` (empty), `unknown_format`, `corrupt_png` or `corrupt_jpeg`.
     """
     if not data:
         raise PictureError("short_data", "the compressed picture has no bytes; check the publisher")

@@ -125,12 +125,7 @@ def picture_files(folder: Path) -> list[Path]:
     """Return the pictures of a folder in the natural order of their names: 2 before 10.
 
     Names that begin with a dot are left out: macOS puts a `._a.jpg`, which is no picture, beside
-    each `a.jpg` on foreign disks.
-
-    Raises
-    ------
-    PictureError
-        `no_pictures`, or `unreadable`.
+    each `a.jpg` on foreign disks. It raises `PictureError`: `no_pictures`, or `unreadable`.
     """
     try:
         files = [

@@ -14,6 +14,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 from support import noop_bag_fuse
+from support.messages import encode_image
 from support.noop_node import REFUSE, NoopEngine
 
 from magicfuse_ros import cli
@@ -22,7 +23,7 @@ from magicfuse_ros.bags.fuse_engine import LazyEngine
 from magicfuse_ros.bags.fuse_plan import DEFAULT_OUTPUTS, FuseOptions
 from magicfuse_ros.bags.reader import BagReader, Topic
 from magicfuse_ros.bags.writer import BagWriter, canonical
-from magicfuse_ros.ros.images.codec import encode_compressed, encode_image
+from magicfuse_ros.ros.images.codec import encode_compressed
 from magicfuse_ros.runtime.contract import EngineSettings
 
 ROOT = Path(__file__).parents[2]

@@ -62,23 +62,19 @@ class CameraModel:
     def from_camera_info(
         cls, info: Any, size: tuple[int, int], *, rectified: bool = False
     ) -> CameraModel:
-        """Read a CameraInfo.
+        """Read a sensor_msgs/CameraInfo, with its region of interest and binning.
+
+        It raises `CloudError` if the camera has no focal length (`uncalibrated`), or a distortion
+        that is not in `MODELS` (`unknown_distortion`).
 
         Parameters
         ----------
-        info
-            sensor_msgs/CameraInfo; region of interest and binning are taken into account.
         size
             (width, height) of the picture that points are projected into: the camera's whole
             picture (its region, binned) in this size.
         rectified
             Whether the picture is rectified: R and P then describe it, and no distortion is left.
             Otherwise K and D describe it.
-
-        Raises
-        ------
-        CloudError
-            The camera has no focal length, or a distortion that is not in `MODELS`.
         """
         plain = plain_camera_info(info, size)
         projection, rotation = np.zeros((3, 4)), np.eye(3)
@@ -102,11 +98,8 @@ class CameraModel:
     def project(self, points: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Find the pixel that each point falls on.
 
-        Parameters
-        ----------
-        points
-            (3, N) x right, y down, z forward, in metres in the camera's optical frame. Points that
-            are not finite fall on no pixel.
+        `points` are (3, N) x right, y down, z forward, in metres in the camera's optical frame.
+        Points that are not finite fall on no pixel.
 
         Returns
         -------

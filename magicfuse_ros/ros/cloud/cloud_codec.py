@@ -48,21 +48,10 @@ MAX_FIELDS = 256
 
 
 def read_points(cloud: Any) -> Floats:
-    """Read the coordinates.
+    """Read the coordinates of a sensor_msgs/PointCloud2 with the fields x, y and z.
 
-    Parameters
-    ----------
-    cloud
-        sensor_msgs/PointCloud2 with the fields x, y and z.
-
-    Returns
-    -------
-    (3, height x width), row by row; float64 if any coordinate is, else float32.
-
-    Raises
-    ------
-    CloudError
-        The message's data do not fit its layout, it is too large, or it has no coordinates.
+    They are (3, height x width), row by row; float64 if any coordinate is, else float32. It raises
+    `CloudError` if the data do not fit their layout, are too large, or hold no coordinates.
     """
     bytes_, places = _points_as_bytes(cloud), _coordinates(cloud)
     kind = np.result_type(*(each for _, each in places)).newbyteorder("=")

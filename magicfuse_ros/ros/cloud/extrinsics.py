@@ -30,12 +30,7 @@ _JUMP_NS = 1_000_000_000
 class RigidTransform:
     """Moves points into the camera's optical frame.
 
-    Attributes
-    ----------
-    rotation
-        (3, 3) float64.
-    translation
-        (3,) float64, in metres.
+    `rotation` is (3, 3) float64; `translation` is (3,) float64, in metres.
     """
 
     rotation: NDArray[np.float64]
@@ -51,12 +46,8 @@ class RigidTransform:
         """Read `'x y z roll pitch yaw'`: the pose of the cloud's frame in the camera's.
 
         The numbers are those that `static_transform_publisher` takes with the camera's optical
-        frame as the parent: metres, and radians about the fixed axes x, then y, then z.
-
-        Raises
-        ------
-        ValueError
-            The text is not six finite numbers, separated by spaces or commas.
+        frame as the parent: metres, and radians about the fixed axes x, then y, then z. A text that
+        is not six finite numbers, separated by spaces or commas, raises `ValueError`.
         """
         words = [word for word in re.split(r"[\s,]+", text.strip().strip("[]").strip()) if word]
         try:
@@ -110,10 +101,7 @@ class RigidTransform:
 class Extrinsics:
     """Finds the transform for a cloud; it is made when the node is activated, and closed after.
 
-    Parameters
-    ----------
-    node
-        Listens to /tf and /tf_static, where tf2_ros is installed.
+    It listens to /tf and /tf_static, where tf2_ros is installed.
     """
 
     def __init__(self, node: Node) -> None:
@@ -134,21 +122,10 @@ class Extrinsics:
     def find(
         self, camera_frame: str, cloud_frame: str, stamp: Any, fixed: RigidTransform | None
     ) -> RigidTransform:
-        """Return the transform from the cloud's frame to the camera's.
+        """Return the transform from the cloud's frame to the camera's at `stamp`, the cloud's.
 
-        Parameters
-        ----------
-        camera_frame, cloud_frame
-            frame_id of the picture and of the cloud.
-        stamp
-            builtin_interfaces/Time of the cloud.
-        fixed
-            The parameter `extrinsic`; it wins over tf.
-
-        Raises
-        ------
-        CloudError
-            `no_transform`: tf does not know the transform, or is not installed.
+        `fixed`, the parameter `extrinsic`, wins over tf. It raises `CloudError` (`no_transform`) if
+        tf does not know the transform, or is not installed.
         """
         if fixed is not None:
             return fixed

@@ -36,16 +36,9 @@ _JUMP_NS = 1_000_000_000
 
 @dataclass(frozen=True)
 class Pair:
-    """A cloud and the frame to paint it with.
+    """A cloud and the frame to paint it with, and their stamps in nanoseconds.
 
-    Attributes
-    ----------
-    cloud_ns, frame_ns
-        Their stamps, in nanoseconds.
-    cloud
-        What `add_cloud` was given.
-    parts
-        The frame's messages by name.
+    `cloud` is what `add_cloud` was given; `parts` are the frame's messages by name.
     """
 
     cloud_ns: int

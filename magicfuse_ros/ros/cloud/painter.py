@@ -12,6 +12,7 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from magicfuse_ros.ros import dds, ledger
+from magicfuse_ros.ros.cdr import serialize_image
 from magicfuse_ros.ros.cloud.camera_model import CameraModel
 from magicfuse_ros.ros.cloud.cloud_codec import painted_cloud, read_points
 from magicfuse_ros.ros.cloud.cloud_errors import CloudError
@@ -19,7 +20,7 @@ from magicfuse_ros.ros.cloud.cloud_parameters import CloudSettings
 from magicfuse_ros.ros.cloud.extrinsics import Extrinsics
 from magicfuse_ros.ros.cloud.matching import Pair
 from magicfuse_ros.ros.cloud.painting import Painted, Pictures, paint
-from magicfuse_ros.ros.images.codec import decode_image, encode_image
+from magicfuse_ros.ros.images.codec import decode_image
 from magicfuse_ros.ros.ledger import Ledger, Throttle
 from magicfuse_ros.ros.node_input import Arrival
 from magicfuse_ros.ros.qos import LATCHED_QOS, OUTPUT_QOS
@@ -125,7 +126,8 @@ class CloudPainter:
             (self._confidence, np.rint(painted.confidence * 255.0).astype(np.uint8)),
         ):
             if publisher.get_subscription_count() > 0 and 0 not in shape:
-                publisher.publish(encode_image(values[kept].reshape(shape), "mono8", cloud.header))
+                mask = values[kept].reshape(shape)
+                publisher.publish(serialize_image(mask, "mono8", cloud.header))
         self._publish_labels(label_info, cloud.header)
         self._points.publish(message)
 

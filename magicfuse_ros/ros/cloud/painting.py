@@ -18,7 +18,7 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """The pictures to paint with; all have the same size.
+    """The pictures to paint with; `CloudError` (`picture_size`) unless all have the same size.
 
     Attributes
     ----------
@@ -28,11 +28,6 @@ class Pictures:
         (H, W) uint8, 0 to 255.
     color
         (H, W, 3) uint8 RGB, or None for black.
-
-    Raises
-    ------
-    CloudError
-        `picture_size`: the sizes differ.
     """
 
     mask: NDArray[np.uint8]
@@ -103,23 +98,14 @@ class Painted:
 def paint(
     points: Floats, camera: CameraModel, pictures: Pictures, occlusion: Occlusion | None = None
 ) -> Painted:
-    """Paint points.
+    """Paint points with pictures of the camera's size; another size raises `ValueError`.
 
     Parameters
     ----------
     points
         (3, N) in metres, in the camera's optical frame; not finite where there is no point.
-    camera
-        Projection into the pictures.
-    pictures
-        What to paint with, in the camera's size.
     occlusion
         Which points are hidden; with None, every point inside the picture is painted.
-
-    Raises
-    ------
-    ValueError
-        The pictures have another size than the camera.
     """
     height, width = pictures.mask.shape
     if (width, height) != camera.size:
@@ -147,7 +133,7 @@ def paint(
 def in_front(
     pixels: NDArray[np.intp], distances: Floats, size: tuple[int, int], occlusion: Occlusion
 ) -> NDArray[np.bool_]:
-    """Return which points no surface hides.
+    """Return which points no surface hides: (M,) bool. The nearest point of all is always in front.
 
     The points' nearness (1 / distance) makes a sparse picture. A morphological closing of it fills
     the gaps between points of near surfaces and leaves their outlines where they are, so that
@@ -161,12 +147,6 @@ def in_front(
         (M,) from the camera, in metres, above 0.
     size
         (width, height) of the picture.
-    occlusion
-        Gap and tolerance.
-
-    Returns
-    -------
-    (M,) bool. The nearest point of all is always in front.
     """
     width, height = size
     with np.errstate(over="ignore", divide="ignore", under="ignore"):

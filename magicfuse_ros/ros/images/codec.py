@@ -25,7 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CompressedImage
 
 from magicfuse_ros.ros.byte_data import why_unreadable
 from magicfuse_ros.ros.images.bit_depth import BitDepth
@@ -94,16 +94,7 @@ def decode_compressed(msg: Any, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uin
     jpeg compressed". An orientation tag is not applied, since the pixels have to stay where
     camera_info says they are. Alpha is dropped. Damaged data is refused, see `sources.pictures`.
 
-    Parameters
-    ----------
-    msg
-        sensor_msgs/CompressedImage of rclpy or of rosbags; `data` is any buffer of bytes.
-    depth
-        How 16-bit pixels become 8 bits; all 16 bits, unless told otherwise.
-
-    Returns
-    -------
-    (H, W, 3) uint8 RGB, C-contiguous.
+    Parameters and result are those of `decode_image`, for a sensor_msgs/CompressedImage.
 
     Raises
     ------
@@ -124,64 +115,14 @@ def decode_compressed(msg: Any, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uin
     return _uint8(cv2.cvtColor(pixels, layout.to_rgb))  # type: ignore[arg-type]
 
 
-def encode_image(picture: NDArray[np.uint8], encoding: str, header: Any) -> Image:
-    """Put a picture into a sensor_msgs/Image.
-
-    Parameters
-    ----------
-    picture
-        (H, W, 3) uint8 RGB for "rgb8", (H, W) uint8 for "mono8".
-    encoding
-        "rgb8" or "mono8".
-    header
-        std_msgs/Header, used as it is.
-
-    Raises
-    ------
-    ValueError
-        The encoding is another one, or the picture does not fit it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from magicfuse_ros.ros.images.codec import encode_image
-    >>> from std_msgs.msg import Header
-    >>> message = encode_image(np.zeros((48, 64), np.uint8), "mono8", Header(frame_id="camera"))
-    >>> message.width, message.step, len(message.data)
-    (64, 64, 3072)
-    """
-    height, width, step = image_size(picture, encoding)
-    message = Image(header=header, height=height, width=width, encoding=encoding, step=step)
-    message.data = _byte_array(picture)
-    return message
-
-
-def image_size(picture: NDArray[np.uint8], encoding: str) -> tuple[int, int, int]:
-    """Return height, width and step of the Image that `encode_image` makes of a picture."""
-    _check_picture(picture, encoding)
-    height, width = picture.shape[:2]
-    return height, width, width * _CHANNELS_OUT[encoding]
-
-
 def encode_compressed(picture: NDArray[np.uint8], header: Any, quality: int) -> CompressedImage:
-    """Put a picture into a sensor_msgs/CompressedImage as JPEG.
+    """Put a picture into a sensor_msgs/CompressedImage as JPEG, with the header as it is.
 
-    Parameters
-    ----------
-    picture
-        (H, W, 3) uint8 RGB, or (H, W) uint8 grey.
-    header
-        std_msgs/Header, used as it is.
-    quality
-        JPEG quality, 1 to 100.
-
-    Raises
-    ------
-    ValueError
-        The picture or the quality does not fit.
+    The picture is (H, W, 3) uint8 RGB or (H, W) uint8 grey, and the quality 1 to 100; others raise
+    `ValueError`.
     """
     encoding = "mono8" if picture.ndim == 2 else "rgb8"
-    _check_picture(picture, encoding)
+    image_size(picture, encoding)
     if not 1 <= quality <= 100:
         raise ValueError(f"the JPEG quality is {quality}; accepted: 1 to 100")
     if max(picture.shape) > 65500:  # libjpeg's limit
@@ -274,7 +215,11 @@ def _from_float(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return _uint8(cv2.convertScaleAbs(np.clip(pixels, 0.0, 1.0), alpha=255.0))
 
 
-def _check_picture(picture: NDArray[np.uint8], encoding: str) -> None:
+def image_size(picture: NDArray[np.uint8], encoding: str) -> tuple[int, int, int]:
+    """Return height, width and step of the sensor_msgs/Image of a picture.
+
+    It raises `ValueError` unless the picture is (H, W, 3) uint8 for "rgb8", or (H, W) for "mono8".
+    """
     if encoding not in _CHANNELS_OUT:
         raise ValueError(f"the encoding is {encoding!r}; accepted: {', '.join(_CHANNELS_OUT)}")
     tail, accepted = ((3,), "(H, W, 3)") if encoding == "rgb8" else ((), "(H, W)")
@@ -283,6 +228,8 @@ def _check_picture(picture: NDArray[np.uint8], encoding: str) -> None:
         raise ValueError(
             f"{encoding} got {picture.dtype} of shape {picture.shape}; accepted: uint8, {accepted}"
         )
+    height, width = picture.shape[:2]
+    return height, width, width * _CHANNELS_OUT[encoding]
 
 
 def _byte_array(values: NDArray[np.uint8]) -> array.array[int]:

@@ -13,20 +13,11 @@ _RUN = np.dtype([("value", "u1"), ("length", "<i4")])  # 5 bytes, not aligned
 
 
 def encode_runs(mask: NDArray[np.uint8], header: Header) -> Image:
-    """Build the message.
+    """Build a sensor_msgs/Image of a (H, W) uint8 mask, with its size and encoding (mono8).
 
-    Parameters
-    ----------
-    mask
-        (H, W) uint8.
-    header
-        Stamp and frame_id of the input.
-
-    Returns
-    -------
-    sensor_msgs/Image with the mask's height, width and encoding (mono8). Its data are runs in the
-    order of rows, which may go on across the end of a row: the value as one byte, then the length
-    as a 32-bit integer, lowest byte first. Only Autoware can read it as a picture.
+    Its data are runs in the order of rows, which may go on across the end of a row: the value as
+    one byte, then the length as a 32-bit integer, lowest byte first. Only Autoware can read it as a
+    picture.
     """
     height, width = mask.shape
     pixels = mask.reshape(-1)

@@ -12,26 +12,17 @@ class Mailbox(Generic[T]):
     """Hands the newest item from one thread to another and never queues.
 
     `put` is called by the executor thread, `take` by the worker thread.
-
-    Attributes
-    ----------
-    received, replaced
-        How many items were put in, and how many of them were pushed out by a newer one.
     """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._item: T | None = None
         self._closed = False
-        self.received = 0
-        self.replaced = 0
 
     def put(self, item: T) -> T | None:
         """Store `item`; return the older item it replaces, if one was waiting."""
         with self._condition:
             replaced, self._item = self._item, item
-            self.received += 1
-            self.replaced += replaced is not None
             self._condition.notify()
             return replaced
 

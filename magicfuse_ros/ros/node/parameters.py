@@ -204,11 +204,8 @@ class Settings:
     def from_values(cls, values: Mapping[str, object]) -> Settings:
         """Check every value, and the rules between them.
 
-        Raises
-        ------
-        ParameterError
-            A value has the wrong type or range, only one side of the resolution is given, or the id
-            map cannot be read. The message names the first such value.
+        It raises a `ParameterError` that names the first value of a wrong type or range, one side
+        of the resolution that is given alone, or an id map that cannot be read.
         """
         for spec in PARAMETERS:
             spec.check(values[spec.name])

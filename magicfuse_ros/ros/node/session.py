@@ -93,12 +93,8 @@ class Session:
     def load(self, *, stop_requested: Callable[[], bool], every_second: Callable[[], None]) -> str:
         """Load the engine in the worker thread and wait for it; return what went wrong, or nothing.
 
-        Parameters
-        ----------
-        stop_requested
-            Polled during the wait, which ends when it returns true.
-        every_second
-            Called once a second during the wait, so that diagnostics go on.
+        The wait ends when `stop_requested` returns true. `every_second` is called once a second, so
+        that diagnostics go on.
         """
         started = shown = time.monotonic()
         self.worker.start()

@@ -121,12 +121,8 @@ class EngineWorker:
         """Give up this worker if it has worked on one frame for more than `limit_s` seconds.
 
         Python cannot end a thread that hangs in native code. This one takes no further frame, and
-        if it ever comes back, it closes its engine and ends.
-
-        Returns
-        -------
-        bool
-            True if it was given up; the caller then has to count its frame.
+        if it ever comes back, it closes its engine and ends. If it returns True, the caller has to
+        count the worker's frame.
         """
         if self.engine is not None and self.engine.preparing:
             self.begin_anew()  # making networks does not count as the frame's time

@@ -6,13 +6,9 @@ import numpy as np
 from fuzz.fields import Fields
 from image_reference import BAYER, GREY_BYTES, RawImage, row_bytes, row_count
 from std_msgs.msg import Header
+from support.messages import encode_image
 
-from magicfuse_ros.ros.images.codec import (
-    decode_compressed,
-    decode_image,
-    encode_compressed,
-    encode_image,
-)
+from magicfuse_ros.ros.images.codec import decode_compressed, decode_image, encode_compressed
 from magicfuse_ros.ros.images.pixel_layouts import ENCODINGS
 from magicfuse_ros.sources.picture_errors import MAX_PIXELS, REASONS, PictureError
 
