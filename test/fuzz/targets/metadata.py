@@ -39,8 +39,9 @@ def bag_of(storage: str) -> tuple[Path, str]:
         for name in ("/a", "/b"):
             bag.add_topic(Topic(name, "std_msgs/msg/String"))
             bag.write(name, 5, b"\0\1\0\0\2\0\0\0a\0\0\0")
-        bag.add_note("note", "text")
-    return path, (path / "metadata.yaml").read_text(encoding="utf-8")
+    text = (path / "metadata.yaml").read_text(encoding="utf-8")
+    assert "custom_data: null" in text
+    return path, text.replace("custom_data: null", "custom_data: {note: text}")
 
 
 def edit(values: Any, fields: Fields) -> None:
