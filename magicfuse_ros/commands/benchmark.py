@@ -19,15 +19,17 @@ import math
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from magicfuse_ros.commands.exit_status import DONE, FAILED, INCOMPLETE, stop_on_signals
+from magicfuse_ros.commands.exit_status import (
+    DONE,
+    FAILED,
+    INCOMPLETE,
+    StopRequest,
+    stop_on_signals,
+)
 from magicfuse_ros.commands.progress_line import ProgressLine
 from magicfuse_ros.whole_files import check_writable, write_whole
-
-if TYPE_CHECKING:
-    import threading
-
 
 HELP = "measure how fast the engine and the node are on this machine, beside their peers"
 
@@ -51,13 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--soak", type=float, metavar="MINUTES", help="then a long run of the node: does it drift?"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file of all results")
-    parser.add_argument(
-        "--markdown",
-        type=Path,
-        metavar="FILE",
-        help="page of the tables; its picture goes into images/ beside it",
-    )
+    for option, what in (
+        ("--output", "JSON file of all results"),
+        ("--markdown", "page of the tables; its picture goes into images/ beside it"),
+    ):
+        parser.add_argument(option, type=Path, metavar="FILE", help=what)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,22 +67,25 @@ def run(args: argparse.Namespace) -> int:
     could be, 130 after Ctrl-C.
     """
     from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError
+    from magicfuse_ros.runtime.contract import EngineError
 
     show = ProgressLine(sys.stderr)
     stop = stop_on_signals()
     try:
         _check(args)
-        with tempfile.TemporaryDirectory(prefix="magicfuse_benchmark_") as folder:
-            results = _measure(args, Path(folder), stop, show)
+        results = _measured(args, stop, show)
         show.end()
-        return _show_results(args, results)
+        _write(args, results)
     except KeyboardInterrupt:
         show.end("stopped")
         return stop.status
-    except (BenchmarkError, ValueError, OSError) as error:
+    except (BenchmarkError, EngineError, ValueError, OSError) as error:
         show.end()
         print(f"magicfuse benchmark: {error}", file=sys.stderr)
         return FAILED
+    for problem in results["errors"]:
+        print(f"magicfuse benchmark: not measured: {problem}", file=sys.stderr)
+    return INCOMPLETE if results["errors"] else DONE
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -111,36 +114,35 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _measure(
-    args: argparse.Namespace, folder: Path, stop: threading.Event, show: ProgressLine
-) -> dict[str, Any]:
+def _measured(args: argparse.Namespace, stop: StopRequest, show: ProgressLine) -> dict[str, Any]:
+    from magicfuse_ros.evaluation.benchmark.claims import claims
     from magicfuse_ros.evaluation.benchmark.engine_runs import Benchmark, run_engine
     from magicfuse_ros.evaluation.benchmark.machine import describe
 
     results: dict[str, Any] = {"machine": describe(), "quick": args.quick, "errors": []}
-    benchmark = Benchmark(
-        settings={"model": args.model, "device": args.device, "threads": args.threads},
-        quick=args.quick,
-        folder=folder,
-        stop=stop,
-        show=show,
-        errors=results["errors"],
-    )
-    if args.level != "node":
-        results["engine"] = run_engine(benchmark)
-    if args.level != "engine":
-        from magicfuse_ros.commands.benchmark_node import run_node
+    with tempfile.TemporaryDirectory(prefix="magicfuse_benchmark_") as folder:
+        benchmark = Benchmark(
+            settings={"model": args.model, "device": args.device, "threads": args.threads},
+            quick=args.quick,
+            folder=Path(folder),
+            stop=stop,
+            show=show,
+            errors=results["errors"],
+        )
+        if args.level != "node":
+            results["engine"] = run_engine(benchmark)
+        if args.level != "engine":
+            from magicfuse_ros.commands.benchmark_node import run_node
 
-        results |= run_node(benchmark, args.soak)
+            results |= run_node(benchmark, args.soak)
+    results["claims"] = [each._asdict() | {"holds": each.holds} for each in claims(results)]
     return results
 
 
-def _show_results(args: argparse.Namespace, results: dict[str, Any]) -> int:
-    """Print the page and write the files."""
-    from magicfuse_ros.evaluation.benchmark.claims import claims
+def _write(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Print the page, and write the files that were asked for."""
     from magicfuse_ros.evaluation.benchmark.page import page
 
-    results["claims"] = [each._asdict() | {"holds": each.holds} for each in claims(results)]
     print(page(results))
     print(json.dumps({each["name"]: each["value"] for each in results["claims"]}))
     if args.output is not None:
@@ -154,6 +156,3 @@ def _show_results(args: argparse.Namespace, results: dict[str, Any]) -> int:
             picture = f"images/{args.markdown.stem}.png"
             plot(results["engine"], args.markdown.parent / picture)
         write_whole(args.markdown, page(results, picture))
-    for problem in results["errors"]:
-        print(f"magicfuse benchmark: not measured: {problem}", file=sys.stderr)
-    return INCOMPLETE if results["errors"] else DONE

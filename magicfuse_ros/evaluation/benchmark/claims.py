@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from magicfuse_ros.evaluation.benchmark.engine_runs import REFERENCE_STEPS, VGA
@@ -11,16 +11,12 @@ Results = Mapping[str, Any]
 
 
 class Claim(NamedTuple):
-    """One figure that the run has to show.
-
-    `value` is None where the run did not measure what it needs. `least` or `most` is the limit, or
-    neither where the figure is told and not judged. `unit` is that of all, `×` for a ratio.
-    """
+    """One figure that the run has to show, `value` being None where it was not measured."""
 
     name: str
     value: float | None
-    unit: str
-    least: float | None = None
+    unit: str  # of the value and of the limit; `×` for a ratio
+    least: float | None = None  # a figure without a limit is told and not judged
     most: float | None = None
 
     @property
@@ -47,21 +43,26 @@ def claims(results: Results) -> list[Claim]:
     peer = _first(engine.get("peers", ()), backend=same["backend"])
     node = _first(results.get("node") or (), camera=VGA, rate_hz=30.0)
 
-    p50 = _get(default, "ms", "p50")
-    age = _ratio(_get(node, "age_ms", "p95"), _get(default, "ms", "p95"))
-    faster = _ratio(_get(reference, "ms", "p50"), p50)
-    to_peer = _ratio(p50, _get(peer, "ms", "p50"))
-    to_in_turn = _ratio(p50, _get(in_turn, "ms", "p50"))
-    cold, warm = _get(default, "cold_start_s"), _get(default, "start_s")
-    memory = _get(node, "memory_mb", "steady")
-    slope = _get(results, "soak", "drift", "memory_slope_mb_per_hour")
+    def told(figure: Callable[[], float]) -> float | None:
+        try:
+            return float(figure())
+        except (KeyError, TypeError):  # the run has not measured what it needs
+            return None
+
+    age = told(lambda: node["age_ms"]["p95"] / default["ms"]["p95"])
+    faster = told(lambda: reference["ms"]["p50"] / default["ms"]["p50"])
+    to_peer = told(lambda: default["ms"]["p50"] / peer["ms"]["p50"])
+    to_in_turn = told(lambda: default["ms"]["p50"] / in_turn["ms"]["p50"])
+    cold, warm = told(lambda: default["cold_start_s"]), told(lambda: default["start_s"])
+    memory = told(lambda: node["memory_mb"]["steady"])
+    slope = told(lambda: results["soak"]["drift"]["memory_slope_mb_per_hour"])
     return [
-        Claim("fps out, VGA at 30 Hz", _get(node, "fps_out"), "fps", least=10.0),
+        Claim("fps out, VGA at 30 Hz", told(lambda: node["fps_out"]), "fps", least=10.0),
         Claim("age at publish, p95, to the engine's p95", age, "×", most=1.5),
         Claim(f"faster than {REFERENCE_STEPS} steps, eager, Ψ then Φ", faster, "×", least=30.0),
         Claim("time of a whole frame to SegFormer-B0's network alone", to_peer, "×", most=2.5),
         Claim("Ψ and Φ side by side to in turn", to_in_turn, "×"),
-        Claim("ROS's share of a frame", _get(node, "ros_percent"), "%", most=10.0),
+        Claim("ROS's share of a frame", told(lambda: node["ros_percent"]), "%", most=10.0),
         Claim("cold start to first fused frame, nothing compiled yet", cold, "s"),
         Claim("warm start to first fused frame", warm, "s", most=5.0),
         Claim("steady memory of the node", memory, "MB", most=800.0),
@@ -73,14 +74,3 @@ def _first(rows: Iterable[Results], **wanted: object) -> Results:
     """Return the first row that has these values; an empty mapping where there is none."""
     matching = (row for row in rows if all(row.get(key) == wanted[key] for key in wanted))
     return next(matching, {})
-
-
-def _get(row: Results, *path: str) -> float | None:
-    value: Any = row
-    for name in path:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return None if value is None else float(value)
-
-
-def _ratio(above: float | None, below: float | None) -> float | None:
-    return None if above is None or not below else above / below

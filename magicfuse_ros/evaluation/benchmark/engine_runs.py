@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from magicfuse_ros.evaluation.benchmark.machine import BenchmarkError
 from magicfuse_ros.resources import model_path, sample_video
 from magicfuse_ros.sources.source import Source, open_source
 
@@ -42,30 +41,14 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """One run of the benchmark, as its two levels, engine and node, need it.
+    """One run of the benchmark, as its two levels, engine and node, need it."""
 
-    Attributes
-    ----------
-    settings
-        `model`, `device` and `threads`, as in `EngineSettings` and as the node's parameters.
-    quick
-        Measure little, for a few frames only.
-    folder
-        For pictures, results and logs, and for compiled artifacts in `folder/cache`.
-    stop
-        Ends the measurement under way with `KeyboardInterrupt`.
-    show
-        Told what is being measured.
-    errors
-        Takes what could not be measured, and why.
-    """
-
-    settings: Mapping[str, Any]
-    quick: bool
-    folder: Path
-    stop: threading.Event
-    show: Callable[[str], None]
-    errors: list[str]
+    settings: Mapping[str, Any]  # `model`, `device`, `threads`, as of `EngineSettings` and the node
+    quick: bool  # measures little, for a few frames only
+    folder: Path  # for pictures, results and logs, and in its `cache` for compiled artifacts
+    stop: threading.Event  # ends the measurement under way with `KeyboardInterrupt`
+    show: Callable[[str], None]  # told what is being measured
+    errors: list[str]  # takes what could not be measured, and why
 
     def pictures(self, size: Size, count: int) -> Source:
         """Return the first frames of the sample video, at ten a second in this size."""
@@ -133,21 +116,15 @@ def survey(model: str, device: str) -> dict[str, Any]:
 
     Raises
     ------
-    BenchmarkError
-        The device cannot be had.
-    ValueError, OSError
-        The model cannot be read.
+    EngineError, ValueError, OSError
+        The device cannot be had, or the model cannot be read.
     """
     import torch
 
     from magicfuse_ros.model.checkpoint import read_config, read_labels
     from magicfuse_ros.runtime.backends import candidates
-    from magicfuse_ros.runtime.contract import EngineError
 
-    try:
-        found = candidates("auto", device)
-    except EngineError as error:
-        raise BenchmarkError(str(error)) from error
+    found = candidates("auto", device)
     where, folder = found[0].device, model_path(model)
     config = read_config(folder)
     return {
@@ -186,12 +163,12 @@ def run_engine(run: Benchmark) -> dict[str, Any]:
 
     Raises
     ------
-    BenchmarkError, ValueError, OSError
+    EngineError, ValueError, OSError
         Not even the model or the device can be had.
     """
-    effort: dict[str, Any] = (
-        {"seconds": 0.0, "least": 3} if run.quick else {"seconds": 8.0, "least": 5}
-    )
+    effort: dict[str, Any] = {"seconds": 8.0, "least": 5}
+    if run.quick:
+        effort = {"seconds": 0.0, "least": 3}
 
     def of(case: Case) -> dict[str, Any]:
         frames = run.folder / f"frames_{case.camera[0]}x{case.camera[1]}.npy"
@@ -199,6 +176,10 @@ def run_engine(run: Benchmark) -> dict[str, Any]:
             source = run.pictures(case.camera, 8)
             np.save(frames, [each.rgb for each in source.frames() if each.rgb is not None])
         return {"settings": {**run.settings, **case._asdict()}, "frames": str(frames)}
+
+    def timed(case: Case, what: str = "", **how: Any) -> dict[str, Any]:
+        job = of(case) | effort | how
+        return run.measure(f"{what}{case}", "engine", spawned=time.time(), **job)
 
     run.show("engine: surveying the model and the machine")
     found = survey(run.settings["model"], run.settings["device"])
@@ -211,12 +192,8 @@ def run_engine(run: Benchmark) -> dict[str, Any]:
     cases = [case for case in plan(found, quick=run.quick) if case.backend in able]
     cold = {}
     if cases and not run.quick:
-        job = of(cases[0]) | {"seconds": 0.0, "least": 0, "cache": "cold_cache"}
-        cold = run.measure(f"cold start of {cases[0]}", "engine", spawned=time.time(), **job)
-    rows = []
-    for case in cases:
-        job = of(case) | effort
-        rows.append(case._asdict() | run.measure(str(case), "engine", spawned=time.time(), **job))
+        cold = timed(cases[0], "cold start of ", seconds=0.0, least=0, cache="cold_cache")
+    rows = [case._asdict() | timed(case) for case in cases]
     if rows:
         rows[0]["cold_start_s"] = cold.get("start_s")
     peers = []

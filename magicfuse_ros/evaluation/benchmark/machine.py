@@ -27,26 +27,14 @@ class BenchmarkError(RuntimeError):
 
 
 class Usage(NamedTuple):
-    """What a process uses at one moment.
+    """What a process uses at one moment."""
 
-    Attributes
-    ----------
-    at_s
-        That moment, in seconds of the monotonic clock.
-    memory_mb, peak_mb
-        Resident memory now, and the most it has been so far, in MiB.
-    threads, descriptors
-        How many threads and open file descriptors it has.
-    cpu_s
-        Processor time that all of its threads have used so far, in seconds.
-    """
-
-    at_s: float
-    memory_mb: float
-    peak_mb: float
+    at_s: float  # that moment, in seconds of the monotonic clock
+    memory_mb: float  # resident, in MiB
+    peak_mb: float  # the most that was resident so far, in MiB
     threads: int
-    descriptors: int
-    cpu_s: float
+    descriptors: int  # of open files
+    cpu_s: float  # processor time that all of its threads have used so far, in seconds
 
 
 def usage(pid: int | str = "self") -> Usage:
@@ -64,20 +52,20 @@ def usage(pid: int | str = "self") -> Usage:
         status = (folder / "status").read_text(encoding="ascii", errors="replace")
         # The command's name stands in brackets and may hold blanks, so count from behind it.
         fields = (folder / "stat").read_text(encoding="ascii", errors="replace")
-        ticks = fields.rpartition(")")[2].split()[11:13]
         descriptors = len(list((folder / "fd").iterdir()))
     except OSError as error:
         raise BenchmarkError(
             f"process {pid} cannot be watched ({error.strerror}); the benchmark needs Linux's /proc"
         ) from error
     found = dict(re.findall(r"^(VmRSS|VmHWM|Threads):\s+(\d+)", status, re.MULTILINE))
+    ticks = map(int, fields.rpartition(")")[2].split()[11:13])
     return Usage(
         at_s=time.monotonic(),
         memory_mb=int(found.get("VmRSS", 0)) / 1024,
         peak_mb=int(found.get("VmHWM", 0)) / 1024,
         threads=int(found.get("Threads", 0)),
         descriptors=descriptors,
-        cpu_s=sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"),
+        cpu_s=sum(ticks) / os.sysconf("SC_CLK_TCK"),
     )
 
 

@@ -2,7 +2,8 @@
 
 `python -m magicfuse_ros.evaluation.benchmark.measurements FILE JOB` makes one: JOB is a JSON object
 `{"job": name, ...arguments}`, and FILE takes the result as JSON. Where it fails, the last line that
-it prints says why. `engine_runs.measure` does that from outside.
+it prints says why. `engine_runs.measure` does that from outside. In all of them `settings` are
+those of `EngineSettings`, and `frames` is an .npy file of (N, H, W, 3) uint8 camera frames.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +35,6 @@ MASK_TOLERANCE = 0.98
 def parity(*, settings: dict[str, Any], frames: str) -> dict[str, Any]:
     """Compare what a backend makes of frames with what `eager` makes of them on the CPU.
 
-    Parameters
-    ----------
-    settings, frames
-        As for `engine`.
-
     Returns
     -------
     `magimg_mean`, the mean difference of the MagImgs in grey levels of 255, and `mask_agreement`,
@@ -51,9 +48,8 @@ def parity(*, settings: dict[str, Any], frames: str) -> dict[str, Any]:
     pictures = np.load(frames)
     outcomes = []
     for chosen in (settings | {"backend": "eager", "device": "cpu"}, settings):
-        it = _ready(chosen)
-        outcomes.append([it.fuse(picture) for picture in pictures])
-        it.close()
+        with closing(_ready(chosen)) as it:
+            outcomes.append([it.fuse(picture) for picture in pictures])
     pairs = list(zip(*outcomes, strict=True))
     apart = float(np.mean([np.abs(a.magimg.astype(np.int16) - b.magimg).mean() for a, b in pairs]))
     agreement = float(np.mean([(a.mask == b.mask).mean() for a, b in pairs]))
@@ -70,39 +66,29 @@ def engine(
 ) -> dict[str, Any]:
     """Load an engine and fuse frames one after the other: start-up, times and memory.
 
-    Parameters
-    ----------
-    settings
-        Of `EngineSettings`.
-    frames
-        .npy file of (N, H, W, 3) uint8 camera frames.
-    seconds, least
-        How long to go on, and how many frames to fuse even if that takes longer. With 0 and 0 only
-        the start is measured.
-    spawned
-        `time.time()` when this process was asked for.
+    It goes on for so many `seconds`, and for `least` frames at least; with 0 and 0 only the start
+    is measured, from `spawned`, the `time.time()` when this process was asked for.
     """
     pictures = np.load(frames)
-    it = _ready(settings)
-    it.fuse(pictures[0])
-    row: dict[str, Any] = {"start_s": time.time() - spawned}
-    if it.backend_name.partition(" ")[0] != settings["backend"]:
-        raise RuntimeError(f"it failed and fell back to {it.backend_name}")
-    if it.parts_warning:  # its time would be that of two backends
-        raise RuntimeError(it.parts_warning)
-    if least:
-        stages: list[dict[str, float]] = []
+    with closing(_ready(settings)) as it:
+        it.fuse(pictures[0])
+        row: dict[str, Any] = {"start_s": time.time() - spawned}
+        if it.backend_name.partition(" ")[0] != settings["backend"]:
+            raise RuntimeError(f"it failed and fell back to {it.backend_name}")
+        if it.parts_warning:  # its time would be that of two backends
+            raise RuntimeError(it.parts_warning)
+        if least:
+            stages: list[dict[str, float]] = []
 
-        def once() -> None:
-            stages.append(it.fuse(pictures[len(stages) % len(pictures)]).stage_ms)
+            def once() -> None:
+                stages.append(it.fuse(pictures[len(stages) % len(pictures)]).stage_ms)
 
-        row |= {"side_by_side": it.side_by_side} | timed(once, seconds, least)
-        row["stage_ms"] = {
-            name: float(np.median([stage[name] for stage in stages[UNCOUNTED:]]))
-            for name in stages[0]
-        }
-    it.close()
-    return row
+            row |= {"side_by_side": it.side_by_side} | timed(once, seconds, least)
+            row["stage_ms"] = {
+                name: float(np.median([stage[name] for stage in stages[UNCOUNTED:]]))
+                for name in stages[0]
+            }
+        return row
 
 
 def peer(
@@ -110,14 +96,8 @@ def peer(
 ) -> dict[str, Any]:
     """Time SegFormer-B0 on a backend: the network alone, from image tensor to logits.
 
-    Parameters
-    ----------
-    settings, seconds, least
-        As for `engine`; of the settings it takes `backend`, `device` and `threads`.
-    classes
-        How many classes it tells apart.
-    size
-        (width, height) of its input.
+    It tells so many `classes` apart, and its input has this `size`, (width, height). Of the
+    settings it takes `backend`, `device` and `threads`.
     """
     import torch
 
@@ -131,18 +111,15 @@ def peer(
     width, height = size
     image = torch.rand((1, 3, height, width), generator=torch.Generator().manual_seed(0))
     image = image.to(chosen.device).contiguous(memory_format=torch.channels_last)
-    made = chosen.make(threads)
-    network = made.compile(Part("segformer-b0", segformer_b0(classes), (image,)), _tell)
+    with closing(chosen.make(threads)) as made, torch.inference_mode():
+        network = made.compile(Part("segformer-b0", segformer_b0(classes), (image,)), _tell)
 
-    def once() -> None:
-        network(image)
-        if chosen.device.type == "cuda":
-            torch.cuda.synchronize(chosen.device)
+        def once() -> None:
+            network(image)
+            if chosen.device.type == "cuda":
+                torch.cuda.synchronize(chosen.device)
 
-    with torch.inference_mode():
-        row = timed(once, seconds, least)
-    made.close()
-    return row
+        return timed(once, seconds, least)
 
 
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {"parity": parity, "engine": engine, "peer": peer}

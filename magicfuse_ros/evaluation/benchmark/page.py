@@ -28,24 +28,21 @@ _NODE_NOTE = (
 
 def page(results: Results, picture: str | None = None) -> str:
     """Write the page; `picture` is the path of its plots as seen from the page."""
-    lines = [
+    parts = [
         "# Benchmarks",
-        "",
         "<!-- Written by `magicfuse benchmark --markdown`; change the tool, not this page. -->",
-        "",
-        *(f"{line}  " for line in _what_was_measured(results)),
-        "",
+        "\n".join(f"{line}  " for line in _what_was_measured(results)),
+        f"![time and stages of a frame]({picture})" if picture else "",
+        _claim_table(results),
+        _engine_table(results["engine"]) if results.get("engine") else "",
+        _node_table(results) if results.get("node") or results.get("soak") else "",
     ]
-    if picture is not None:
-        lines += [f"![time and stages of a frame]({picture})", ""]
-    lines.append(_claim_table(results))
-    if results.get("engine"):
-        lines.append(_engine_table(results["engine"]))
-    if results.get("node") or results.get("soak"):
-        lines.append(_node_table(results))
     if results["errors"]:
-        lines += ["### What could not be measured", "", *map("- {}".format, results["errors"]), ""]
-    return "\n".join(lines)
+        parts += [
+            "### What could not be measured",
+            "\n".join(map("- {}".format, results["errors"])),
+        ]
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
 
 
 def _what_was_measured(results: Results) -> Iterator[str]:
@@ -71,12 +68,10 @@ def _claim_table(results: Results) -> str:
     verdicts = {True: "yes", False: "NO", None: "—"}
     rows = []
     for claim in claims(results):
-        wanted = "—"
-        for sign, limit in (("≥", claim.least), ("≤", claim.most)):
-            if limit is not None:
-                wanted = f"{sign} {limit:g} {claim.unit}"
+        limits = {"≥": claim.least, "≤": claim.most}
+        wanted = [f"{sign} {at:g} {claim.unit}" for sign, at in limits.items() if at is not None]
         measured = "not measured" if claim.value is None else f"{claim.value:.2f} {claim.unit}"
-        row = {"what": claim.name, "measured": measured, "wanted": wanted}
+        row = {"what": claim.name, "measured": measured, "wanted": ", ".join(wanted) or "—"}
         rows.append(row | {"holds": verdicts[claim.holds]})
     return _table("What this run shows", rows)
 
