@@ -49,23 +49,15 @@ class SessionError(RuntimeError):
 
 @dataclass
 class Session:
-    """What happened in a session.
+    """What happened in a session."""
 
-    Attributes
-    ----------
-    sent_ns
-        Header stamp of every frame sent, in order, in ns.
-    outputs_ns
-        By output topic: header stamp → time of arrival at the recorder, both in ns.
-    diagnostics
-        The node's last diagnostics, by key (see `magicfuse_ros.ros.diagnostics`).
-    before
-        The diagnostics when the session began; empty for a node that had done nothing yet.
-    """
-
+    # Header stamp of every frame sent, in order, in ns.
     sent_ns: list[int] = field(default_factory=list)
+    # By output topic: header stamp → time of arrival at the recorder, both in ns.
     outputs_ns: dict[str, dict[int, int]] = field(default_factory=dict)
+    # The node's last diagnostics, by key (see `magicfuse_ros.ros.diagnostics`) ...
     diagnostics: dict[str, str] = field(default_factory=dict)
+    # ... and those when the session began; empty for a node that had done nothing yet.
     before: Mapping[str, str] = field(default_factory=dict)
 
     def count(self, key: str) -> int:

@@ -23,23 +23,13 @@ from magicfuse_ros.runtime.letterbox import Letterbox, classify, quantise, to_ca
 
 
 class Outcome(NamedTuple):
-    """What a model makes of an image: `Pictures` as uint8 images.
-
-    Attributes
-    ----------
-    magimg, enhanced, infrared
-        (H, W, 3) RGB.
-    mask
-        (H, W) class ids, chosen as the engine does.
-    step
-        The sample they were decoded from, on the model's device.
-    """
+    """What a model makes of an image: `Pictures` as uint8 images, (H, W, 3) RGB."""
 
     magimg: U8
     enhanced: U8
     infrared: U8
-    mask: U8
-    step: Step
+    mask: U8  # (H, W) class ids, chosen as the engine does
+    step: Step  # the sample they were decoded from, on the model's device
 
 
 class Inference:

@@ -25,21 +25,11 @@ MOVED_PX = 1.0
 
 @dataclass(frozen=True)
 class Motion:
-    """How one frame became the next.
+    """How one frame (H, W) became the next."""
 
-    Attributes
-    ----------
-    source
-        (H, W, 2) float32: x and y in the earlier frame that each pixel of the later one shows.
-    visible
-        (H, W) bool: the pixel was in the earlier frame, as far as one can tell.
-    moved
-        (H, W) bool: it moved by `MOVED_PX` or more.
-    """
-
-    source: NDArray[np.float32]
-    visible: NDArray[np.bool_]
-    moved: NDArray[np.bool_]
+    source: NDArray[np.float32]  # (H, W, 2): x, y in the earlier frame that a later pixel shows
+    visible: NDArray[np.bool_]  # (H, W): the pixel was in the earlier frame, as far as one can tell
+    moved: NDArray[np.bool_]  # (H, W): it moved by `MOVED_PX` or more
 
 
 def motion(earlier: U8, later: U8) -> Motion:

@@ -39,29 +39,15 @@ MODELS: dict[Variant, str] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of a sweep.
+    """One setting of a sweep."""
 
-    Attributes
-    ----------
-    name
-        As tables call it; empty where nothing is swept.
-    curve, value
-        Which line of a figure it stands on, and where; None for what is no number.
-    tau, steps
-        Of the engine; None for its own.
-    variant
-        The full model, or an ablation of it.
-    effect, strength
-        What the recorded picture is degraded by, in the place of the protocol's condition.
-    """
-
-    name: str = ""
-    curve: str = ""
-    value: float | None = None
-    tau: float | None = None
+    name: str = ""  # as tables call it; empty where nothing is swept
+    curve: str = ""  # which line of a figure it stands on ...
+    value: float | None = None  # ... and where; None for what is no number
+    tau: float | None = None  # of the engine, as is `steps`; None for its own
     steps: int | None = None
-    variant: Variant = "full"
-    effect: str = ""
+    variant: Variant = "full"  # or an ablation
+    effect: str = ""  # what the recorded picture is degraded by, not the protocol's condition
     strength: float = 0.0
 
 
@@ -124,23 +110,13 @@ class Quoted:
 
 @dataclass(frozen=True, kw_only=True)
 class SegFormerRecipe:
-    """How SegFormer is trained on each kind of picture.
-
-    Attributes
-    ----------
-    steps, batch, learning_rate
-        AdamW with polynomial decay, as SegFormer's authors have it.
-    size
-        (width, height) that pictures are scaled to.
-    images
-        At most so many training images, evenly from all of them; 0 takes all.
-    """
+    """How SegFormer is trained on each kind of picture, by AdamW with polynomial decay."""
 
     steps: int
     batch: int
     learning_rate: float
-    size: tuple[int, int]
-    images: int = 0
+    size: tuple[int, int]  # (width, height) that pictures are scaled to
+    images: int = 0  # at most so many for training, evenly from all of them; 0 takes all
 
     def __post_init__(self) -> None:
         require(min(self.steps, self.batch) >= 1, "steps and batch", self, "1 or more")
@@ -151,52 +127,22 @@ class SegFormerRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """An experiment; its attributes are the sections of the YAML file.
+    """An experiment; its fields are the sections of the YAML file."""
 
-    Attributes
-    ----------
-    title
-        What is measured.
-    data
-        Layouts of datasets; the first whose folder is there is taken.
-    labels
-        Label set whose classes are scored.
-    condition
-        What the recorded pictures are degraded by: one of `RECIPES`.
-    images
-        At most so many validation images, evenly from all of them; 0 takes all.
-    pictures
-        What is scored, a row each.
-    metrics
-        Names in `FUSION_METRICS`; none measures no fusion.
-    masks
-        Whether the engine's own mask is scored.
-    segformer
-        How to train SegFormer on each of `pictures`; None does not.
-    sweep
-        Measures all of it for each of some settings.
-    paper_fusion
-        MagImg is D(z0_f), as in the paper, though the model may have an R.
-    fusion_quoted, segmentation_quoted
-        The paper's rows, to stand in the same tables.
-    note
-        How the measurement differs from the paper's.
-    """
-
-    title: str
-    data: tuple[str, ...]
-    labels: str
-    condition: str = DEGRADED
-    images: int = 0
-    pictures: tuple[Kind, ...]
-    metrics: tuple[str, ...] = ()
-    masks: bool = False
-    segformer: SegFormerRecipe | None = None
-    sweep: Sweep | None = None
-    paper_fusion: bool = False
-    fusion_quoted: Quoted | None = None
+    title: str  # what is measured
+    data: tuple[str, ...]  # layouts of datasets; the first whose folder is there is taken
+    labels: str  # label set whose classes are scored
+    condition: str = DEGRADED  # what the recorded pictures are degraded by: one of `RECIPES`
+    images: int = 0  # at most so many of validation, evenly from all of them; 0 takes all
+    pictures: tuple[Kind, ...]  # what is scored, a row each
+    metrics: tuple[str, ...] = ()  # names in `FUSION_METRICS`; none measures no fusion
+    masks: bool = False  # whether the engine's own mask is scored
+    segformer: SegFormerRecipe | None = None  # how to train it on each of `pictures`; None does not
+    sweep: Sweep | None = None  # measures all of it for each of some settings
+    paper_fusion: bool = False  # MagImg is D(z0_f), as in the paper, though the model may have an R
+    fusion_quoted: Quoted | None = None  # the paper's rows, to stand in the same tables
     segmentation_quoted: Quoted | None = None
-    note: str = ""
+    note: str = ""  # how the measurement differs from the paper's
 
     def __post_init__(self) -> None:
         for layout in self.data:

@@ -38,36 +38,18 @@ _MOST_OF_A_BOX = 0.5
 
 @dataclass(frozen=True)
 class Scene:
-    """A validation image under one condition, cropped to the size that is evaluated.
+    """A validation image under one condition, cropped to the size (H, W) that is evaluated."""
 
-    Attributes
-    ----------
-    source, name, condition
-        Where it comes from, and the recipe asked for.
-    recipe
-        The recipe drawn for it; `none` where nothing was done.
-    night
-        Taken at night, or dark all the same.
-    visible, degraded
-        (H, W, 3) RGB: as recorded, and under the recipe.
-    infrared
-        (H, W) on the common infrared scale, or None.
-    labels
-        (H, W) ids of the model's label set, 255 unknown, or None.
-    boxes
-        (kind, corners) of annotated objects; None where the dataset has no boxes.
-    """
-
-    source: str
+    source: str  # the dataset
     name: str
-    condition: str
-    recipe: str
-    night: bool
-    visible: U8
-    degraded: U8
-    infrared: U8 | None
-    labels: U8 | None
-    boxes: tuple[tuple[str, PixelBox], ...] | None
+    condition: str  # the recipe asked for
+    recipe: str  # the recipe drawn for it; `none` where nothing was done
+    night: bool  # taken at night, or dark all the same
+    visible: U8  # (H, W, 3) RGB as recorded
+    degraded: U8  # (H, W, 3) RGB under the recipe
+    infrared: U8 | None  # (H, W) on the common infrared scale
+    labels: U8 | None  # (H, W) ids of the model's label set, 255 unknown
+    boxes: tuple[tuple[str, PixelBox], ...] | None  # (kind, corners); None if there are none known
 
     def people(self) -> list[PixelBox]:
         """Return the boxes of people."""
@@ -76,22 +58,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class Video:
-    """Neighbouring frames of a validation video, cropped to the model's resolution.
+    """Neighbouring frames of a validation video, cropped to the model's resolution."""
 
-    Attributes
-    ----------
-    name
-        Source and video.
-    clean, night
-        Whether its frames can be what restoration aims at, and whether they were taken at night.
-    frames
-        (H, W, 3) RGB as recorded, in order.
-    """
-
-    name: str
-    clean: bool
+    name: str  # of source and video
+    clean: bool  # whether its frames can be what restoration aims at
     night: bool
-    frames: tuple[U8, ...]
+    frames: tuple[U8, ...]  # (H, W, 3) RGB as recorded, in order
 
 
 T = TypeVar("T")

@@ -24,65 +24,36 @@ MASK_TOLERANCE = 0.98
 
 
 class Products(NamedTuple):
-    """What a user gets of an image.
+    """What a user gets of an image (H, W, 3)."""
 
-    Attributes
-    ----------
-    magimg, enhanced
-        (H, W, 3) uint8 RGB.
-    infrared
-        (H, W) uint8 grey.
-    mask
-        (H, W) uint8 class ids.
-    milliseconds
-        What the engine took for all of it.
-    confidence
-        (H, W) uint8: the probability of the mask's class, times 255.
-    """
-
-    magimg: U8
+    magimg: U8  # (H, W, 3) RGB, as is `enhanced`
     enhanced: U8
-    infrared: U8
-    mask: U8
-    milliseconds: float
-    confidence: U8
+    infrared: U8  # (H, W) grey
+    mask: U8  # (H, W) class ids
+    milliseconds: float  # that the engine took for all of it
+    confidence: U8  # (H, W): the probability of the mask's class, times 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What a table is made of.
 
-    Attributes
-    ----------
-    engine
-        What ships, warmed up: it makes everything that a user would get.
-    model
-        The same weights in PyTorch, in evaluation mode, on the device that they are to run on: for
-        what an engine does not give, such as w_r, ablations, or D(E(x)).
-    scenes
-        The validation images.
-    steps
-        DDIM steps; None takes the model's.
-    tau
-        τ of the engine; None takes the model's.
-    limit
-        At most this many images a row, evenly from all datasets; 0 takes all. A row of one
-        degradation alone takes a quarter of it.
-    unaided
-        A model to compare with, whose F & S were trained on the condition latent instead of Ψ and
-        Φ; None for none.
-    progress
-        Called with a line of text on what is being measured.
+    The engine is what ships, warmed up: it makes everything that a user would get. The model has
+    the same weights in PyTorch, in evaluation mode, on the device that they are to run on: for what
+    an engine does not give, such as w_r, ablations, or D(E(x)).
     """
 
     engine: Engine
     model: MagicFuse
     scenes: ValidationSet
-    steps: int | None = None
+    steps: int | None = None  # DDIM steps; None takes the model's, also for τ
     tau: float | None = None
+    # At most so many images a row, evenly from all datasets; 0 takes all. A row of one degradation
+    # alone takes a quarter of it.
     limit: int = 0
+    # To compare with: F & S that were trained on the condition latent instead of Ψ and Φ.
     unaided: MagicFuse | None = None
-    progress: Callable[[str], None] = lambda _line: None
+    progress: Callable[[str], None] = lambda _line: None  # called with what is being measured
 
     @property
     def by_engine(self) -> str:

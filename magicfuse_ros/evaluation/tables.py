@@ -23,27 +23,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of a report.
+    """One table of a report."""
 
-    Attributes
-    ----------
-    title
-        What is measured, on what.
-    columns
-        The first holds the rows' names.
-    rows
-        One cell a column; NaN is printed as an em dash: nothing there to measure.
-    note
-        How to read it.
-    source
-        What made the pictures that were measured: the engine or PyTorch, and on what device.
-    """
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    note: str = ""
-    source: str = ""
+    title: str  # what is measured, on what
+    columns: tuple[Column, ...]  # the first holds the rows' names
+    rows: tuple[Row, ...]  # one cell a column; NaN is printed as an em dash: nothing to measure
+    note: str = ""  # how to read it
+    source: str = ""  # what made the measured pictures: the engine or PyTorch, on what device
 
     def __post_init__(self) -> None:
         for row in self.rows:
