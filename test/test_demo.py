@@ -24,7 +24,6 @@ from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.commands import demo, demo_pictures, demo_report
 from magicfuse_ros.commands.arguments import choose_topic
-from magicfuse_ros.commands.degrade import degradation
 from magicfuse_ros.commands.demo_session import OUTPUTS, remove_bag
 from magicfuse_ros.commands.exit_status import StopRequest
 from magicfuse_ros.commands.node_session import (
@@ -36,6 +35,7 @@ from magicfuse_ros.commands.node_session import (
     Session,
 )
 from magicfuse_ros.commands.progress_line import ProgressLine
+from magicfuse_ros.evaluation.clip_degradation import degradation
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.ros.images.codec import encode_compressed
 from magicfuse_ros.ros.stamps import read_stamp

@@ -15,7 +15,7 @@ from magicfuse_ros.commands.exit_status import FAILED
 from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.baselines import BaselineError, ZeroDce, clahe
 from magicfuse_ros.evaluation.inference import Inference
-from magicfuse_ros.evaluation.scene_sheet import BAND, picture_sheet, sheet_items
+from magicfuse_ros.evaluation.scene_sheet import picture_sheet, sheet_items
 from magicfuse_ros.evaluation.scenes import (
     ValidationSet,
     has_anything,
@@ -413,9 +413,9 @@ def test_sheet_shows_different_scenes_as_they_are(scenes, evaluation):
     assert sheet.shape == (5 * 48, 6 * 64, 3)
     for k, item in enumerate(items):
         scene = scenes.scene(item)
-        rows = slice(k * 48 + BAND, (k + 1) * 48)
-        np.testing.assert_array_equal(sheet[rows, :64], scene.degraded[BAND:])
-        np.testing.assert_array_equal(sheet[rows, 3 * 64 : 4 * 64, 0], scene.infrared[BAND:])
+        rows, below = slice(k * 48 + 24, (k + 1) * 48), slice(24, 48)  # below the caption
+        np.testing.assert_array_equal(sheet[rows, :64], scene.degraded[below])
+        np.testing.assert_array_equal(sheet[rows, 3 * 64 : 4 * 64, 0], scene.infrared[below])
 
 
 def test_sheet_without_infrared_is_refused(tmp_path, model):

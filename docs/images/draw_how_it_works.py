@@ -115,8 +115,8 @@ def _text(
 
 def main() -> None:
     """Fuse the frame and write the figure."""
-    from magicfuse_ros.commands.degrade import degradation
     from magicfuse_ros.commands.demo import SAMPLE_DEGRADATION
+    from magicfuse_ros.evaluation.clip_degradation import degradation
     from magicfuse_ros.resources import sample_video
     from magicfuse_ros.runtime.class_colors import colorize
     from magicfuse_ros.runtime.contract import EngineSettings

@@ -110,7 +110,9 @@ def _from_video(args: argparse.Namespace) -> int:
     options = _given(storage=args.storage, frame_id=args.frame_id)
     options["topic"] = args.topic or ("/image/compressed" if args.compressed else "/image")
     if args.degrade is not None:
-        options["transform"] = _degradation(args.degrade)
+        from magicfuse_ros.evaluation.clip_degradation import degradation
+
+        options["transform"] = degradation(args.degrade)
     stop = stop_on_signals()
     faults: list[str] = []
 
@@ -261,12 +263,6 @@ def _node(name: str) -> Iterator[tuple[Context, Node]]:
     finally:
         node.destroy_node()
         context.shutdown()
-
-
-def _degradation(kind: str) -> Any:
-    from magicfuse_ros.commands.degrade import degradation
-
-    return degradation(kind)
 
 
 def _given(**options: object) -> dict[str, Any]:

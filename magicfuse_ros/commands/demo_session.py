@@ -20,7 +20,6 @@ from magicfuse_ros.bags.reader import BagReader, Topic
 from magicfuse_ros.bags.suffixes import is_bag
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.commands.arguments import choose_topic
-from magicfuse_ros.commands.degrade import degradation
 from magicfuse_ros.commands.demo_pictures import write_pictures
 from magicfuse_ros.commands.demo_report import ages_ms, is_trained, model_name, table
 from magicfuse_ros.commands.exit_status import StopRequest
@@ -38,6 +37,7 @@ from magicfuse_ros.commands.node_session import (
     SessionError,
 )
 from magicfuse_ros.commands.progress_line import ProgressLine
+from magicfuse_ros.evaluation.clip_degradation import degradation
 from magicfuse_ros.resources import sample_video
 from magicfuse_ros.ros.dds import isolate, prepare
 from magicfuse_ros.ros.diagnostics import label_set_of

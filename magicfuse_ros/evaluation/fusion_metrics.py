@@ -52,7 +52,8 @@ def sum_of_correlations(visible: U8, infrared: U8, fused: U8) -> float:
     is constant.
     """
     first, second, both = (image.astype(np.float64) for image in (visible, infrared, fused))
-    return _correlation(both - second, first) + _correlation(both - first, second)
+    of_first = metrics.correlation(both - second, first)
+    return of_first + metrics.correlation(both - first, second)
 
 
 def visual_information(visible: U8, infrared: U8, fused: U8) -> float:
@@ -125,9 +126,3 @@ def fusion_columns(names: Sequence[str] = OF_THE_PAPER) -> tuple[Column, ...]:
 def _differences(image: U8) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     levels = image.astype(np.float64)
     return np.diff(levels, axis=1), np.diff(levels, axis=0)
-
-
-def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    a, b = first - first.mean(), second - second.mean()
-    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
-    return float((a * b).sum()) / norm if norm > 0.0 else math.nan

@@ -46,6 +46,13 @@ def grey(image: U8) -> U8:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
+def rgb(image: U8) -> U8:
+    """(H, W, 3) RGB of a picture that is grey, RGB, or RGB with more planes."""
+    if image.ndim == 3:
+        return np.ascontiguousarray(image[..., :3])
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), np.uint8)
+
+
 def entropy(image: U8) -> float:
     """EN: entropy of the grey-level histogram, in bits, 0 to 8.
 
@@ -205,6 +212,13 @@ class Confusion:
         matrix = self.matrix()
         truth = matrix.sum(axis=1)
         return np.where(truth > 0, np.diag(matrix) / np.maximum(truth, 1), np.nan)
+
+
+def correlation(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
+    """Pearson's correlation of two arrays of one shape; NaN where one of them is constant."""
+    a, b = (each.astype(np.float64) - each.mean() for each in (first, second))
+    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    return float((a * b).sum()) / norm if norm > 0.0 else math.nan
 
 
 def mean(values: Sequence[float] | NDArray[np.float64]) -> float:

@@ -46,10 +46,10 @@ def people_table(evaluation: Evaluation) -> Table:
                 if any(map(math.isnan, lift.values())):
                     continue
                 kept = {
-                    f"{name} detail": _correlation(image[inside], own[inside])
+                    f"{name} detail": _likeness(image[inside], own[inside])
                     for name, image in detail.items()
                 }
-                shape = _correlation(made.infrared[inside], scene.infrared[inside])
+                shape = _likeness(made.infrared[inside], scene.infrared[inside])
                 scores.add([f"{condition}, {time}"], shape=shape, **kept, **lift)
     names = (
         "magimg detail", "enhanced detail", "magimg contrast", "enhanced contrast",
@@ -160,8 +160,7 @@ def _flat(image: U8) -> NDArray[np.bool_]:
     return np.asarray(deviation < _FLAT_SIGMA)
 
 
-def _correlation(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
-    """Pearson's correlation of two arrays of one shape; 0 where one of them is constant."""
-    a, b = (each.astype(np.float64) - each.mean() for each in (first, second))
-    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
-    return float((a * b).sum()) / norm if norm > 0.0 else 0.0
+def _likeness(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
+    """Return the correlation; 0 where one of the two is constant, and nothing like the other."""
+    found = metrics.correlation(first, second)
+    return 0.0 if math.isnan(found) else found

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from magicfuse_ros.evaluation.fusion_metrics import FUSION_METRICS, fusion_columns, fusion_scores
-from magicfuse_ros.evaluation.metrics import U8, Confusion, grey, mean
+from magicfuse_ros.evaluation.metrics import U8, Confusion, grey, mean, rgb
 from magicfuse_ros.evaluation.protocol import Kind, Point, Protocol
 from magicfuse_ros.evaluation.scenes import Scene, ValidationSet
 from magicfuse_ros.evaluation.segformer_training import train_segformer
@@ -158,7 +158,7 @@ class ProtocolRun:
                 image = degrade(scene.visible, np.random.default_rng(seed), recipe)
             made = {"degraded": image, "visible": scene.visible}
             if scene.infrared is not None:
-                made["real_infrared"] = _rgb(scene.infrared)
+                made["real_infrared"] = rgb(scene.infrared)
             mask = np.zeros(image.shape[:2], np.uint8)
             if fuses:
                 outcome = (
@@ -166,7 +166,7 @@ class ProtocolRun:
                     if point.variant == "full"
                     else evaluation.inference().fuse(image, point.variant)
                 )
-                mask, made["infrared"] = outcome.mask, _rgb(outcome.infrared)
+                mask, made["infrared"] = outcome.mask, rgb(outcome.infrared)
                 made |= {"enhanced": outcome.enhanced, "magimg": outcome.magimg}
             pictures = {TITLES[kind]: made[kind] for kind in kinds}
             pictures |= {name: self._of_peer(name, scene, evaluation.scenes) for name in peers}
@@ -195,7 +195,7 @@ class ProtocolRun:
             )
         high, wide = scene.visible.shape[:2]
         size = training_size(width, height, CacheSettings(wide, high))
-        image = cv2.resize(_rgb(picture), size, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(rgb(picture), size, interpolation=cv2.INTER_AREA)
         x, y = (size[0] - wide) // 2, (size[1] - high) // 2
         return np.ascontiguousarray(image[y : y + high, x : x + wide], np.uint8)
 
@@ -308,9 +308,3 @@ def _is_nan(cell: Cell) -> bool:
 
 def _row(point: Point, name: str) -> str:
     return ", ".join(filter(None, (point.name, name)))
-
-
-def _rgb(image: U8) -> U8:
-    if image.ndim == 3:
-        return np.ascontiguousarray(image[..., :3])
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), np.uint8)

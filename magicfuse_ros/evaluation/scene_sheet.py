@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-import cv2
 import numpy as np
 
-from magicfuse_ros.evaluation.metrics import U8
+from magicfuse_ros.evaluation.metrics import U8, rgb
 from magicfuse_ros.evaluation.scenes import Scene, ValidationSet, has_infrared
 from magicfuse_ros.evaluation.subject import Evaluation
-from magicfuse_ros.model.labels import LabelSet
+from magicfuse_ros.runtime.class_colors import colorize
 from magicfuse_ros.training.datasets import CachedItem, ValidationItem
-from magicfuse_ros.training.sheets import grid
+from magicfuse_ros.training.sheets import caption, grid
 
 COLUMNS = ("input", "enhanced", "imagined infrared", "real infrared", "MagImg", "semantics")
 
-BAND = 18
-"""Height in pixels of a caption's band."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A kind of scene that a sheet should show: under which condition, and which images fit."""
-
-    condition: str
-    fits: Callable[[CachedItem], bool]
-
-
-def _night(item: CachedItem) -> bool:
-    return item.night and item.clean
-
-
-def _day(item: CachedItem) -> bool:
-    return not item.night and item.clean
-
-
-def _smoke(item: CachedItem) -> bool:
-    return not item.clean
-
-
 WANTED = (
-    Wanted("low_light", _day),
-    Wanted("none", _night),
-    Wanted("haze", _day),
-    Wanted("none", _smoke),
-    Wanted("noise", _day),
-    Wanted("night", _day),
-    Wanted("noise", _night),
-    Wanted("rain", _day),
-    Wanted("blur", _day),
-    Wanted("mixed", _night),
+    ("low_light", "day"),
+    ("none", "night"),
+    ("haze", "day"),
+    ("none", "smoke"),
+    ("noise", "day"),
+    ("night", "day"),
+    ("noise", "night"),
+    ("rain", "day"),
+    ("blur", "day"),
+    ("mixed", "night"),
 )
-"""In this order, and from the start again for a longer sheet; what no image fits is passed over."""
+"""Conditions, and what images are wanted under them, in this order and from the start again for a
+longer sheet; what no image fits is passed over."""
 
 
 def sheet_items(scenes: ValidationSet, rows: int) -> list[ValidationItem]:
@@ -62,11 +37,11 @@ def sheet_items(scenes: ValidationSet, rows: int) -> list[ValidationItem]:
     used: set[tuple[str, str]] = set()
     while len(chosen) < rows:
         before = len(chosen)
-        for wanted in WANTED:
+        for condition, kind in WANTED:
             if len(chosen) == rows:
                 break
-            items = scenes.items(wanted.condition, has_infrared, 0)
-            fresh = [i for i in items if wanted.fits(i.item) and _key(i) not in used]
+            items = scenes.items(condition, has_infrared, 0)
+            fresh = [i for i in items if _kind(i.item) == kind and _key(i) not in used]
             if fresh:
                 chosen.append(max(fresh, key=_people))
                 used.add(_key(chosen[-1]))
@@ -82,39 +57,23 @@ def picture_sheet(evaluation: Evaluation, rows: int) -> U8:
     return grid(_rows(evaluation, sheet_items(evaluation.scenes, rows)))
 
 
-def semantics(mask: U8, image: U8, labels: LabelSet) -> U8:
-    """Colours of the classes over the luminance of an RGB image, half and half."""
-    colors = np.array(labels.palette(), np.uint8)[mask]
-    light = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return np.asarray(cv2.addWeighted(colors, 0.6, light, 0.4, 0.0), np.uint8)
-
-
 def _rows(evaluation: Evaluation, items: list[ValidationItem]) -> Iterator[list[U8]]:
-    labels = evaluation.model.labels
+    palette = evaluation.model.labels.palette()
     for number, item in enumerate(items):
         scene = evaluation.scenes.scene(item)
         made = evaluation.fuse(scene.degraded)
         real = np.zeros(made.infrared.shape, np.uint8) if scene.infrared is None else scene.infrared
         pictures = (
-            scene.degraded, made.enhanced, _rgb(made.infrared), _rgb(real), made.magimg,
-            semantics(made.mask, made.magimg, labels),
+            scene.degraded, made.enhanced, rgb(made.infrared), rgb(real), made.magimg,
+            colorize(made.mask, made.magimg, palette),
         )  # fmt: skip
         names = list(COLUMNS) if number == 0 else [""] * len(COLUMNS)
         names[0] = f"{_what(scene)}: {scene.source.split('/')[0]} {scene.name}"
-        yield [_captioned(picture, name) for picture, name in zip(pictures, names, strict=True)]
+        yield [caption(picture, name) for picture, name in zip(pictures, names, strict=True)]
 
 
-def _rgb(image: U8) -> U8:
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), np.uint8)
-
-
-def _captioned(image: U8, text: str) -> U8:
-    """Copy of an image with white text on a darkened band along its top."""
-    result = np.array(image)
-    if text:
-        result[:BAND] //= 4
-        cv2.putText(result, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1)
-    return result
+def _kind(item: CachedItem) -> str:
+    return "smoke" if not item.clean else "night" if item.night else "day"
 
 
 def _what(scene: Scene) -> str:

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 
 from magicfuse_ros.evaluation import metrics
+from magicfuse_ros.evaluation.clip_degradation import ClipNoise
 from magicfuse_ros.evaluation.metrics import U8
 from magicfuse_ros.evaluation.motion import flicker, ghosting, motion
 from magicfuse_ros.evaluation.scenes import Video
@@ -20,26 +21,12 @@ CONDITIONS = ("none", "noise", "night")
 TEMPORAL = (0.0, 0.5, 0.7, 0.9)
 
 
-class _FrameNoise(np.random.Generator):
-    """Draws a degradation's parameters as for every frame of a video, its noise as for one frame.
-
-    `training.degradation` draws parameters as uniform numbers and noise as normal ones, or as a
-    window at an integer offset into a pool of them.
-    """
-
-    def __init__(self, seed: int, frame: int) -> None:
-        super().__init__(np.random.PCG64(seed))
-        own = np.random.default_rng((seed, frame))
-        self.integers = own.integers  # type: ignore[method-assign]
-        self.standard_normal = own.standard_normal  # type: ignore[method-assign]
-
-
 def degraded(video: Video, condition: str) -> list[U8]:
     """Return the frames under one recipe of one strength, each with noise of its own."""
     seed = zlib.crc32(f"{video.name}/{condition}".encode())
     night = video.night or not video.clean
     recipe = named_recipe(condition, np.random.default_rng((seed, 1)), night=night)
-    return [degrade(image, _FrameNoise(seed, t), recipe) for t, image in enumerate(video.frames)]
+    return [degrade(image, ClipNoise(seed, t), recipe) for t, image in enumerate(video.frames)]
 
 
 def video_table(evaluation: Evaluation) -> Table:

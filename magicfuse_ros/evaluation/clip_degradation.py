@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,23 +13,20 @@ from magicfuse_ros.training.degradation_mixes import degrade as degrade_image
 DEFAULT_STRENGTH = 0.7
 
 
-class _ClipGenerator(np.random.Generator):
+class ClipNoise(np.random.Generator):
     """Draws the same scene for every frame of a clip, but other noise for each.
 
-    The effects draw their parameters (exposure, colour cast, thickness ...) as real numbers, and
-    pick their noise by an integer or as normal fields. Parameters that changed from frame to frame
-    would make the clip flicker, and noise that did not change would look like a fixed pattern.
+    `training.degradation` draws parameters (exposure, colour cast, thickness ...) as real numbers,
+    and its noise as normal fields, or as a window at an integer offset into a pool of them.
+    Parameters that changed from frame to frame would make the clip flicker, and noise that did not
+    change would look like a fixed pattern.
     """
 
     def __init__(self, seed: int, index: int) -> None:
         super().__init__(np.random.PCG64(seed))
-        self._noise = np.random.default_rng((seed, index))
-
-    def integers(self, *args: Any, **options: Any) -> Any:
-        return self._noise.integers(*args, **options)
-
-    def standard_normal(self, *args: Any, **options: Any) -> Any:
-        return self._noise.standard_normal(*args, **options)
+        own = np.random.default_rng((seed, index))
+        self.integers = own.integers  # type: ignore[method-assign]
+        self.standard_normal = own.standard_normal  # type: ignore[method-assign]
 
 
 def degradation(
@@ -54,7 +50,7 @@ def degradation(
     steps = [_step(part) for part in description.split(",")]
 
     def degrade(frame: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-        generator = _ClipGenerator(seed, index)
+        generator = ClipNoise(seed, index)
         for step in steps:
             frame = degrade_image(frame, generator, Recipe(step.effect, (step,)))
         return frame
