@@ -48,6 +48,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the arguments that were given; for the others, what is called has its own default."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
 _ENGINE = ("model", "steps", "tau", "seed", "backend", "device", "paper_fusion")
 
 
@@ -79,7 +84,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was given of `add_engine_arguments`, as arguments of `EngineSettings`."""
-    return {name: getattr(args, name) for name in _ENGINE if getattr(args, name) is not None}
+    return given(args, *_ENGINE)
 
 
 def choose_topic(topics: tuple[Topic, ...], wanted: str | None, bag: Path) -> Topic:

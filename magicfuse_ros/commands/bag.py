@@ -6,20 +6,17 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from magicfuse_ros.commands import bag_fuse
-from magicfuse_ros.commands.arguments import size
+from magicfuse_ros.commands.arguments import given, size
 from magicfuse_ros.commands.exit_status import DONE, FAILED, INCOMPLETE, stop_on_signals
 
 if TYPE_CHECKING:
-    from rclpy.context import Context
-    from rclpy.node import Node
-
     from magicfuse_ros.bags.reader import BagReader
+    from magicfuse_ros.ros.tool_node import ToolNode
 
 HELP = "make, play, record, fuse and describe ROS 2 bags, without a ROS installation"
 
@@ -107,7 +104,7 @@ def _from_video(args: argparse.Namespace) -> int:
         source = source.at_rate(args.fps)
     if args.size is not None:
         source = source.of_size(args.size)
-    options = _given(storage=args.storage, frame_id=args.frame_id)
+    options = given(args, "storage", "frame_id")
     options["topic"] = args.topic or ("/image/compressed" if args.compressed else "/image")
     if args.degrade is not None:
         from magicfuse_ros.evaluation.clip_degradation import degradation
@@ -141,12 +138,12 @@ def _play(args: argparse.Namespace) -> int:
         loop=args.loop,
         restamp=args.restamp,
         topics=tuple(args.topics) if args.topics else None,
-        **_given(rate=args.rate, reliability=args.reliability),
+        **given(args, "rate", "reliability"),
     )
     stop = stop_on_signals()
-    with BagReader(args.bag) as reader, _node("magicfuse_bag_play") as (_, node):
+    with BagReader(args.bag) as reader, _node("magicfuse_bag_play") as ros:
         _remark(reader)
-        player = Player(reader, node, settings)
+        player = Player(reader, ros.node, settings)
         for name, kind in player.skipped.items():
             print(f"not playing {name}: {kind} is not installed here", file=sys.stderr)
         if args.wait_for_subscribers is not None:
@@ -168,26 +165,21 @@ def _play(args: argparse.Namespace) -> int:
 
 def _record(args: argparse.Namespace) -> int:
     stop = stop_on_signals(impatient=False)  # a second Ctrl-C must not keep the bag from closing
-    from rclpy.executors import SingleThreadedExecutor
-
     from magicfuse_ros.bags.reader import BagError
     from magicfuse_ros.bags.recorder import Recorder
     from magicfuse_ros.bags.writer import BagWriter
 
-    writer = BagWriter(args.out, **_given(storage=args.storage))
+    writer = BagWriter(args.out, **given(args, "storage"))
     recorder, trouble = None, ""
     try:
-        with writer, _node("magicfuse_bag_record") as (context, node):
-            recorder = Recorder(node, writer, args.topics or None)
-            executor = SingleThreadedExecutor(context=context)
-            executor.add_node(node)
+        with writer, _node("magicfuse_bag_record") as ros:
+            recorder = Recorder(ros.node, writer, args.topics or None)
             _say(f"recording into {args.out}; Ctrl-C ends it")
             end = time.monotonic() + (args.duration or float("inf"))
             while not stop.is_set() and time.monotonic() < end:
-                executor.spin_once(timeout_sec=0.1)
-            recorder.take_arrived(executor)
+                ros.executor.spin_once(timeout_sec=0.1)
+            recorder.take_arrived(ros.executor)
             recorder.close()
-            executor.shutdown()
     except BagError as error:
         trouble = str(error)
     counts = recorder.counts if recorder is not None else {}
@@ -243,28 +235,11 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-@contextmanager
-def _node(name: str) -> Iterator[tuple[Context, Node]]:
-    """Run a ROS node, without rclpy's signal handlers."""
-    import rclpy
-    from rclpy.context import Context
-    from rclpy.node import Node
-    from rclpy.signals import SignalHandlerOptions
-
+def _node(name: str) -> closing[ToolNode]:
+    """Open a ROS node of this command's own."""
     from magicfuse_ros.ros.dds import prepare
+    from magicfuse_ros.ros.tool_node import ToolNode
 
     for warning in prepare(os.environ):
         print(f"magicfuse bag: {warning}", file=sys.stderr)
-    context = Context()
-    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
-    node = Node(name, context=context, start_parameter_services=False)
-    try:
-        yield context, node
-    finally:
-        node.destroy_node()
-        context.shutdown()
-
-
-def _given(**options: object) -> dict[str, Any]:
-    """Return the options that were given; for the others, what is called has its own default."""
-    return {name: value for name, value in options.items() if value is not None}
+    return closing(ToolNode(name))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magicfuse_ros.commands.arguments import add_engine_arguments, engine_arguments
+from magicfuse_ros.commands.arguments import add_engine_arguments, engine_arguments, given
 from magicfuse_ros.commands.exit_status import (
     DONE,
     FAILED,
@@ -109,18 +109,14 @@ def _options(args: argparse.Namespace) -> FuseOptions:
     from magicfuse_ros.bags.fuse_plan import FuseOptions
     from magicfuse_ros.runtime.contract import EngineSettings
 
-    def given(*names: str) -> dict[str, object]:
-        return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-    chosen = given(
-        "storage", "with_input", "input_bits", "jpeg_quality", "id_map", "min_confidence"
-    )
+    own = ("storage", "with_input", "input_bits", "jpeg_quality", "id_map", "min_confidence")
+    chosen = given(args, *own)
     if args.topics is not None:
         chosen["topics"] = tuple(args.topics)
     if args.outputs is not None:
         chosen["outputs"] = tuple(filter(None, (part.strip() for part in args.outputs.split(","))))
-    engine = engine_arguments(args) | given("threads")
-    return FuseOptions(engine=EngineSettings(**engine), **chosen)  # type: ignore[arg-type]
+    engine = engine_arguments(args) | given(args, "threads")
+    return FuseOptions(engine=EngineSettings(**engine), **chosen)
 
 
 def _fuse_one(source: Path, target: Path, options: FuseOptions, stop: StopRequest) -> int:

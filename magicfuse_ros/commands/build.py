@@ -8,8 +8,9 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from magicfuse_ros.commands.arguments import add_model_arguments
+from magicfuse_ros.commands.arguments import add_model_arguments, given
 from magicfuse_ros.commands.exit_status import DONE, FAILED, status_of
+from magicfuse_ros.commands.progress_line import say
 
 if TYPE_CHECKING:
     from magicfuse_ros.runtime.contract import EngineSettings
@@ -39,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Compile, and print what was done; returns 0 if the backend is ready, 2 if it is not."""
     from magicfuse_ros.runtime.contract import EngineError, EngineSettings
 
-    names = ("model", "resolution", "backend", "device")
-    chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    chosen = given(args, "model", "resolution", "backend", "device")
     try:
         print(_build(EngineSettings(**chosen), args.camera))
     except EngineError as error:
@@ -58,9 +58,9 @@ def _build(settings: EngineSettings, camera: tuple[int, int] | None) -> str:
     from magicfuse_ros.runtime.engine import load_engine
 
     started = time.monotonic()
-    with closing(load_engine(settings, _say)) as engine:
+    with closing(load_engine(settings, say)) as engine:
         wanted = engine.backend_name
-        engine.warm_up(_say, camera)
+        engine.warm_up(say, camera)
         if engine.backend_name != wanted:
             raise EngineError(f"backend {wanted} failed, as told above; nothing else was wanted")
         took, built = time.monotonic() - started, engine.built
@@ -68,7 +68,3 @@ def _build(settings: EngineSettings, camera: tuple[int, int] | None) -> str:
         if built:
             return f"{what}: compiled {', '.join(built)} in {took:.0f} s"
         return f"{what}: nothing to compile, all is ready and checked ({took:.0f} s)"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

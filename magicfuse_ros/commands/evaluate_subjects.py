@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from magicfuse_ros.commands.progress_line import say
 from magicfuse_ros.evaluation.calibration import calibration
 from magicfuse_ros.evaluation.fused_folders import fused_folders_table
 from magicfuse_ros.evaluation.picture_tables import heat_table, night_table, people_table
@@ -179,10 +179,10 @@ def evaluation_of(args: argparse.Namespace, recipe: Protocol | None = None) -> E
         model = model.with_classes_of(labels)
     beside = MagicFuse.from_pretrained(model_path(args.beside)).to(device) if args.beside else None
     scenes = ValidationSet(args.data, _cache(args), model.config, model.labels)
-    engine = load_engine(settings, _tell)
-    engine.warm_up(_tell)
+    engine = load_engine(settings, say)
+    engine.warm_up(say)
     if engine.steps_warning:
-        _tell(f"WARNING: {engine.steps_warning}")
+        say(f"WARNING: {engine.steps_warning}")
     return Evaluation(
         engine=engine,
         model=model,
@@ -190,7 +190,7 @@ def evaluation_of(args: argparse.Namespace, recipe: Protocol | None = None) -> E
         steps=args.steps,
         limit=args.limit,
         unaided=beside,
-        progress=_tell,
+        progress=say,
     )
 
 
@@ -254,7 +254,3 @@ def _write_json(args: argparse.Namespace, made: dict[str, Any], content: dict[st
 
 def _cache(args: argparse.Namespace) -> Path:
     return args.cache or user_cache()
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from magicfuse_ros.commands.arguments import add_model_arguments
 from magicfuse_ros.commands.exit_status import DONE, FAILED
+from magicfuse_ros.commands.progress_line import say
 
 HELP = "write a model's networks as ONNX files, for a runtime of your own"
 
@@ -51,13 +52,9 @@ def run(args: argparse.Namespace) -> int:
         resolution = args.resolution or model.config.resolution
         width, height = args.camera or resolution
         size = Letterbox.fitting((height, width), resolution, model.config.multiple_of).padded
-        files = export_onnx(model, size, args.folder, _say)
+        files = export_onnx(model, size, args.folder, say)
     except (EngineError, OSError) as error:
         print(f"magicfuse export-onnx: {error}", file=sys.stderr)
         return FAILED
     print(f"{len(files)} files for {size[1]}x{size[0]} in {args.folder}")
     return DONE
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from magicfuse_ros.commands.fuse_files import Target
 from magicfuse_ros.commands.fuse_logs import OUTPUT_STREAMS, check_logs, open_logs
+from magicfuse_ros.commands.progress_line import say
 from magicfuse_ros.runtime.class_colors import colorize
 from magicfuse_ros.runtime.contract import EXTRAS, EngineSettings, FuseResult, UInt8
 from magicfuse_ros.runtime.engine import FuseEngine, load_engine
@@ -60,18 +60,18 @@ def fuse_all(
     extras = frozenset(EXTRAS) & frozenset(OUTPUT_STREAMS if logs else outputs)
     with (
         Target(target, source, path, outputs, overwrite=overwrite) as files,
-        closing(load_engine(settings, _say)) as engine,
+        closing(load_engine(settings, say)) as engine,
         open_logs(logs, engine.labels) as log,
     ):
         if not engine.trained:
-            _say("WARNING: the weights of this model are untrained, its results mean nothing")
+            say("WARNING: the weights of this model are untrained, its results mean nothing")
         if engine.steps_warning:
-            _say(f"WARNING: {engine.steps_warning}")
+            say(f"WARNING: {engine.steps_warning}")
         left_out, fused, fuse_ms = 0, 0, 0.0
         started = reported_at = time.monotonic()
         for frame in source.frames():
             if frame.rgb is None:
-                _say(f"left out: {frame.fault}")
+                say(f"left out: {frame.fault}")
                 left_out += 1
                 continue
             result = _fuse(engine, frame.rgb, extras)
@@ -82,7 +82,7 @@ def fuse_all(
             fuse_ms += sum(result.stage_ms.values())
             if time.monotonic() - reported_at >= _REPORT_EVERY_S:
                 reported_at = time.monotonic()
-                _say(f"{fused} of {source.count or '?'}, {fuse_ms / fused:.0f} ms each")
+                say(f"{fused} of {source.count or '?'}, {fuse_ms / fused:.0f} ms each")
         if fused == 0:
             raise SourceError(f"none of the {left_out} pictures in {path} can be read")
         files.close()
@@ -102,9 +102,9 @@ def _fuse(engine: FuseEngine, frame: UInt8, extras: frozenset[str]) -> FuseResul
             return engine.fuse(frame, extras)
         except Exception as error:
             failed = engine.backend_name
-            if engine.fall_back(_say) is None:
+            if engine.fall_back(say) is None:
                 raise
-            _say(f"{failed} failed ({error}); going on with {engine.backend_name}")
+            say(f"{failed} failed ({error}); going on with {engine.backend_name}")
 
 
 def _select(result: FuseResult, output: str, engine: FuseEngine) -> UInt8:
@@ -112,7 +112,3 @@ def _select(result: FuseResult, output: str, engine: FuseEngine) -> UInt8:
         return colorize(result.mask, result.magimg, engine.labels.palette())
     picture: UInt8 = getattr(result, output)
     return picture
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

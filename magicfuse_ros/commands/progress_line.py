@@ -1,10 +1,16 @@
-"""A line of text that says what a long work is at."""
+"""Lines of text that say what a long work is at."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from typing import TextIO
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class ProgressLine:
