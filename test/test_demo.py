@@ -321,12 +321,8 @@ def test_the_picture_is_of_the_frame_that_gained_most(tmp_path):
         written = demo_pictures.write_pictures(
             bag,
             tmp_path / "sheet",
-            input_topic="/image",
-            input_caption="",
+            demo_pictures.Texts("/image", ""),
             fps=10.0,
-            facts=(),
-            labels=None,
-            trained=True,
             progress=lambda _: None,
         )
     assert [path.name for path in written] == ["sheet.png", "sheet.mp4"]
@@ -339,15 +335,14 @@ def test_the_picture_is_of_the_frame_that_gained_most(tmp_path):
 @pytest.mark.parametrize("size", [(640, 272), (320, 240), (120, 180)])
 @pytest.mark.parametrize("labels", ["drive", "cityscapes", None])
 def test_a_sheet_shows_each_picture_in_its_place(trained, size, labels):
-    sheet = demo_pictures.Sheet(
-        size=size,
-        cell_width=demo_pictures.VIDEO_CELL,
-        input_topic="/image",
-        input_caption="a caption",
+    texts = demo_pictures.Texts(
+        "/image",
+        "a caption",
         facts=("model tiny", "10 fps"),
         labels=LabelSet.load(labels) if labels else None,
         trained=trained,
     )
+    sheet = demo_pictures.Sheet(size, demo_pictures.VIDEO_CELL, texts)
     names = ("/image", MAGIMG, COLOR, ENHANCED, INFRARED)
     tones = dict(zip(names, (70, 110, 150, 190, 230), strict=True))
     drawn = sheet.fill(

@@ -30,6 +30,17 @@ UNTRAINED = "UNTRAINED WEIGHTS: this shows that the pipeline runs, not what the 
 
 
 @dataclass(frozen=True)
+class Texts:
+    """What is written on a sheet."""
+
+    input_topic: str  # of the first picture
+    input_caption: str
+    facts: Sequence[str] = ()  # lines above the legend
+    labels: LabelSet | None = None  # classes for the legend; None leaves it out
+    trained: bool = True  # if not, a banner on top says that the weights are untrained
+
+
+@dataclass(frozen=True)
 class Matched:
     """The input and all results that have its stamp, as (H, W, 3) RGB pictures by topic."""
 
@@ -58,12 +69,9 @@ def matched(bag: BagReader, input_topic: str) -> Iterator[Matched]:
 
 
 def structure(picture: Picture) -> float:
-    """Measure how much can be made out: the mean slope of the brightness, at half the size.
+    """Measure how much can be made out in an RGB picture (H, W, 3): the mean slope of brightness.
 
-    Parameters
-    ----------
-    picture
-        (H, W, 3) RGB. Fine noise is averaged away by the halving.
+    It is measured at half the size, which averages fine noise away.
     """
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     half = cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
@@ -79,44 +87,28 @@ class Sheet:
         (width, height) of the pictures; pictures of other sizes are scaled to fit.
     cell_width
         Width in pixels of each picture on the sheet.
-    input_topic, input_caption
-        Topic and caption of the first picture.
-    facts
-        Lines above the legend.
-    labels
-        Classes for the legend; None leaves it out.
-    trained
-        If False, a banner on top says that the weights are untrained.
+    texts
+        What is written on it.
     """
 
-    def __init__(
-        self,
-        *,
-        size: tuple[int, int],
-        cell_width: int,
-        input_topic: str,
-        input_caption: str,
-        facts: Sequence[str],
-        labels: LabelSet | None,
-        trained: bool,
-    ) -> None:
+    def __init__(self, size: tuple[int, int], cell_width: int, texts: Texts) -> None:
         self._unit = unit = cell_width / 640
         self._cell = (cell_width, max(round(cell_width * size[1] / size[0]), 1))
         self._gap, self._strip = round(12 * unit), round(34 * unit)
-        self._top = round(40 * unit) if not trained else 0
+        self._top = round(40 * unit) if not texts.trained else 0
         width = COLUMNS * (cell_width + self._gap) + self._gap
         height = self._top + ROWS * (self._cell[1] + self._strip) + 2 * self._gap
         # Video codecs want even sides.
         image = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
         draw = ImageDraw.Draw(image)
-        if not trained:
+        if not texts.trained:
             draw.rectangle((0, 0, image.width, self._top - 1), fill=ALARM)
             font = self._font(22)
             left = (image.width - draw.textlength(UNTRAINED, font)) / 2
             draw.text((left, self._top / 2), UNTRAINED, TEXT, font, anchor="lm")
-        self._order = (input_topic, MAGIMG, COLOR, ENHANCED, INFRARED)
+        self._order = (texts.input_topic, MAGIMG, COLOR, ENHANCED, INFRARED)
         captions = (
-            f"Input: {input_caption}",
+            f"Input: {texts.input_caption}",
             "MagImg, both fused",
             "Semantics",
             "Enhanced",
@@ -125,7 +117,7 @@ class Sheet:
         for index, caption in enumerate(captions):
             x, y = self._corner(index)
             draw.text((x, y - self._strip * 0.45), caption, TEXT, self._font(21), anchor="lm")
-        self._draw_facts(draw, facts, labels)
+        self._draw_facts(draw, texts.facts, texts.labels)
         self._canvas = np.array(image)
 
     def fill(self, pictures: Mapping[str, Picture]) -> Picture:
@@ -180,51 +172,27 @@ class Sheet:
 
 
 def write_pictures(
-    bag: BagReader,
-    stem: Path,
-    *,
-    input_topic: str,
-    input_caption: str,
-    fps: float,
-    facts: Sequence[str],
-    labels: LabelSet | None,
-    trained: bool,
-    progress: Callable[[int], None],
+    bag: BagReader, stem: Path, texts: Texts, fps: float, progress: Callable[[int], None]
 ) -> list[Path]:
     """Write ``<stem>.png`` of one frame and a video of all; return what was written.
 
-    The picture is of the frame in which MagImg shows most that cannot be made out in the input.
-
-    Parameters
-    ----------
-    bag
-        Recorded by `DemoSession.play`.
-    fps
-        Rate of the video: that of the fused frames, so that it plays in real time.
-    progress
-        Called with the number of frames done; if it raises, the writing ends.
+    The picture is of the frame in which MagImg shows most that cannot be made out in the input. The
+    video has the rate of the fused frames, `fps`, so that it plays in real time. `progress` is
+    called with the number of frames done; if it raises, the writing ends.
     """
     png, rate = stem.with_suffix(".png"), min(max(fps, 1.0), 60.0)
     video: VideoWriter | None = None
     sheets: dict[int, Sheet] = {}
     shown, most, written = None, -np.inf, 0
     with ExitStack() as stack:
-        for each in matched(bag, input_topic):
+        for each in matched(bag, texts.input_topic):
             if not sheets:
                 height, width = each.pictures[MAGIMG].shape[:2]
                 sheets = {
-                    cell_width: Sheet(
-                        size=(width, height),
-                        cell_width=cell_width,
-                        input_topic=input_topic,
-                        input_caption=input_caption,
-                        facts=facts,
-                        labels=labels,
-                        trained=trained,
-                    )
+                    cell_width: Sheet((width, height), cell_width, texts)
                     for cell_width in (VIDEO_CELL, PICTURE_CELL)
                 }
-            gain = structure(each.pictures[MAGIMG]) - structure(each.pictures[input_topic])
+            gain = structure(each.pictures[MAGIMG]) - structure(each.pictures[texts.input_topic])
             if gain > most:
                 shown, most = each.pictures, gain
             sheet = sheets[VIDEO_CELL].fill(each.pictures)

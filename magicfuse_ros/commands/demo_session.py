@@ -20,7 +20,7 @@ from magicfuse_ros.bags.reader import BagReader, Topic
 from magicfuse_ros.bags.suffixes import is_bag
 from magicfuse_ros.bags.writer import BagWriter
 from magicfuse_ros.commands.arguments import choose_topic
-from magicfuse_ros.commands.demo_pictures import write_pictures
+from magicfuse_ros.commands.demo_pictures import Texts, write_pictures
 from magicfuse_ros.commands.demo_report import ages_ms, is_trained, model_name, table
 from magicfuse_ros.commands.exit_status import StopRequest
 from magicfuse_ros.commands.node_process import NodeProcess, fuse_node_command
@@ -174,23 +174,23 @@ class Demo:
 
     def _make_pictures(self, source: Input, session: Session, out: Path) -> list[Path]:
         said = session.diagnostics
-        age = ages_ms(session)[0]
+        texts = Texts(
+            source.topic.name,
+            source.caption,
+            facts=(
+                f"model {model_name(said)}",
+                f"{session.fps:.1f} fps, age at publish {ages_ms(session)[0]} ms (p50 / p95)",
+            ),
+            labels=label_set_of(said),
+            trained=is_trained(session),
+        )
         with BagReader(out) as bag:
             pictures = write_pictures(
                 bag,
                 self._folder / "side_by_side",
-                input_topic=source.topic.name,
-                input_caption=source.caption,
-                fps=session.fps,
-                facts=(
-                    f"model {model_name(said)}",
-                    f"{session.fps:.1f} fps, age at publish {age} ms (p50 / p95)",
-                ),
-                labels=label_set_of(said),
-                trained=is_trained(session),
-                progress=lambda count: self._tell(
-                    f"making the video: {count} of {session.recorded} frames"
-                ),
+                texts,
+                session.fps,
+                lambda count: self._tell(f"making the video: {count} of {session.recorded} frames"),
             )
         if not pictures:
             raise SessionError(

@@ -35,15 +35,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest(threading.Event):
-    """Set by the first signal that asks this process to end.
+    """Set by the first signal that asks this process to end."""
 
-    Attributes
-    ----------
-    status
-        The exit status for that signal; `DONE` before it comes.
-    """
-
-    status = DONE
+    status = DONE  # then the exit status for that signal
 
 
 def status_of(stop: KeyboardInterrupt) -> int:

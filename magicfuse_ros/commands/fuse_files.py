@@ -33,16 +33,8 @@ class Target(AbstractContextManager["Target"]):
 
     Everything that can be checked before the first picture is fused is checked here.
 
-    Parameters
-    ----------
-    path
-        OUTPUT as the user gave it.
-    source, source_path
-        What is read; it is never overwritten.
-    outputs
-        The outputs to write; the first one goes to `path` if that is a file.
-    overwrite
-        Whether results that are there already may be replaced.
+    `path` is OUTPUT as the user gave it; if it is a file, the first of `outputs` goes there. The
+    source is never written over, and results that are there already only with `overwrite`.
 
     Raises
     ------

@@ -44,14 +44,7 @@ OpenLog = Callable[[Path, LabelSet], AbstractContextManager[WriteFrame]]
 
 
 def check_logs(logs: Mapping[str, Path], *, overwrite: bool) -> None:
-    """Check what can be checked before the model is loaded.
-
-    Parameters
-    ----------
-    logs
-        The files to make, by their kind: a key of `LOGS`.
-    overwrite
-        Whether a file that is there already may be replaced.
+    """Check what can be checked before the model is loaded; `logs` are files by a key of `LOGS`.
 
     Raises
     ------

@@ -31,19 +31,9 @@ def fuse_all(
 ) -> int:
     """Fuse every picture of `path` into `target`, and print a summary.
 
-    Parameters
-    ----------
-    path, target, outputs, overwrite
-        See `Target`.
-    settings
-        What to fuse with.
-    logs
-        Files for all streams, by their kind; see `fuse_logs`.
-
-    Returns
-    -------
-    int
-        How many pictures could not be read and were left out; at least one was fused.
+    For `outputs` and `overwrite` see `Target`; `logs` are files for all streams, by their kind (see
+    `fuse_logs`). Returns how many pictures could not be read and were left out; at least one was
+    fused.
 
     Raises
     ------

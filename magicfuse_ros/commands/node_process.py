@@ -22,12 +22,7 @@ def fuse_node_command(
 ) -> list[str]:
     """Return the command that runs `fuse_node` under this Python.
 
-    Parameters
-    ----------
-    remappings
-        Topic names in the node → names to use, such as ``{"image": "/camera/image"}``.
-    parameters
-        Parameter names → values.
+    `remappings` go from names in the node to those to use: ``{"image": "/camera/image"}``.
     """
     command = [sys.executable, "-m", "magicfuse_ros.ros.node.fuse_node", "--ros-args"]
     for name, value in remappings.items():
@@ -53,13 +48,7 @@ class NodeProcess(AbstractContextManager["NodeProcess"]):
 
     The child leads a session of its own, so that Ctrl-C at a terminal reaches it only from here.
     SIGINT and SIGTERM are blocked in the child until its program handles them (`StopRequest`).
-
-    Parameters
-    ----------
-    command, environment
-        What to run, and its whole environment.
-    log
-        File for stdout and stderr; an existing one is replaced.
+    `environment` is the whole of its own; `log` takes its stdout and stderr, and is replaced.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:

@@ -95,19 +95,8 @@ class Session:
 class NodeSession:
     """Plays a camera to `fuse_node`, hears what it publishes, and watches that it lives.
 
-    Parameters
-    ----------
-    process
-        The running `fuse_node`; also an attribute.
-    stop
-        Set by signals; every wait then ends with KeyboardInterrupt.
-    progress
-        Called with a line of text on what is going on.
-
-    Attributes
-    ----------
-    session
-        What happened so far.
+    Every wait ends with KeyboardInterrupt once `stop` is set; `progress` is called with a line of
+    text on what is going on. What happened so far is in `session`.
     """
 
     def __init__(self, process: NodeProcess, stop: threading.Event, progress: Progress) -> None:
@@ -179,16 +168,10 @@ class NodeSession:
     def play(
         self, player: Player, what: str, watch: Callable[[threading.Event], None] | None = None
     ) -> None:
-        """Play, and wait until everything that the node made of it has arrived.
+        """Play in another thread, and wait until everything that the node made of it has arrived.
 
-        Parameters
-        ----------
-        player
-            What to play, in a thread beside this one.
-        what
-            What is going on, for `progress`.
-        watch
-            Called ten times a second meanwhile, with the event that ends the playing.
+        `what` says for `progress` what is going on. `watch` is called ten times a second meanwhile,
+        with the event that ends the playing.
 
         Raises
         ------

@@ -33,16 +33,8 @@ class VideoWriter:
     """A video: H.264 with the times of its frames, or in .avi Motion JPEG at a constant rate.
 
     It is written as `NAME.partial.SUFFIX`, and `close` renames it if it is whole. If an error or a
-    crash ends it early, it keeps that name.
-
-    Parameters
-    ----------
-    path
-        The file; its suffix is one of `FORMATS`.
-    rate
-        Average number of frames per second.
-    size
-        (width, height) of every frame in pixels, which may be odd.
+    crash ends it early, it keeps that name. The suffix is one of `FORMATS`, `rate` the average
+    number of frames per second, and `size` (width, height) of every frame, which may be odd.
 
     Raises
     ------

@@ -73,17 +73,8 @@ def ablated(
 def late_fusion(enhanced: Tensor, infrared: Tensor, w_r: Tensor) -> Tensor:
     """Fuse as Model III does: weigh the two decoded images instead of the two noises.
 
-    Parameters
-    ----------
-    enhanced, infrared
-        (B, 3, H, W) in [0, 1].
-    w_r
-        (B, 8, h, w); its mean over the channels, limited to [0, 1], is the weight of `enhanced`.
-
-    Returns
-    -------
-    Tensor
-        (B, 3, H, W) in [0, 1].
+    All images are (B, 3, H, W) in [0, 1]. The mean of w_r (B, 8, h, w) over its channels, limited
+    to [0, 1], is the weight of `enhanced`.
     """
     weight = functional.interpolate(
         w_r.mean(dim=1, keepdim=True).clamp(0.0, 1.0),

@@ -34,13 +34,9 @@ def degradation(
 ) -> Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]:
     """Return a function of (frame, index) that makes (H, W, 3) RGB frames worse, deterministically.
 
-    Parameters
-    ----------
-    description
-        Names of `magicfuse_ros.training.degradation.EFFECTS`, ``-`` or ``_``, with or without a
-        strength in [0, 1], joined by commas: ``low-light``, ``low-light:0.6,noise:0.3``.
-    seed
-        Another seed is another scene: other exposure, colour cast, noise.
+    `description` names some of `training.degradation.EFFECTS`, with ``-`` or ``_``, with or without
+    a strength in [0, 1], joined by commas: ``low-light``, ``low-light:0.6,noise:0.3``. Another seed
+    is another scene: other exposure, colour cast, noise.
 
     Raises
     ------

@@ -29,18 +29,9 @@ def fused_folders_table(
 ) -> Table:
     """Score every folder of fused pictures against the same visible and infrared ones.
 
-    Pictures belong together by their names without endings; colours are scored as luminance.
-
-    Parameters
-    ----------
-    fused
-        Folders, a row each, named by the last part of their paths.
-    visible, infrared
-        Folders of the two sources, of the same names and sizes.
-    limit
-        At most so many pictures, evenly from all; 0 takes all.
-    quoted
-        The paper's rows to put below.
+    A folder is a row, named by the last part of its path, with the paper's `quoted` rows below.
+    Pictures belong together by their names without endings and have one size; colours are scored as
+    luminance. Of all pictures at most `limit` are taken, evenly; 0 takes all.
 
     Raises
     ------

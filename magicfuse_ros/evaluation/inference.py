@@ -33,19 +33,11 @@ class Outcome(NamedTuple):
 
 
 class Inference:
-    """Runs a model on RGB images (H, W, 3), on the device that it is on.
+    """Runs a model in evaluation mode on RGB images (H, W, 3), on the device that it is on.
 
-    Parameters
-    ----------
-    model
-        In evaluation mode.
-    steps
-        DDIM steps; None takes the model's.
-    unaided
-        Puts the condition latent in the place of both branches' estimates: what F & S do without
-        Ψ and Φ (only for weights of F & S that were trained so).
-    paper_fusion
-        Makes the pictures without R, as the engine's setting of this name does.
+    Without `steps` (of DDIM) it takes the model's. `unaided` puts the condition latent in the place
+    of both branches' estimates: what F & S do without Ψ and Φ (only for weights of F & S that were
+    trained so). `paper_fusion` makes the pictures without R, as the engine's setting does.
     """
 
     def __init__(

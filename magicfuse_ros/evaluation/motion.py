@@ -54,14 +54,8 @@ def flicker(pictures: Sequence[U8], motions: Sequence[Motion]) -> float:
     Each picture is compared with the one before it, warped by the scene's motion, where the scene
     was visible in both: the warping error of Lai et al., "Learning blind video temporal
     consistency" (ECCV 2018), as an absolute instead of a squared difference. 0 for a picture that
-    moves and does not change; NaN where nothing can be compared.
-
-    Parameters
-    ----------
-    pictures
-        (H, W, 3) uint8, in order of time.
-    motions
-        Of the scene, from each of them to the next.
+    moves and does not change; NaN where nothing can be compared. The pictures, (H, W, 3) uint8, are
+    in order of time, and the motions are the scene's, from each of them to the next.
     """
     changes = []
     for (earlier, later), moving in zip(itertools.pairwise(pictures), motions, strict=True):
@@ -86,12 +80,7 @@ def ghosting(
     measured by how they follow the scene's own change, so that noise which is averaged away does
     not count as a ghost (the change is the instrument of an instrumental-variable estimate).
 
-    Parameters
-    ----------
-    shown, alone, scene
-        (H, W, 3) uint8, in order of time.
-    motions
-        Of the scene, from each frame to the next.
+    All pictures are (H, W, 3) uint8, in order of time; the motions go from each to the next.
     """
     left, whole = 0.0, 0.0
     for t, moving in enumerate(motions, 1):

@@ -58,11 +58,9 @@ class ProtocolRun:
 
     Parameters
     ----------
-    protocol
-        What to measure.
-    subject
-        The engine and the model; its `scenes` are not looked at. Its `limit` holds for training
-        and validation images beside those of the protocol.
+    protocol, subject
+        What to measure, of which engine and model. The subject's `scenes` are not looked at; its
+        `limit` holds for training and validation images beside those of the protocol.
     root, cache
         Folder of datasets, and that of decoded images.
     peers
@@ -72,12 +70,9 @@ class ProtocolRun:
 
     Raises
     ------
-    NotThereError
-        No dataset of the protocol is there.
-    DatasetError
-        A file is missing.
-    ConfigError
-        Peers are given to a protocol with a sweep.
+    DatasetError, ConfigError
+        No dataset of the protocol is there (`NotThereError`), a file is missing, or peers are given
+        to a protocol with a sweep.
     """
 
     def __init__(

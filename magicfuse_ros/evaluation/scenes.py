@@ -104,16 +104,9 @@ def has_weak_masks(frame: Frame) -> bool:
 class ValidationSet:
     """The validation split of every dataset under a folder, or another split of some of them.
 
-    Parameters
-    ----------
-    root
-        Folder of datasets (see `training.datasets.layouts`).
-    cache_dir
-        Where decoded images are kept.
-    config, labels
-        The model's: what size it is evaluated at, and the label set its classes are named by.
-    layouts, split
-        Of which datasets (None: all that are there) which split, `val` or `train`.
+    The datasets (see `training.datasets.layouts`) are in `root`, their decoded images are kept in
+    `cache_dir`. The model's config says at what size it is evaluated, `labels` how its classes are
+    named. `layouts` None takes all datasets that are there; `split` is `val` or `train`.
 
     Raises
     ------

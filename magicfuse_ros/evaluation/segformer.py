@@ -15,20 +15,14 @@ class SegFormerB0(nn.Module):
 
     How long it takes does not depend on what the weights are, and nothing is downloaded.
 
-    Parameters
-    ----------
-    classes
-        Classes to tell apart.
-    checkpoint
-        Folder of a SegFormer of any size, as transformers saves it, whose weights to begin with;
-        those of its last layer stay random where its classes are others.
+    With `checkpoint`, the folder of a SegFormer of any size as transformers saves it, it begins
+    with those weights; those of the last layer stay random where its classes are others.
 
     Raises
     ------
-    ImportError
-        The package transformers is not installed; the text says how to get it.
-    OSError, ValueError
-        The folder holds no SegFormer.
+    ImportError, OSError, ValueError
+        The package transformers is not installed, or the folder holds no SegFormer; the text says
+        what to do.
     """
 
     def __init__(self, classes: int, checkpoint: Path | None = None) -> None:

@@ -36,22 +36,9 @@ def train_segformer(
 ) -> Callable[[U8], U8]:
     """Train a SegFormer, and return what it segments with.
 
-    The same samples give the same network on a CPU. Augmented by mirroring alone.
-
-    Parameters
-    ----------
-    samples
-        (H, W, 3) RGB pictures with (H, W) class ids, 255 unknown.
-    classes
-        Classes to tell apart.
-    device
-        Where it is trained and run.
-    checkpoint
-        Where its weights come from; None begins with a random B0.
-
-    Returns
-    -------
-    (H, W, 3) RGB → (H, W) uint8 class ids.
+    Samples are (H, W, 3) RGB pictures with (H, W) class ids, 255 unknown; what is returned takes
+    such a picture and gives such ids. The same samples give the same network on a CPU. They are
+    augmented by mirroring alone. Without a checkpoint it begins with a random B0.
 
     Raises
     ------

@@ -30,10 +30,7 @@ def confusion(
 ) -> Confusion:
     """Count the pixels of every scene that has the labels asked for.
 
-    Parameters
-    ----------
-    mask_of
-        (H, W, 3) RGB → (H, W) class ids; None takes the engine's mask.
+    `mask_of` makes (H, W) class ids of an (H, W, 3) RGB picture; None takes the engine's mask.
     """
     made = mask_of or (lambda image: evaluation.fuse(image).mask)
     counted = Confusion(len(evaluation.model.labels))

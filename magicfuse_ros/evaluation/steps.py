@@ -23,11 +23,8 @@ MAY_LOSE = (0.5, 0.5, 1.0)
 def fewest_steps(judged: Mapping[int, tuple[float, float, float]]) -> int | None:
     """Return the fewest steps that lose less than `MAY_LOSE` against the reference.
 
-    Parameters
-    ----------
-    judged
-        For each number of steps the PSNR in dB of the restored image and of the imagined infrared,
-        and mIoU in percent. None fits where the reference has a NaN: nothing there to measure.
+    `judged` has for each number of steps the PSNR in dB of the restored image and of the imagined
+    infrared, and mIoU in percent. None fits where the reference has a NaN: nothing to measure.
     """
     reference = judged[STEPS[0]]
     fitting = [

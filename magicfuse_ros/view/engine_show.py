@@ -29,12 +29,7 @@ _IDLE_S = 0.1
 class EngineShow:
     """Fuses the frames of a feed in a thread of its own, while somebody looks; see `Show`.
 
-    Parameters
-    ----------
-    feed
-        The frames; it is closed with the show.
-    load
-        Loads the engine, in that thread; raises `EngineError`.
+    `load` loads the engine in that thread, and may raise. The feed is closed with the show.
     """
 
     def __init__(self, feed: Feed, load: Callable[[Progress], Engine]) -> None:

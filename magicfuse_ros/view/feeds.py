@@ -21,18 +21,10 @@ RETRY_S = 1.0
 
 
 class Feed(Protocol):
-    """Gives frames to one thread.
+    """Gives frames to one thread."""
 
-    Attributes
-    ----------
-    name
-        What it is called on the page.
-    drops
-        Frames that a newer one replaced before they were taken.
-    """
-
-    name: str
-    drops: int
+    name: str  # on the page
+    drops: int  # frames that a newer one replaced before they were taken
 
     @property
     def said(self) -> tuple[str, str]:
@@ -175,17 +167,8 @@ class Playback:
 class Live(Generic[T]):
     """The newest frame of a camera. `put` is called by the camera's thread.
 
-    Parameters
-    ----------
-    name
-        What it is called on the page.
-    read
-        Turns what was put into (H, W, 3) RGB; raises ValueError for what cannot be read.
-
-    Attributes
-    ----------
-    trouble
-        Why no frames come, where that is known.
+    `read` turns what was put into (H, W, 3) RGB, or raises ValueError. The attribute `trouble` says
+    why no frames come, where that is known.
     """
 
     def __init__(self, name: str, read: Callable[[T], UInt8]) -> None:

@@ -40,12 +40,9 @@ _LEVELS = {
 
 
 class NodeShow:
-    """Watches a node; see `Show`. Pictures that nobody looks at are not subscribed to.
+    """Watches the node of this full name, such as `/front/fuse_node`; see `Show`.
 
-    Parameters
-    ----------
-    name
-        The node's full name, such as `/front/fuse_node`.
+    Pictures that nobody looks at are not subscribed to.
     """
 
     def __init__(self, name: str) -> None:

@@ -49,15 +49,7 @@ class _Viewer:
 
 
 class PageServer:
-    """Serves one show until `stop` is set or the show fails.
-
-    Parameters
-    ----------
-    show
-        What is shown; it is not closed here.
-    host, port
-        Where to listen; port 0 takes a free one.
-    """
+    """Serves a show, which it does not close; port 0 takes a free one."""
 
     def __init__(self, show: Show, host: str, port: int) -> None:
         self._show, self._host, self._port = show, host, port

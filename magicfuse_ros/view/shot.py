@@ -27,25 +27,13 @@ QUALITY = 82
 
 @dataclass
 class Shot:
-    """The pictures of one frame. They are made and encoded when the first viewer wants them.
+    """The pictures of one frame. They are made and encoded when the first viewer wants them."""
 
-    Attributes
-    ----------
-    number
-        Counts the shots of one run, from 1.
-    taken_s
-        When the camera's frame came, by `time.monotonic`.
-    pictures
-        Some of `PICTURES`; each function returns (H, W, 3) uint8 RGB or (H, W) uint8 grey, or
-        raises ValueError.
-    mask
-        Returns the (H, W) uint8 class ids, where they are known.
-    """
-
-    number: int
-    taken_s: float
+    number: int  # counts the shots of one run, from 1
+    taken_s: float  # when the camera's frame came, by `time.monotonic`
+    # Some of `PICTURES`; each returns (H, W, 3) RGB or (H, W) grey, or raises ValueError.
     pictures: Mapping[str, Callable[[], UInt8]]
-    mask: Callable[[], UInt8] | None = None
+    mask: Callable[[], UInt8] | None = None  # returns (H, W) class ids, where they are known
     _jpegs: dict[str, bytes] = field(default_factory=dict)
     _faults: dict[str, str] = field(default_factory=dict)
     _present: list[int] | None = None
@@ -82,18 +70,10 @@ class Shot:
 
 
 class Show(Protocol):
-    """Makes shots, and obeys the page; every method may be called from any thread.
+    """Makes shots, and obeys the page; every method may be called from any thread."""
 
-    Attributes
-    ----------
-    on_shot
-        Called with every shot, in any thread.
-    failure
-        Why there will be no more shots, in one sentence; empty while there may be.
-    """
-
-    on_shot: Callable[[Shot], None]
-    failure: str
+    on_shot: Callable[[Shot], None]  # called with every shot, in any thread
+    failure: str  # why there will be no more shots, in one sentence; empty while there may be
 
     def state(self) -> dict[str, Any]:
         """Return what the page shows beside the pictures, as JSON can hold it."""
