@@ -352,11 +352,3 @@ def test_pictures_of_different_sizes_are_refused():
     model = CameraModel.from_camera_info(info(), SIZE)
     with pytest.raises(ValueError, match="pictures of 6 x 4; accepted: the camera's"):
         paint(np.zeros((3, 1)), model, Pictures(mask, mask))
-
-
-@pytest.mark.parametrize(
-    ("gap", "tolerance"), [(0, 0.1), (-1, 0.1), (4, -0.1), (4, np.nan), (4, 1.0)]
-)
-def test_an_occlusion_without_sense_is_refused(gap, tolerance):
-    with pytest.raises(ValueError, match="accepted"):
-        Occlusion(gap, tolerance)

@@ -10,7 +10,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from support.system import CameraProcess, FuseNodeProcess, Listener, random_domain, rgb, stamp_ns
 
-from magicfuse_ros.ros.images.run_length import encode_runs
+from magicfuse_ros.ros.images.codec import encode_runs
 
 SECOND = 10**9
 

@@ -19,7 +19,6 @@ from magicfuse_ros.ros.cloud.cloud_errors import CloudError
 from magicfuse_ros.ros.cloud.cloud_lifecycle import SemanticCloudNode
 from magicfuse_ros.ros.cloud.cloud_parameters import (
     CLOUD_PARAMETERS,
-    CLOUD_SPECS,
     CloudSettings,
 )
 from magicfuse_ros.ros.cloud.extrinsics import Extrinsics, RigidTransform
@@ -402,7 +401,7 @@ def test_values_out_of_range_are_named(name, value):
 
 
 def test_every_parameter_is_named_once_and_described():
-    assert len(CLOUD_SPECS) == len(CLOUD_PARAMETERS)
+    assert len(DEFAULTS) == len(CLOUD_PARAMETERS)
     for spec in CLOUD_PARAMETERS:
         assert spec.description.endswith(".")
         assert spec.descriptor().name == spec.name

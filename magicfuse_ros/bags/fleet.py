@@ -95,14 +95,7 @@ def one_by_one(
     """
     with closing(LazyEngine(options.engine, stop, say)) as engine:
         for job in todo:
-            try:
-                summary = fuse_bag(
-                    job.source, job.target, options, engine, stop=stop, say=say, progress=progress
-                )
-            except (BagError, EngineError, ValueError) as error:
-                yield Row(job, error=str(error))
-            else:
-                yield Row(job, summary)
+            yield _outcome(job, options, engine, stop=stop, say=say, progress=progress)
 
 
 def on_ray(
@@ -169,12 +162,15 @@ def table(rows: Sequence[Row], count: int) -> str:
 def _fuse_one(job: Job, options: FuseOptions) -> Row:
     """Run one job in a Ray worker; raise only what Ray's retry may mend."""
     never = threading.Event()
+    with closing(LazyEngine(options.engine, never, lambda _text: None)) as engine:
+        return _outcome(job, options, engine, stop=never)
+
+
+def _outcome(job: Job, options: FuseOptions, engine: LazyEngine, **calls: Any) -> Row:
     try:
-        with closing(LazyEngine(options.engine, never, lambda _text: None)) as engine:
-            summary = fuse_bag(job.source, job.target, options, engine, stop=never)
+        return Row(job, fuse_bag(job.source, job.target, options, engine, **calls))
     except (BagError, EngineError, ValueError) as error:
         return Row(job, error=str(error))
-    return Row(job, summary)
 
 
 def _row(ray: Any, reference: Any, job: Job) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from magicfuse_ros.ros.node.session import EngineFactory
+from magicfuse_ros.ros.node.session import EngineFactory, load_engine
 from magicfuse_ros.runtime.contract import Engine, EngineSettings, Progress
 
 
@@ -24,7 +24,7 @@ class LazyEngine:
         settings: EngineSettings,
         stop: threading.Event,
         say: Progress,
-        factory: EngineFactory | None = None,
+        factory: EngineFactory = load_engine,
     ) -> None:
         self.settings = settings
         self._stop, self._say, self._factory = stop, say, factory
@@ -37,10 +37,6 @@ class LazyEngine:
         return self._engine
 
     def _load(self) -> Engine:
-        if self._factory is None:
-            from magicfuse_ros.runtime.engine import load_engine
-
-            self._factory = load_engine
         engine = self._factory(self.settings, self._progress)
         try:
             engine.warm_up(self._progress)

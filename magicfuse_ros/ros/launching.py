@@ -19,7 +19,7 @@ from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 
 from magicfuse_ros.resources import share_dir
-from magicfuse_ros.ros.dds import PROFILE_VARIABLE, use_shipped_profile
+from magicfuse_ros.ros.dds import PROFILE_VARIABLE, has_profile, use_shipped_profile
 from magicfuse_ros.ros.parameter_table import ParameterSpec
 
 PACKAGE = "magicfuse_ros"
@@ -85,7 +85,7 @@ class ManagedNodeLaunch:
             *(
                 (
                     argument_name(spec),
-                    launch_text(spec),
+                    spec.default_text,
                     f"{spec.description} Accepted: {spec.accepted}.",
                 )
                 for spec in self.parameters
@@ -137,11 +137,6 @@ def argument_name(spec: ParameterSpec) -> str:
     return spec.name.replace(".", "_")
 
 
-def launch_text(spec: ParameterSpec) -> str:
-    """Write a parameter's default the way it is typed after `name:=`."""
-    return str(spec.default).lower() if spec.type is bool else str(spec.default)
-
-
 def process_prefix(users: str = "") -> str:
     """Return a launch prefix that lets the kernel stop the process when launch dies.
 
@@ -164,8 +159,8 @@ def truth(context: LaunchContext, name: str) -> bool:
 
 def _profile() -> list[LaunchDescriptionEntity]:
     """Set the shipped Fast DDS profile, which large images need, unless the user chose one."""
-    environment = dict(os.environ)
-    use_shipped_profile(environment)
-    if environment.get(PROFILE_VARIABLE) == os.environ.get(PROFILE_VARIABLE):
+    if has_profile(os.environ):
         return []
+    environment: dict[str, str] = {}
+    use_shipped_profile(environment)
     return [SetEnvironmentVariable(PROFILE_VARIABLE, environment[PROFILE_VARIABLE])]

@@ -67,6 +67,11 @@ class ParameterSpec:
             return f"{_TYPE_NAMES[self.type]} from {self.low} to {self.high}"
         return _TYPE_NAMES[self.type]
 
+    @property
+    def default_text(self) -> str:
+        """The default as it is typed after `name:=`."""
+        return str(self.default).lower() if self.type is bool else str(self.default)
+
     def understood(self, value: Any) -> Any:
         """Return a value as it was meant: YAML reads the words on and off as true and false."""
         word = {True: "on", False: "off"}[value] if isinstance(value, bool) else value

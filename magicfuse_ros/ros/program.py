@@ -101,8 +101,7 @@ def usage(name: str, parameters: Sequence[ParameterSpec]) -> str:
         "",
     ]
     for each in parameters:
-        default = str(each.default).lower() if isinstance(each.default, bool) else each.default
-        lines.append(f"  {each.name} (default: {default if default != '' else 'empty'})")
+        lines.append(f"  {each.name} (default: {each.default_text or 'empty'})")
         lines.append(f"      {each.description} Accepted: {each.accepted}.")
     return "\n".join(lines)
 

@@ -73,18 +73,18 @@ def _jpeg_header(data: bytes) -> CompressedHeader:
         scan = position
         if marker in _START_OF_FRAME:
             if header is not None or position + 10 > len(data):
-                raise _corrupt_jpeg("its frame header is broken")
+                raise _corrupt("jpeg", "its frame header is broken")
             height, width, components = struct.unpack_from(">HHB", data, position + 5)
             header = CompressedHeader("jpeg", width, height, components)
     if header is None:
-        raise _corrupt_jpeg("it has no frame header")
+        raise _corrupt("jpeg", "it has no frame header")
     # The end may be followed by padding (USB cameras do that). It cannot occur inside the scan,
     # where ff is always followed by 00; a thumbnail's end lies before the scan.
     if data.rfind(_JPEG_END, scan) < 0:
-        raise _corrupt_jpeg("its end is missing: it was cut off")
+        raise _corrupt("jpeg", "its end is missing: it was cut off")
     scans = data.count(_SCAN, scan)  # cannot occur inside a scan either
     if scans > MAX_SCANS:
-        raise _corrupt_jpeg(f"it has {scans} scans, accepted are up to {MAX_SCANS}")
+        raise _corrupt("jpeg", f"it has {scans} scans, accepted are up to {MAX_SCANS}")
     return header
 
 
@@ -98,14 +98,14 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     while marker != _SOS:
         position = data.find(b"\xff", position)
         if position < 0 or position + 4 > len(data):
-            raise _corrupt_jpeg("it ends inside its header")
+            raise _corrupt("jpeg", "it ends inside its header")
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte
             position += 1
         elif marker in _WITHOUT_LENGTH:
             position += 2
         elif marker in (_SOI, _EOI):
-            raise _corrupt_jpeg("it has no picture between its start and its end")
+            raise _corrupt("jpeg", "it has no picture between its start and its end")
         else:
             yield marker, position
             (length,) = struct.unpack_from(">H", data, position + 2)
@@ -115,31 +115,28 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 def _png_header(data: bytes) -> CompressedHeader:
     """Read IHDR, which must come first (PNG specification, 11.2.1), and check every chunk."""
     if len(data) < 33 or data[12:16] != b"IHDR":
-        raise _corrupt_png("it has no header chunk")
+        raise _corrupt("png", "it has no header chunk")
     view = memoryview(data)
     at, kind = len(_PNG_START), b""
     while kind != b"IEND":
         if at + 12 > len(data):
-            raise _corrupt_png("its end is missing: it was cut off")
+            raise _corrupt("png", "its end is missing: it was cut off")
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 8 + length
         # A decoder makes room for what a chunk announces before it looks whether that is there.
         if end + 4 > len(data):
-            raise _corrupt_png(f"a chunk announces {length} bytes, which are not there")
+            raise _corrupt("png", f"a chunk announces {length} bytes, which are not there")
         # The pixels do not depend on chunks whose name begins with a small letter (5.4).
         critical = not kind[0] & 0x20
         if critical and zlib.crc32(view[at + 4 : end]) != int.from_bytes(
             data[end : end + 4], "big"
         ):
-            raise _corrupt_png(f"the checksum of its chunk at byte {at} is wrong")
+            raise _corrupt("png", f"the checksum of its chunk at byte {at} is wrong")
         at = end + 4
     width, height = struct.unpack_from(">II", data, 16)
     return CompressedHeader("png", width, height)
 
 
-def _corrupt_png(what: str) -> PictureError:
-    return PictureError("corrupt_png", f"the PNG is damaged: {what}; check where it comes from")
-
-
-def _corrupt_jpeg(what: str) -> PictureError:
-    return PictureError("corrupt_jpeg", f"the JPEG is damaged: {what}; check where it comes from")
+def _corrupt(kind: Literal["jpeg", "png"], what: str) -> PictureError:
+    text = f"the {kind.upper()} is damaged: {what}; check where it comes from"
+    return PictureError("corrupt_jpeg" if kind == "jpeg" else "corrupt_png", text)

@@ -86,8 +86,6 @@ CLOUD_PARAMETERS: tuple[ParameterSpec, ...] = (
     AUTOSTART,
 )
 
-CLOUD_SPECS: Mapping[str, ParameterSpec] = {spec.name: spec for spec in CLOUD_PARAMETERS}
-
 
 @dataclass(frozen=True, kw_only=True)
 class CloudSettings:

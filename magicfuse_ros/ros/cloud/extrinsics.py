@@ -74,20 +74,16 @@ class RigidTransform:
         not finite.
         """
         q, t = transform.rotation, transform.translation
-        x, y, z, w = (float(value) for value in (q.x, q.y, q.z, q.w))
-        length = math.sqrt(x * x + y * y + z * z + w * w)
-        if not 1e-6 < length < 1e6:
+        axis = np.array([q.x, q.y, q.z], np.float64)
+        sine = float(np.linalg.norm(axis))
+        if not 1e-6 < math.hypot(sine, q.w) < 1e6:
             raise CloudError(
-                "no_transform", f"the transform's quaternion is ({x:g}, {y:g}, {z:g}, {w:g})"
+                "no_transform",
+                f"the transform's quaternion is ({q.x:g}, {q.y:g}, {q.z:g}, {q.w:g})",
             )
-        x, y, z, w = (value / length for value in (x, y, z, w))
-        rotation = np.array(
-            [
-                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-            ]
-        )
+        if sine > 0.0:
+            axis *= 2.0 * math.atan2(sine, q.w) / sine
+        rotation = np.asarray(cv2.Rodrigues(axis)[0], np.float64)
         return cls(rotation, np.array([t.x, t.y, t.z], np.float64))
 
     def apply(self, points: Floats) -> Floats:

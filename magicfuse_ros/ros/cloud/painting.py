@@ -65,13 +65,6 @@ class Occlusion:
     gap: int
     tolerance: float
 
-    def __post_init__(self) -> None:
-        if self.gap < 1 or not 0.0 <= self.tolerance < 1.0:
-            raise ValueError(
-                f"occlusion gap {self.gap}, tolerance {self.tolerance}; "
-                "accepted: 1 and more, 0.0 to less than 1.0"
-            )
-
 
 @dataclass(frozen=True, eq=False)
 class Painted:

@@ -25,7 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, Image
 
 from magicfuse_ros.ros.byte_data import why_unreadable
 from magicfuse_ros.ros.images.bit_depth import BitDepth
@@ -33,6 +33,7 @@ from magicfuse_ros.ros.images.pixel_layouts import PixelLayout, layout_of
 from magicfuse_ros.sources.picture_errors import PictureError
 from magicfuse_ros.sources.pictures import decode_jpeg_or_png, to_rgb8
 
+_RUN = np.dtype([("value", "u1"), ("length", "<i4")])  # 5 bytes, not aligned
 _CHANNELS_OUT = {"rgb8": 3, "mono8": 1}
 _FULL_SCALE = BitDepth(16)
 
@@ -133,6 +134,26 @@ def encode_compressed(picture: NDArray[np.uint8], header: Any, quality: int) -> 
     stored_as = "mono8" if encoding == "mono8" else "bgr8"
     message = CompressedImage(header=header, format=f"{encoding}; jpeg compressed {stored_as}")
     message.data = _byte_array(_uint8(jpeg))
+    return message
+
+
+def encode_runs(mask: NDArray[np.uint8], header: Any) -> Image:
+    """Put a (H, W) uint8 mask into a sensor_msgs/Image as runs of equal pixels.
+
+    This is how Autoware's perception nodes send masks to each other. The message has the mask's
+    size and encoding (mono8). Its data are runs in the order of rows, which may go on across the
+    end of a row: the value as one byte, then the length as a 32-bit integer, lowest byte first.
+    Only Autoware can read it as a picture.
+    """
+    height, width = mask.shape
+    pixels = mask.reshape(-1)
+    ends = np.append(np.flatnonzero(pixels[1:] != pixels[:-1]) + 1, pixels.size)
+    runs = np.empty(ends.size if pixels.size else 0, _RUN)
+    if pixels.size:
+        runs["value"] = pixels[ends - 1]
+        runs["length"] = np.diff(ends, prepend=0)
+    message = Image(header=header, height=height, width=width, encoding="mono8", step=width)
+    message.data = _byte_array(runs.view(np.uint8))
     return message
 
 

@@ -12,8 +12,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from magicfuse_ros.ros.cdr import serialize_image
-from magicfuse_ros.ros.images.codec import encode_compressed
-from magicfuse_ros.ros.images.run_length import encode_runs
+from magicfuse_ros.ros.images.codec import encode_compressed, encode_runs
 from magicfuse_ros.ros.outputs import scale_camera_info
 from magicfuse_ros.runtime.class_colors import colorize
 from magicfuse_ros.runtime.contract import FuseResult

@@ -10,7 +10,7 @@ from magicfuse_ros.ros import diagnostics, outputs
 from magicfuse_ros.ros.managed_node import ManagedNode
 from magicfuse_ros.ros.node.camera_input import CameraInput, StampOrder, camera_topic
 from magicfuse_ros.ros.node.parameters import PARAMETERS, Settings, ids_of, read_id_map
-from magicfuse_ros.ros.node.session import EngineFactory, Session
+from magicfuse_ros.ros.node.session import EngineFactory, Session, load_engine
 from magicfuse_ros.ros.parameter_table import ParameterError
 from magicfuse_ros.runtime.contract import Engine
 
@@ -18,9 +18,8 @@ from magicfuse_ros.runtime.contract import Engine
 class FuseNode(ManagedNode[Settings]):
     """The node. Its executor thread only moves messages; the worker thread does the computing.
 
-    `engine_factory` makes the engine, in the worker thread; by default
-    `runtime.engine.load_engine`. `stop_requested` of `ManagedNode` is polled while the engine
-    loads, so that a stop need not wait.
+    `engine_factory` makes the engine, in the worker thread. `stop_requested` of `ManagedNode` is
+    polled while the engine loads, so that a stop need not wait.
     """
 
     parameters = PARAMETERS
@@ -28,7 +27,7 @@ class FuseNode(ManagedNode[Settings]):
     _input: CameraInput | None
 
     def __init__(
-        self, *, engine_factory: EngineFactory | None = None, **node_arguments: Any
+        self, *, engine_factory: EngineFactory = load_engine, **node_arguments: Any
     ) -> None:
         super().__init__("fuse_node", **node_arguments)
         self._engine_factory = engine_factory

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from magicfuse_ros.ros.program import run
 
 if TYPE_CHECKING:
     from magicfuse_ros.ros.node.fuse_lifecycle import FuseNode
-    from magicfuse_ros.ros.node.session import EngineFactory
 
 
-def main(argv: Sequence[str] | None = None, engine_factory: EngineFactory | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; see `program.run`, and `FuseNode` for the factory."""
-    return run("fuse_node", _load, argv, engine_factory=engine_factory)
+def main(argv: Sequence[str] | None = None, **node_arguments: Any) -> int:
+    """Run a `FuseNode` with these arguments until SIGINT or SIGTERM; see `program.run`."""
+    return run("fuse_node", _load, argv, **node_arguments)
 
 
 def _load() -> type[FuseNode]:

@@ -61,7 +61,7 @@ class Session:
         self,
         node: Node,
         settings: Settings,
-        engine_factory: EngineFactory | None,
+        engine_factory: EngineFactory,
         *,
         account: Ledger,
         timings: Timings,
@@ -222,7 +222,7 @@ class Session:
         wanted = settings.engine
         if successor is not None:
             wanted = replace(wanted, backend=successor.backend, device=successor.device)
-        engine = (self._engine_factory or _load_engine)(wanted, progress)
+        engine = self._engine_factory(wanted, progress)
         try:
             settings.ids(engine.labels.names())
             wanted_backend = engine.backend_name
@@ -240,8 +240,8 @@ class Session:
         return engine
 
 
-def _load_engine(settings: EngineSettings, progress: Progress) -> Engine:
-    # Not at the top: it imports PyTorch.
-    from magicfuse_ros.runtime.engine import load_engine
+def load_engine(settings: EngineSettings, progress: Progress) -> Engine:
+    """Load an engine as `runtime.engine` does, importing that, and PyTorch, only now."""
+    from magicfuse_ros.runtime.engine import load_engine as load
 
-    return load_engine(settings, progress)
+    return load(settings, progress)
