@@ -482,4 +482,4 @@ def test_on_and_off_are_words_where_they_are_choices(given, meant):
 def test_a_class_that_the_label_set_has_not_is_told_with_its_parameter():
     settings = Settings.from_values(DEFAULTS | {"semantic.id_map": "unicorn:6"})
     with pytest.raises(ParameterError, match=r"semantic\.id_map: class 'unicorn' is not in"):
-        settings.ids(NAMES)
+        settings.id_map.table(NAMES)

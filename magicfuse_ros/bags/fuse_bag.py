@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from magicfuse_ros.bags.fuse_engine import Interrupted, LazyEngine
@@ -32,6 +33,8 @@ SEGMENT_S = 60.0
 
 BACKEND = "runs_on"
 """Entry of the identity that is known only after the engine is loaded."""
+
+_digest = partial(hashlib.blake2b, digest_size=16)
 
 _REPORTED_EACH = 5
 """Frames left out that are reported one by one, for each reason; more are only counted."""
@@ -250,7 +253,11 @@ class _Work:
             self._hinted.add(message.topic.name)
             self._say(f"{message.topic.name} may come out too dark: {hint}")
         if fused.reason:
-            self._report(message, fused)
+            if self._reasons[fused.reason] < _REPORTED_EACH:
+                self._say(
+                    f"left out, {fused.reason}: {message.topic.name} at "
+                    f"{message.received_ns / 1e9:.9f}: {one_line(fused.text)}"
+                )
             self._reasons[fused.reason] += 1
         self._done += 1
         self._progress(
@@ -269,17 +276,6 @@ class _Work:
                 f"{message.received_ns / 1e9:.9f}: {one_line(error)}; what is done is "
                 f"kept in {self._space.path}, the same command goes on"
             ) from error
-
-    def _report(self, message: BagMessage, fused: Fused) -> None:
-        if self._reasons[fused.reason] < _REPORTED_EACH:
-            self._say(
-                f"left out, {fused.reason}: {message.topic.name} at "
-                f"{message.received_ns / 1e9:.9f}: {' '.join(fused.text.split())}"
-            )
-
-
-def _digest() -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=16)
 
 
 def _add(digest: hashlib.blake2b, message: BagMessage) -> None:

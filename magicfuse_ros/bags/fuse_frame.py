@@ -17,10 +17,7 @@ from magicfuse_ros.bags.writer import canonical
 from magicfuse_ros.ros import ledger
 from magicfuse_ros.ros.cdr import deserialize
 from magicfuse_ros.ros.images.bit_depth import BitDepth
-from magicfuse_ros.ros.images.codec import (
-    decode_compressed,
-    decode_image,
-)
+from magicfuse_ros.ros.images.codec import decode
 from magicfuse_ros.ros.node.frame_messages import FusedFrame
 from magicfuse_ros.ros.node.id_map import IdMap, remap
 from magicfuse_ros.runtime.contract import EXTRAS, Engine, FuseResult
@@ -84,7 +81,6 @@ class FrameFuser:
         is_compressed = message.topic.type == COMPRESSED_TYPE
         try:
             image = deserialize(message.data, CompressedImage if is_compressed else Image)
-            decode = decode_compressed if is_compressed else decode_image
             frame = decode(image, self._depths[message.topic.name])
         except PictureError as error:
             return Fused(reason=error.reason, text=str(error))

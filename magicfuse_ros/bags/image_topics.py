@@ -11,7 +11,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.ros.cdr import deserialize
-from magicfuse_ros.ros.images.codec import decode_compressed, decode_image
+from magicfuse_ros.ros.images import codec
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
@@ -32,8 +32,7 @@ def decode(topic: Topic, data: bytes) -> NDArray[np.uint8]:
     It raises `PictureError` if the message holds no readable picture, and `BagError` if the bytes
     are no such message.
     """
-    message = _message(topic, data)
-    return decode_compressed(message) if topic.type == COMPRESSED_TYPE else decode_image(message)
+    return codec.decode(_message(topic, data))
 
 
 def describe_images(bag: BagReader) -> dict[str, str]:

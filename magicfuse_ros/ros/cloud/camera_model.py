@@ -95,6 +95,7 @@ class CameraModel:
             )
         return cls(size, projection, rotation, model, coefficients, _reach(model, coefficients))
 
+    @np.errstate(invalid="ignore", over="ignore", divide="ignore")
     def project(self, points: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Find the pixel that each point falls on.
 
@@ -106,10 +107,6 @@ class CameraModel:
         (M,) rising indices of the points inside the picture, and (M,) indices of their pixels,
         which are row x width + column.
         """
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            return self._project(points)
-
-    def _project(self, points: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         if not np.array_equal(self.rotation, np.eye(3)):
             points = self.rotation.astype(points.dtype) @ points
         forward = points[2]

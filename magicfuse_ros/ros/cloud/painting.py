@@ -88,6 +88,7 @@ class Painted:
     seen: NDArray[np.bool_]
 
 
+@np.errstate(over="ignore")
 def paint(
     points: Floats, camera: CameraModel, pictures: Pictures, occlusion: Occlusion | None = None
 ) -> Painted:
@@ -106,8 +107,7 @@ def paint(
     count = points.shape[1]
     indices, pixels = camera.project(points)
     if occlusion is not None:
-        with np.errstate(over="ignore"):
-            distances = np.linalg.norm(points[:, indices], axis=0)
+        distances = np.linalg.norm(points[:, indices], axis=0)
         front = in_front(pixels, distances, camera.size, occlusion)
         indices, pixels = indices[front], pixels[front]
     class_id = np.full(count, UNKNOWN, np.uint8)
@@ -123,6 +123,7 @@ def paint(
     return Painted(class_id, confidence, rgb, seen)
 
 
+@np.errstate(over="ignore", divide="ignore", under="ignore")
 def in_front(
     pixels: NDArray[np.intp], distances: Floats, size: tuple[int, int], occlusion: Occlusion
 ) -> NDArray[np.bool_]:
@@ -142,8 +143,7 @@ def in_front(
         (width, height) of the picture.
     """
     width, height = size
-    with np.errstate(over="ignore", divide="ignore", under="ignore"):
-        nearness = (1.0 / distances).astype(np.float32)
+    nearness = (1.0 / distances).astype(np.float32)
     picture = np.zeros(width * height, np.float32)
     np.maximum.at(picture, pixels, nearness)
     side = 2 * ((occlusion.gap + 1) // 2) + 1  # odd: an even one would shift the picture

@@ -46,6 +46,11 @@ _VIDEOS = {
 """Videos that some publishers send as CompressedImage, by their first bytes."""
 
 
+def decode(msg: Any, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
+    """Decode a sensor_msgs/Image or CompressedImage; see `decode_image`."""
+    return decode_compressed(msg, depth) if hasattr(msg, "format") else decode_image(msg, depth)
+
+
 def decode_image(msg: Any, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
     """Decode a raw camera picture of any encoding in `ENCODINGS`.
 

@@ -9,7 +9,8 @@ from typing import Any
 from magicfuse_ros.ros import diagnostics, outputs
 from magicfuse_ros.ros.managed_node import ManagedNode
 from magicfuse_ros.ros.node.camera_input import CameraInput, StampOrder, camera_topic
-from magicfuse_ros.ros.node.parameters import PARAMETERS, Settings, ids_of, read_id_map
+from magicfuse_ros.ros.node.id_map import IdMap
+from magicfuse_ros.ros.node.parameters import PARAMETERS, Settings
 from magicfuse_ros.ros.node.session import EngineFactory, Session, load_engine
 from magicfuse_ros.ros.parameter_table import ParameterError
 from magicfuse_ros.runtime.contract import Engine
@@ -56,7 +57,7 @@ class FuseNode(ManagedNode[Settings]):
         changed = settings.needing_reconfigure(session.settings)
         if changed:
             raise ParameterError(f"{', '.join(changed)} changed; clean up and configure first")
-        ids = settings.ids(session.labels.names())
+        ids = settings.id_map.table(session.labels.names())
         session.adopt(settings)
         session.outputs.publish_labels(session.labels.names(), ids)
         session.pipeline.active = True
@@ -91,9 +92,9 @@ class FuseNode(ManagedNode[Settings]):
             # This checks the rules between parameters too; until then, configure does.
             Settings.from_values(values)
         if "semantic.id_map" in names:
-            id_map = read_id_map(str(values["semantic.id_map"]))
+            id_map = IdMap.parse(str(values["semantic.id_map"]))
             if self._session is not None and self._session.labels is not None:
-                ids_of(id_map, self._session.labels.names())
+                id_map.table(self._session.labels.names())
 
     def _adopt(self) -> None:
         """Adopt the live parameters; the worker uses them from its next frame on."""
@@ -110,7 +111,7 @@ class FuseNode(ManagedNode[Settings]):
             self._input.set_reliability(settings.input_reliability)
         if remapped:
             names = session.labels.names()
-            session.outputs.publish_labels(names, settings.ids(names))
+            session.outputs.publish_labels(names, settings.id_map.table(names))
 
     def _will_read(self) -> Mapping[str, type[Any]]:
         transport = str(self.get_parameter("input_transport").value)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicfuse_ros.model.labels import UNKNOWN
+from magicfuse_ros.ros.parameter_table import ParameterError
 
 UNKNOWN_NAME = "unknown"
 REST_NAME = "*"
@@ -33,19 +34,21 @@ class IdMap:
     def parse(cls, text: str) -> IdMap:
         """Read `'person:6, car:7, *:0'`.
 
-        It raises `ValueError` if an entry is not `name:id` with an id from 0 to 255, or a name
+        It raises `ParameterError` if an entry is not `name:id` with an id from 0 to 255, or a name
         comes twice.
         """
         entries: dict[str, int] = {}
         for entry in filter(None, (part.strip() for part in text.split(","))):
             name, _, number = (part.strip() for part in entry.rpartition(":"))
             if not name or not (number.isascii() and number.isdigit() and int(number) <= UNKNOWN):
-                raise ValueError(
-                    f"entry {entry!r}; accepted: name:id with an id from 0 to 255, "
-                    "such as 'person:6, car:7, *:0'"
+                raise ParameterError(
+                    f"semantic.id_map: entry {entry!r}; accepted: name:id with an id from 0 to "
+                    "255, such as 'person:6, car:7, *:0'"
                 )
             if name in entries:
-                raise ValueError(f"class {name!r} is named twice; accepted: one entry a class")
+                raise ParameterError(
+                    f"semantic.id_map: class {name!r} is named twice; accepted: one entry a class"
+                )
             entries[name] = int(number)
         return cls(tuple(entries.items()))
 
@@ -53,7 +56,7 @@ class IdMap:
         """Build the lookup table for a mask: (256,) uint8, the published id of each id in the mask.
 
         `names` are the label set's class names; a name's position is its id. An entry that names
-        another class raises `ValueError`.
+        another class raises `ParameterError`.
         """
         if not self.entries:
             return np.arange(256, dtype=np.uint8)
@@ -64,9 +67,9 @@ class IdMap:
             table[UNKNOWN] = ids.pop(UNKNOWN_NAME)
         for name, published in ids.items():
             if name not in names:
-                raise ValueError(
-                    f"class {name!r} is not in the label set; accepted: {', '.join(names)}, "
-                    f"{UNKNOWN_NAME}, {REST_NAME}"
+                raise ParameterError(
+                    f"semantic.id_map: class {name!r} is not in the label set; accepted: "
+                    f"{', '.join(names)}, {UNKNOWN_NAME}, {REST_NAME}"
                 )
             table[names.index(name)] = published
         return table

@@ -6,12 +6,9 @@ rows. A test compares the parameter file, the launch file and the table in docs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from magicfuse_ros.ros.node.id_map import IdMap
 from magicfuse_ros.ros.parameter_table import AUTOSTART, ParameterError, ParameterSpec
@@ -239,7 +236,7 @@ class Settings:
             input_reliability=checked["input_reliability"],
             input_bits=checked["input_bits"],
             jpeg_quality=checked["jpeg_quality"],
-            id_map=read_id_map(checked["semantic.id_map"]),
+            id_map=IdMap.parse(checked["semantic.id_map"]),
             min_confidence=float(checked["semantic.min_confidence"]),
         )
 
@@ -247,10 +244,6 @@ class Settings:
     def sampling(self) -> dict[str, Any]:
         """The arguments of `Engine.update`: the engine's settings that may change while it runs."""
         return {name: getattr(self.engine, name) for name in SAMPLING}
-
-    def ids(self, names: Sequence[str]) -> NDArray[np.uint8]:
-        """Return the published id of each id in the mask, as `ids_of` does."""
-        return ids_of(self.id_map, names)
 
     def needing_reconfigure(self, loaded: Settings) -> list[str]:
         """Name the settings that differ from those that an engine was loaded with."""
@@ -260,19 +253,3 @@ class Settings:
             if each.name not in SAMPLING
             and getattr(self.engine, each.name) != getattr(loaded.engine, each.name)
         ]
-
-
-def read_id_map(text: str) -> IdMap:
-    """Read `semantic.id_map`; raises `ParameterError`."""
-    try:
-        return IdMap.parse(text)
-    except ValueError as error:
-        raise ParameterError(f"semantic.id_map: {error}") from error
-
-
-def ids_of(id_map: IdMap, names: Sequence[str]) -> NDArray[np.uint8]:
-    """Return `IdMap.table`, the published id of each id; raises `ParameterError`."""
-    try:
-        return id_map.table(names)
-    except ValueError as error:
-        raise ParameterError(f"semantic.id_map: {error}") from error

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rclpy.clock import Clock
 from rclpy.impl.rcutils_logger import RcutilsLogger
-from sensor_msgs.msg import CameraInfo, CompressedImage
+from sensor_msgs.msg import CameraInfo
 
 from magicfuse_ros.messages import one_line
 from magicfuse_ros.ros import dds, ledger
 from magicfuse_ros.ros.images.bit_depth import BitDepth
-from magicfuse_ros.ros.images.codec import decode_compressed, decode_image
+from magicfuse_ros.ros.images.codec import decode
 from magicfuse_ros.ros.ledger import Ledger, Throttle
 from magicfuse_ros.ros.node.frame_messages import FusedFrame
 from magicfuse_ros.ros.node.id_map import remap
@@ -104,7 +104,7 @@ class Pipeline:
             mask = remap(
                 result.mask,
                 result.confidence,
-                settings.ids(engine.labels.names()),
+                settings.id_map.table(engine.labels.names()),
                 settings.min_confidence,
             )
             fused = FusedFrame(
@@ -190,7 +190,6 @@ class Pipeline:
     def _decode(self, message: Any, input_bits: int) -> NDArray[np.uint8]:
         if self._depth.bits != input_bits:
             self._depth = BitDepth(input_bits)
-        decode = decode_compressed if isinstance(message, CompressedImage) else decode_image
         picture = decode(message, self._depth)
         before, self.advice = self.advice, self._depth.hint()
         if self.advice and not before:

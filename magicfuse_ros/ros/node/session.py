@@ -224,7 +224,7 @@ class Session:
             wanted = replace(wanted, backend=successor.backend, device=successor.device)
         engine = self._engine_factory(wanted, progress)
         try:
-            settings.ids(engine.labels.names())
+            settings.id_map.table(engine.labels.names())
             wanted_backend = engine.backend_name
             engine.warm_up(progress)
         except BaseException:
