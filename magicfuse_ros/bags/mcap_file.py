@@ -217,10 +217,7 @@ class McapFile(McapReader):
         )
 
     def messages(
-        self,
-        connections: Collection[Connection],
-        start: int | None = None,
-        stop: int | None = None,
+        self, connections: Collection[Connection], start: int | None = None, stop: int | None = None
     ) -> Generator[tuple[Connection, int, bytes], None, None]:
         """Yield (connection, time in ns, serialised message) in order of time."""
         wanted = {connection.id: connection for connection in connections}

@@ -90,11 +90,7 @@ class Player:
     """
 
     def __init__(
-        self,
-        reader: BagReader,
-        node: Node,
-        settings: PlayerSettings,
-        on_sent: OnSent | None = None,
+        self, reader: BagReader, node: Node, settings: PlayerSettings, on_sent: OnSent | None = None
     ) -> None:
         self._reader = reader
         self._settings = settings
@@ -129,13 +125,10 @@ class Player:
     def wait_for_subscribers(self, timeout_s: float, stop: threading.Event) -> bool:
         """Wait until every topic has a subscriber; False after `timeout_s`, or if stopped."""
         end = time.monotonic() + timeout_s
-        while not stop.is_set():
-            if all(each.get_subscription_count() for each in self._publishers.values()):
-                return True
-            if time.monotonic() >= end:
+        while not all(each.get_subscription_count() for each in self._publishers.values()):
+            if time.monotonic() >= end or stop.wait(_POLL_S):
                 return False
-            stop.wait(_POLL_S)
-        return False
+        return True
 
     def play(self, stop: threading.Event) -> int:
         """Play until the end, or until `stop` is set; return how many messages were sent.
@@ -146,11 +139,11 @@ class Player:
         span_ns = round(self.duration_s * 1e9)
         lap_ns = span_ns + max(span_ns // max(self._reader.message_count - 1, 1), 1_000_000)
         self._start = time.monotonic()
-        sent = self._play_lap(0, stop)
-        lap = 1
-        while self._settings.loop and not stop.is_set():
+        sent = 0
+        for lap in itertools.count():
             sent += self._play_lap(lap * lap_ns, stop)
-            lap += 1
+            if stop.is_set() or not self._settings.loop:
+                break
         if not stop.is_set():
             self._drain()
         return sent

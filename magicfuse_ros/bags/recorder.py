@@ -105,11 +105,7 @@ class Recorder:
             )
             self.add_topic(topic)
             self._subscriptions[name] = self._node.create_subscription(
-                message_class,
-                name,
-                self._receiver(name),
-                qos_of(topic, QUEUE_DEPTH),
-                raw=True,
+                message_class, name, self._receiver(name), qos_of(topic, QUEUE_DEPTH), raw=True
             )
 
     def add_topic(self, topic: Topic) -> None:

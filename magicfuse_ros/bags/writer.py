@@ -30,13 +30,7 @@ from magicfuse_ros.bags.lasting_storage import (
     Reserve,
     sync,
 )
-from magicfuse_ros.bags.reader import (
-    BagError,
-    BagMessage,
-    BagReader,
-    Topic,
-    extension_of,
-)
+from magicfuse_ros.bags.reader import BagError, BagMessage, BagReader, Topic, extension_of
 
 STORAGES: Mapping[str, StoragePlugin] = {
     "mcap": StoragePlugin.MCAP,

@@ -268,10 +268,6 @@ class ManagedNode(LifecycleNode, ABC, Generic[T]):
         )
         self._diagnostics.publish(
             diagnostics.message(
-                self.get_fully_qualified_name(),
-                self.get_clock().now(),
-                level,
-                text,
-                values,
+                self.get_fully_qualified_name(), self.get_clock().now(), level, text, values
             )
         )

@@ -110,11 +110,7 @@ class _CannotStart(Exception):  # noqa: N818 - never leaves this file
     pass
 
 
-def _run(
-    make: Callable[[], ManagedNode[Any]],
-    words: Sequence[str],
-    stop: StopRequest,
-) -> bool:
+def _run(make: Callable[[], ManagedNode[Any]], words: Sequence[str], stop: StopRequest) -> bool:
     """Run the node; return whether one of its threads still runs."""
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor

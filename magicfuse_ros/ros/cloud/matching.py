@@ -173,11 +173,7 @@ class Matcher:
 
 
 def _give_up(
-    waiting: dict[int, Any],
-    drop: Callable[[str], object],
-    reason: str,
-    *,
-    before: float = math.inf,
+    waiting: dict[int, Any], drop: Callable[[str], object], reason: str, *, before: float = math.inf
 ) -> None:
     """Drop what waits with a stamp below `before`."""
     for stamp in [each for each in waiting if each < before]:

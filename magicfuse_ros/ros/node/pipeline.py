@@ -167,11 +167,7 @@ class Pipeline:
         self._log.error(f"Degraded: {text}")
 
     def _fuse(
-        self,
-        engine: Engine,
-        frame: Frame,
-        picture: NDArray[np.uint8],
-        progress: Progress,
+        self, engine: Engine, frame: Frame, picture: NDArray[np.uint8], progress: Progress
     ) -> FuseResult | None:
         try:
             self.update(engine)

@@ -127,7 +127,7 @@ class Session:
     @property
     def loading(self) -> str:
         """How the loading of an engine goes; empty while none is being loaded."""
-        if self.worker.loaded:
+        if self.worker.wait_loaded(0.0):
             return ""
         return f"no engine yet, frames are dropped meanwhile: {self.worker.last_progress}"
 

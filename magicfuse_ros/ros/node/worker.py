@@ -80,11 +80,6 @@ class EngineWorker:
         """Begin to load."""
         self._thread.start()
 
-    @property
-    def loaded(self) -> bool:
-        """Whether the load has ended; then either `engine` or `error` is set."""
-        return self._loaded.is_set()
-
     def wait_loaded(self, timeout_s: float) -> bool:
         """Wait for the load to end; then either `engine` or `error` is set."""
         return self._loaded.wait(timeout_s)
