@@ -16,7 +16,7 @@ from support.small_models import SMALL_FEW_STEP, SMALL_REFINED
 
 from magicfuse_ros.runtime.backends import Part, eager, parity
 from magicfuse_ros.runtime.backends.eager import EagerBackend
-from magicfuse_ros.runtime.backends.precision import Cast
+from magicfuse_ros.runtime.backends.parity import Cast
 from magicfuse_ros.runtime.contract import EXTRAS
 from magicfuse_ros.runtime.device_frames import DeviceFrames
 from magicfuse_ros.runtime.engine import load_model

@@ -28,7 +28,7 @@ from magicfuse_ros.runtime.backends import (
     tensorrt,
 )
 from magicfuse_ros.runtime.backends.eager import in_fewest_bits
-from magicfuse_ros.runtime.backends.precision import Cast
+from magicfuse_ros.runtime.backends.parity import Cast
 from magicfuse_ros.runtime.backends.tensorrt import TensorRtBackend, export
 from magicfuse_ros.runtime.contract import EngineSettings
 from magicfuse_ros.runtime.engine import load_engine

@@ -16,10 +16,10 @@ import torch
 
 from magicfuse_ros.runtime.backends.eager import EagerBackend
 from magicfuse_ros.runtime.backends.openvino import OpenVinoBackend
-from magicfuse_ros.runtime.backends.part import Network, Part
 from magicfuse_ros.runtime.backends.tensorrt import TensorRtBackend
 from magicfuse_ros.runtime.concurrency import StartedNetwork
 from magicfuse_ros.runtime.contract import EngineError, Progress
+from magicfuse_ros.runtime.parts import Network, Part
 
 __all__ = ["BACKENDS", "Backend", "Candidate", "Network", "Part", "candidates", "missing"]
 

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from magicfuse_ros.runtime.backends import parity
-from magicfuse_ros.runtime.backends.part import Network, Part
-from magicfuse_ros.runtime.backends.precision import Cast, first_faithful
 from magicfuse_ros.runtime.concurrency import StartedNetwork, StreamNetwork
 from magicfuse_ros.runtime.contract import Progress
+from magicfuse_ros.runtime.parts import Network, Part
 
 
 class EagerBackend:
@@ -75,8 +74,8 @@ def in_fewest_bits(module: nn.Module, part: Part, progress: Progress) -> nn.Modu
     with torch.inference_mode():
         exact = parity.Example(part.inputs, parity.tensors(module(*part.inputs)))
     versions = {
-        "float16": lambda: Cast(copy.deepcopy(module), torch.float16),
-        "bfloat16": lambda: Cast(copy.deepcopy(module), torch.bfloat16),
+        "float16": lambda: parity.Cast(copy.deepcopy(module), torch.float16),
+        "bfloat16": lambda: parity.Cast(copy.deepcopy(module), torch.bfloat16),
         "float32": lambda: module,
     }
-    return first_faithful(part.name, versions, exact, progress)
+    return parity.first_faithful(part.name, versions, exact, progress)

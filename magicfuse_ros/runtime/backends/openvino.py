@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from magicfuse_ros.runtime.backends import parity
-from magicfuse_ros.runtime.backends.part import Network, Part
-from magicfuse_ros.runtime.backends.precision import first_faithful
 from magicfuse_ros.runtime.backends.prepare import Write, part_key, prepare
 from magicfuse_ros.runtime.concurrency import StartedNetwork
 from magicfuse_ros.runtime.contract import EngineError, Progress
+from magicfuse_ros.runtime.parts import Network, Part
 
 _MODEL, _COMPILED, _PRECISION = "model.xml", "compiled.blob", "precision"
 _HINT, _EXACT = "INFERENCE_PRECISION_HINT", "f32"
@@ -104,7 +103,7 @@ class OpenVinoBackend:
                 _BITS[each]: functools.partial(compiled, model, each)
                 for each in dict.fromkeys((self._precision, _EXACT))
             }
-            return first_faithful(part.name, versions, example, progress)
+            return parity.first_faithful(part.name, versions, example, progress)
 
         def load_graph(folder: Path) -> _Request:
             model = self._core.read_model(folder / _MODEL)

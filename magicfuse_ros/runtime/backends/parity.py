@@ -1,16 +1,21 @@
-"""Parity: a compiled network has to give what PyTorch gives, or it is not used."""
+"""Parity: a compiled network has to give what PyTorch gives, or it is not used.
+
+Networks compute in as few bits as keep it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from magicfuse_ros.runtime.backends.part import Part
-from magicfuse_ros.runtime.contract import EngineError
+from magicfuse_ros.messages import one_line
+from magicfuse_ros.runtime.contract import EngineError, Progress
+from magicfuse_ros.runtime.parts import Part
 
 TOLERANCE = 0.03
 """Largest root mean square of the difference that is accepted, as a share of the reference's.
@@ -20,6 +25,8 @@ of `tiny` are off by 0.3 to 1.5 %. A network that was compiled wrongly is off by
 """
 
 _FILE = "parity.safetensors"
+
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 
 class Example(NamedTuple):
@@ -96,3 +103,59 @@ def check(name: str, result: Any, reference: Any) -> float:
             f"{name} differs from PyTorch by {found:.2g} of its values; accepted: {TOLERANCE}"
         )
     return found
+
+
+class Cast(nn.Module):
+    """A network that computes in 16 bits, with inputs and outputs in 32, so that no caller minds.
+
+    Parameters
+    ----------
+    module
+        The network, whose weights are cast in place.
+    dtype
+        `torch.float16` or `torch.bfloat16`.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module.to(dtype), dtype
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Return what the network returns; inputs that are not floating point stay as they are."""
+        result = self.module(
+            *(each.to(self.dtype) if each.is_floating_point() else each for each in inputs)
+        )
+        if isinstance(result, Tensor):
+            return result.float()
+        return tuple(each.float() for each in result)
+
+
+def first_faithful(
+    name: str,
+    versions: Mapping[str, Callable[[], Made]],
+    example: Example,
+    progress: Progress,
+) -> Made:
+    """Return the first of a network's versions that can be made and keeps parity.
+
+    Parameters
+    ----------
+    name
+        The part, for what is told to `progress` when a version is passed over.
+    versions
+        What it computes in, such as `16 bits` → makes it, fewest bits first. The last one is
+        returned without a check: there is no other, and what it raises is raised.
+    example
+        Inputs on the device that the versions run on, and the result to compare with.
+    """
+    *others, last = versions
+    for which, following in zip(others, (*others, last)[1:], strict=True):
+        try:
+            network = versions[which]()
+            with torch.inference_mode():
+                check(f"{name} in {which}", network(*example.inputs), example.reference)
+        except Exception as error:  # noqa: BLE001 - a compiler may raise anything
+            progress(f"{name} computes in {following}: {one_line(error)}")
+        else:
+            return network
+    return versions[last]()

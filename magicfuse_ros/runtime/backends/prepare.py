@@ -14,8 +14,8 @@ import torch
 from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.artifacts import ArtifactCache, Key
 from magicfuse_ros.runtime.backends import parity
-from magicfuse_ros.runtime.backends.part import Part
 from magicfuse_ros.runtime.contract import Progress
+from magicfuse_ros.runtime.parts import Part
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 

@@ -26,11 +26,10 @@ from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.artifacts import ArtifactCache
 from magicfuse_ros.runtime.backends import parity
 from magicfuse_ros.runtime.backends.eager import EagerBackend
-from magicfuse_ros.runtime.backends.part import Network, Part
-from magicfuse_ros.runtime.backends.precision import Cast, first_faithful
 from magicfuse_ros.runtime.backends.prepare import Write, part_key, prepare
 from magicfuse_ros.runtime.concurrency import StartedNetwork, StreamNetwork
 from magicfuse_ros.runtime.contract import EngineError, Progress
+from magicfuse_ros.runtime.parts import Network, Part
 
 _LEAST = (2, 10)
 """Before this version torch-tensorrt chose the precision itself, and not the module."""
@@ -137,11 +136,11 @@ class TensorRtBackend:
     def _build(self, part: Part, progress: Progress) -> tuple[Network, Write]:
         versions = {
             "16 bits": lambda: self._compiled(
-                part, Cast(copy.deepcopy(part.module), torch.float16)
+                part, parity.Cast(copy.deepcopy(part.module), torch.float16)
             ),
             "32 bits": lambda: self._compiled(part, copy.deepcopy(part.module)),
         }
-        compiled = first_faithful(part.name, versions, parity.Example.of(part), progress)
+        compiled = parity.first_faithful(part.name, versions, parity.Example.of(part), progress)
 
         def write(folder: Path) -> None:
             with quiet():
