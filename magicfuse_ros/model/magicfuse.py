@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,11 @@ class MagicFuse(nn.Module):
         """Names of the networks that it has, which are attributes and files of a weights folder."""
         return PARTS if self.refiner is None else (*PARTS, REFINER)
 
+    def share(self, other: MagicFuse, parts: Iterable[str]) -> None:
+        """Take these networks of another model in the place of its own."""
+        for part in parts:
+            setattr(self, part, getattr(other, part))
+
     def with_classes_of(self, labels: str) -> MagicFuse:
         """Return this model, its networks shared, with masks in the classes of a label set.
 
@@ -65,8 +71,7 @@ class MagicFuse(nn.Module):
             raise ConfigError(f"labels is {labels!r}; accepted: {', '.join(known) or 'none'}")
         refiner = replace(self.config.refiner, labels=labels)
         other = MagicFuse(replace(self.config, refiner=refiner), self.labels)
-        for part in PARTS:
-            setattr(other, part, getattr(self, part))
+        other.share(self, PARTS)
         for name, network in self.refiner.named_children():
             setattr(other.refiner, name, network)
         return other.train(self.training)

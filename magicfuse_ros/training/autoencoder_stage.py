@@ -46,11 +46,8 @@ class AutoencoderStage(Stage):
         if loss.anchor:
             # Among the trained, so that checkpoints hold it: the model's own changes.
             trained[_ANCHOR] = copy.deepcopy(model.encoder).requires_grad_(requires_grad=False)
-        super().__init__(trained, {})
+        super().__init__(trained, {}, model)
         self._loss = loss
-        self.__dict__["_model"] = model  # not a submodule: only E and D are trained
-
-    _model: MagicFuse
 
     def _images(self, batch: Batch) -> Tensor:
         infrared = batch["infrared"][batch["has_infrared"] > 0].expand(-1, 3, -1, -1)

@@ -115,16 +115,13 @@ class BranchStage(Stage):
         trained: dict[str, nn.Module] = {branch: getattr(model, branch)}
         if loss.objects:
             trained[_HEAD] = ObjectsHead(trained[branch], model.labels)
-        super().__init__(trained, frozen)
-        self.__dict__["_model"] = model  # not a submodule: only the branch is trained
+        super().__init__(trained, frozen, model)
         self._branch = branch
         self._loss = loss
         self._alpha_bars = torch.tensor(diffusion.alphas_cumprod(model.config.diffusion))
         self._schedule = torch.arange(model.config.diffusion.train_steps)
         branch_config = model.config.psi if branch == "psi" else model.config.phi
         self._prediction = branch_config.prediction
-
-    _model: MagicFuse
 
     def _target_image(self, batch: Batch) -> Tensor:
         return batch["clean"] if self._branch == "psi" else batch["infrared"].expand(-1, 3, -1, -1)

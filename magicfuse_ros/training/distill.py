@@ -82,7 +82,7 @@ class DistillStage(Stage):
     def __init__(
         self, inner: Stage, model: MagicFuse, teacher: MagicFuse, distill: Distillation
     ) -> None:
-        super().__init__(dict(inner.trained.items()), inner.frozen)
+        super().__init__(dict(inner.trained.items()), inner.frozen, model)
         self.inner, self.trained_steps = inner, inner.trained_steps
         self.__dict__["_teacher"] = teacher  # not a submodule: it is not trained
         self._freeze({f"teacher_{part}": getattr(teacher, part) for part in teacher.parts})

@@ -78,8 +78,7 @@ class MkfStage(Stage):
 
     def __init__(self, model: MagicFuse, loss: MkfLoss) -> None:
         frozen = {part: getattr(model, part) for part in ("encoder", "decoder", "psi", "phi")}
-        super().__init__({"fusion": model.fusion}, frozen)
-        self.__dict__["_model"] = model
+        super().__init__({"fusion": model.fusion}, frozen, model)
         self._loss = loss
         self.trained_steps = (loss.steps or model.config.diffusion.steps,)
         self._thermal_ids = model.labels.thermal_ids()
@@ -87,8 +86,6 @@ class MkfStage(Stage):
             model.config, self._thermal_ids, steps=loss.steps or None
         )
         self._semantics = SemanticTerms(model.labels, loss, "mkf")
-
-    _model: MagicFuse
 
     def _run(self, image: Tensor, generator: torch.Generator, *, to_end: bool) -> Step:
         """Sample down to a random stop step (lines 6-17), or to the end."""

@@ -63,6 +63,8 @@ class Stage(nn.Module):
         only helps to learn, and is not exported.
     frozen
         The others; they are put in evaluation mode, without gradients.
+    model
+        The model that they belong to, as `_model`. It is no submodule: only `trained` is trained.
 
     Attributes
     ----------
@@ -72,11 +74,17 @@ class Stage(nn.Module):
 
     frozen: dict[str, nn.Module]
     trained_steps: tuple[int, ...] = ()
+    _model: MagicFuse
 
-    def __init__(self, trained: dict[str, nn.Module], frozen: dict[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        trained: dict[str, nn.Module],
+        frozen: dict[str, nn.Module],
+        model: MagicFuse | None = None,
+    ) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(trained)
-        self.__dict__["frozen"] = {}
+        self.__dict__["frozen"], self.__dict__["_model"] = {}, model
         self._freeze(frozen)
 
     def _freeze(self, modules: dict[str, nn.Module]) -> None:

@@ -36,13 +36,8 @@ from magicfuse_ros.training.refine import RefineStage
 from magicfuse_ros.training.stage import Stage
 from magicfuse_ros.training.state import read_done, state_path
 
-_NEEDS: dict[str, frozenset[str]] = {
-    "autoencoder": frozenset(),
-    "psi": frozenset({"clean"}),
-    "phi": frozenset({"infrared"}),
-    "mkf": frozenset({"labels"}),
-    "refine": frozenset(),
-}
+# What an item must have for a stage; a teacher knows what it lacks.
+_NEEDS = {"psi": {"clean"}, "phi": {"infrared"}, "mkf": {"labels"}}
 # Crops that the linear path of an autoencoder is fitted to.
 _LINEAR_SAMPLES = 400
 # The other processes wait for the first one to decode the data, which may take hours.
@@ -135,12 +130,10 @@ def _open_model(recipe: StageRecipe, folder: Path) -> tuple[MagicFuse, bool]:
     if recipe.stage == "refine" and model.refiner is None:
         config = replace(model.config, refiner=SIZES[recipe.size].refiner)
         refined = MagicFuse(config, model.labels)
-        for part in PARTS:
-            setattr(refined, part, getattr(model, part))
+        refined.share(model, PARTS)
         return refined.train(), True
-    if not recipe.labels or LabelSet.load(recipe.labels).labels == model.labels.labels:
-        return model.train(), False
-    if _more_classes(recipe, model):
+    is_own = not recipe.labels or LabelSet.load(recipe.labels).labels == model.labels.labels
+    if is_own or _more_classes(recipe, model):
         return model.train(), False
     if recipe.stage != "mkf":
         raise ConfigError(
@@ -149,8 +142,7 @@ def _open_model(recipe: StageRecipe, folder: Path) -> tuple[MagicFuse, bool]:
             "S anew"
         )
     other = _new_model(model.config, recipe.labels)
-    for part in ("encoder", "decoder", "psi", "phi"):
-        setattr(other, part, getattr(model, part))
+    other.share(model, ("encoder", "decoder", "psi", "phi"))
     return other.train(), True
 
 
@@ -203,16 +195,9 @@ def _open_data(
         recipe.data,
         LabelSet.load(more) if (more := _more_classes(recipe, model)) else model.labels,
         seed=recipe.loop.seed,
-        needs=_needs(recipe),
+        needs=frozenset() if recipe.data.unpaired else frozenset(_NEEDS.get(recipe.stage, ())),
         device=device,
     )
-
-
-def _needs(recipe: StageRecipe) -> frozenset[str]:
-    # A teacher knows what an image lacks.
-    if recipe.data.unpaired or recipe.distill is not None:
-        return frozenset()
-    return _NEEDS[recipe.stage]
 
 
 def _stage(recipe: StageRecipe, model: MagicFuse, folder: Path) -> tuple[Stage, int]:

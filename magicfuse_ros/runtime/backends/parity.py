@@ -5,6 +5,7 @@ Networks compute in as few bits as keep it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -148,8 +149,7 @@ def first_faithful(
     example
         Inputs on the device that the versions run on, and the result to compare with.
     """
-    *others, last = versions
-    for which, following in zip(others, (*others, last)[1:], strict=True):
+    for which, following in itertools.pairwise(versions):
         try:
             network = versions[which]()
             with torch.inference_mode():
@@ -158,4 +158,5 @@ def first_faithful(
             progress(f"{name} computes in {following}: {one_line(error)}")
         else:
             return network
-    return versions[last]()
+    *_, last = versions.values()
+    return last()
