@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -19,35 +20,29 @@ def heartbeat(progress: Progress, every_s: float = EVERY_S) -> Iterator[Progress
     What `progress` raises reaches the caller that passes the text. What it raises on a repetition
     is dropped; the next text will raise it in the working thread.
     """
-    beat = _Heartbeat(progress, every_s)
-    thread = threading.Thread(target=beat.run, name="heartbeat", daemon=True)
+    texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None ends the repeating
+
+    def tell(text: str) -> None:
+        texts.put(text)
+        progress(text)
+
+    def repeat() -> None:
+        text: str | None = "working"
+        since = time.monotonic()
+        while text is not None:
+            try:
+                text, since = texts.get(timeout=every_s), time.monotonic()
+            except queue.Empty:
+                with contextlib.suppress(Exception):
+                    progress(f"{text} ({time.monotonic() - since:.0f} s so far)")
+
+    thread = threading.Thread(target=repeat, name="heartbeat", daemon=True)
     thread.start()
     try:
-        yield beat.tell
+        yield tell
     finally:
-        beat.over.set()
+        texts.put(None)
         thread.join()
-
-
-class _Heartbeat:
-    def __init__(self, progress: Progress, every_s: float) -> None:
-        self._progress, self._every_s = progress, every_s
-        self._text, self._since = "working", time.monotonic()
-        self._reported_at = self._since
-        self.over = threading.Event()
-
-    def tell(self, text: str) -> None:
-        self._text, self._since = text, time.monotonic()
-        self._reported_at = self._since
-        self._progress(text)
-
-    def run(self) -> None:
-        while not self.over.wait(max(0.0, self._reported_at + self._every_s - time.monotonic())):
-            now = time.monotonic()
-            if now - self._reported_at >= self._every_s:
-                self._reported_at = now
-                with contextlib.suppress(Exception):
-                    self._progress(f"{self._text} ({now - self._since:.0f} s so far)")
 
 
 class NotesStop:
