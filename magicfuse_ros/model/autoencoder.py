@@ -69,21 +69,17 @@ class Encoder(nn.Module):
         )
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Encode an image.
+        """Encode an image (B, 3, H, W) in [0, 1] as a latent in [-1, 1].
+
+        H and W are multiples of the stride; the latent is (B, latent_channels, H / stride, W /
+        stride).
 
         Parameters
         ----------
-        image
-            (B, 3, H, W) in [0, 1]; H and W multiples of `config.stride`.
         noise
             (B, noise_channels, H / stride, W / stride), standard Gaussian; None where
             `noise_channels` is 0. It is an argument because an exporter would freeze noise that
             the network draws itself.
-
-        Returns
-        -------
-        Tensor
-            (B, latent_channels, H / stride, W / stride) in [-1, 1].
 
         Raises
         ------
@@ -132,17 +128,9 @@ class Decoder(nn.Module):
         )
 
     def forward(self, latent: Tensor) -> Tensor:
-        """Decode a latent to an image.
+        """Decode a latent (B, latent_channels, h, w) to (B, 3, h · stride, w · stride) in [0, 1].
 
-        Parameters
-        ----------
-        latent
-            (B, latent_channels, h, w); values outside [-1, 1] are clipped.
-
-        Returns
-        -------
-        Tensor
-            (B, 3, h · stride, w · stride) in [0, 1].
+        Values outside [-1, 1] are clipped.
         """
         unit = ((latent + 1.0) / 2.0).clamp(0.0, 1.0)
         x = self.levels[0](self.inputs(unit))
@@ -160,12 +148,8 @@ def fit_linear_path(encoder: Encoder, decoder: Decoder, images: list[Tensor]) ->
     """Set the linear paths of E and D to the PCA of the images' patches.
 
     The last layers of the networks are set to zero, so that at first they add nothing to the linear
-    paths. Every component is scaled so that 99.9 % of its values lie in [-1, 1].
-
-    Parameters
-    ----------
-    images
-        (B, 3, H, W) in [0, 1] each.
+    paths. Every component is scaled so that 99.9 % of its values lie in [-1, 1]. The images are (B,
+    3, H, W) in [0, 1] each.
 
     Raises
     ------

@@ -32,21 +32,10 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, condition: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-        """Predict from the condition latent and the noisy latent.
+        """Predict ε, v or z0, (B, 8, h, w), from the condition latent and the noisy one.
 
-        Parameters
-        ----------
-        condition
-            c = E(degraded visible image), (B, 8, h, w) in [-1, 1].
-        z_t
-            (B, 8, h, w); h and w multiples of `config.patch`.
-        t
-            Timesteps, (B,) or (1,), integer or floating point.
-
-        Returns
-        -------
-        Tensor
-            (B, 8, h, w): ε, v or z0.
+        Both latents are (B, 8, h, w), h and w multiples of `config.patch`. The condition is c =
+        E(degraded visible image) in [-1, 1]. The timesteps t are (B,) or (1,), of any number type.
         """
         x = functional.pixel_unshuffle(cat([condition, z_t], dim=1), self.config.patch)
         x = functional.pixel_shuffle(self.unet(x, t), self.config.patch)

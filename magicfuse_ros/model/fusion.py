@@ -88,21 +88,10 @@ class FusionLayer(nn.Module):
         )
 
     def forward(self, x: Tensor, noises: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the layer.
+        """Return the features after the residual blocks and after the attention.
 
-        Parameters
-        ----------
-        x
-            (B, inputs, h, w).
-        noises
-            ε_ψ and ε_φ, concatenated and patched, (B, noise, h, w).
-        time
-            (B, 4 · time_width).
-
-        Returns
-        -------
-        before, after
-            The features after the residual blocks and after the attention, (B, width, h, w).
+        They are (B, width, h, w) each, from `x` (B, inputs, h, w), `noises`, which are ε_ψ and ε_φ,
+        concatenated and patched, (B, noise, h, w), and `time` (B, 4 · time_width).
         """
         before = self.res2(self.res1(x, time), time)
         return before, self.att(self.mlp(torch.cat([before, noises], dim=1)))

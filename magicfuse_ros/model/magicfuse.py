@@ -54,17 +54,12 @@ class MagicFuse(nn.Module):
             setattr(self, part, getattr(other, part))
 
     def with_classes_of(self, labels: str) -> MagicFuse:
-        """Return this model, its networks shared, with masks in the classes of a label set.
-
-        Parameters
-        ----------
-        labels
-            One of the `more_labels` of its R.
+        """Return this model, its networks shared, with masks in one of R's `more_labels`.
 
         Raises
         ------
         ConfigError
-            R does not know that set, or there is no R.
+            R does not know that label set, or there is no R.
         """
         known = () if self.config.refiner is None else self.config.refiner.more_labels
         if self.refiner is None or self.config.refiner is None or labels not in known:

@@ -21,15 +21,7 @@ Branch = Literal["psi", "phi"]
 
 
 class OneBranch:
-    """`Networks` for the sampler that run only Ψ or Φ; the other streams' results mean nothing.
-
-    Parameters
-    ----------
-    model
-        The model that the branch belongs to.
-    branch
-        Which of the two.
-    """
+    """`Networks` for the sampler that run only Ψ or Φ; the other streams' results mean nothing."""
 
     def __init__(self, model: MagicFuse, branch: Branch) -> None:
         self._network = model.psi if branch == "psi" else model.phi
@@ -54,11 +46,6 @@ class Unaided:
     """`Networks` for the sampler without Ψ and Φ: both estimates are the condition latent.
 
     What F & S lose without the branches is what the branches are worth.
-
-    Parameters
-    ----------
-    model
-        The model whose F & S are used; its Ψ and Φ are not run.
     """
 
     def __init__(self, model: MagicFuse) -> None:

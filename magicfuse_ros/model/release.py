@@ -188,23 +188,10 @@ def _unwrapped(content: dict[str, Any], file: Path, progress: Progress) -> dict[
 def converted(
     part: str, tensors: Mapping[str, Any], config: MagicFuseConfig, module: nn.Module, source: str
 ) -> dict[str, Tensor]:
-    """Convert one part of the release.
+    """Convert what a file of the release holds for one of `PARTS` to that part's state dict.
 
-    Parameters
-    ----------
-    part
-        One of `PARTS`.
-    tensors
-        What the release's file holds for it.
-    module
-        The part; it may be on the meta device and is not changed.
-    source
-        The file's name in messages.
-
-    Returns
-    -------
-    dict
-        The part's state dict, in float32.
+    The state dict is in float32. The module may be on the meta device and is not changed; `source`
+    is the file's name in messages.
 
     Raises
     ------

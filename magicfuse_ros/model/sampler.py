@@ -139,7 +139,7 @@ def sample(
 ) -> Step:
     """Run the reverse process of all three streams from the same noise (Algorithm 1).
 
-    This is a pure function: the same inputs give the same sample.
+    This is a pure function: the same inputs give the same sample, which is the last step's outcome.
 
     Parameters
     ----------
@@ -151,11 +151,6 @@ def sample(
         The starting point (Algorithm 1, lines 6-7).
     on_step
         Called after each step with its outcome.
-
-    Returns
-    -------
-    Step
-        The last step's outcome.
 
     Raises
     ------

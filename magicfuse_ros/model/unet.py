@@ -312,20 +312,11 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(x, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Run the network.
+        """Map x (B, inputs, h, w) and timesteps t, (B,) or (1,), to (B, outputs, h, w).
 
-        Parameters
-        ----------
-        x
-            (B, inputs, h, w), of any size: halving an odd side rounds up, and on the way up the
-            features are enlarged to the size of the skip connection that they join.
-        t
-            Timesteps, (B,) or (1,), integer or floating point.
-
-        Returns
-        -------
-        Tensor
-            (B, outputs, h, w).
+        The timesteps are integers or floating point. x may have any size: halving an odd side
+        rounds up, and on the way up the features are enlarged to the size of the skip connection
+        they join.
         """
         time = self.time_embedding(t.expand(x.shape[0]))
         skips = [self.conv_in(x)]

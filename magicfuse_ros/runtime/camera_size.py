@@ -20,18 +20,10 @@ PATCH = 4
 
 
 class CameraPictures:
-    """The pictures of one frame.
+    """The pictures of one frame, (H, W, 3) uint8 RGB as it came.
 
-    Parameters
-    ----------
-    frame
-        (H, W, 3) uint8 RGB as it came.
-    image
-        The frame as the model's input, (1, 3, h, w) in [0, 1].
-    restored
-        D(z0_ψ), of the same shape.
-    letterbox
-        How the frame lies in the model's input.
+    They follow from the frame as the model's input, (1, 3, h, w) in [0, 1], and from `restored`,
+    D(z0_ψ) of the same shape.
     """
 
     def __init__(self, frame: UInt8, image: Tensor, restored: Tensor, letterbox: Letterbox) -> None:
@@ -98,10 +90,7 @@ def noise_level(grey: UInt8) -> float:
 def detail_variance(grey: UInt8, size: tuple[int, int]) -> Floats:
     """Return the variance of a (H, W) picture inside each pixel of a smaller one, in white².
 
-    Parameters
-    ----------
-    size
-        (height, width) of that one; where it is the larger one, nothing varies.
+    `size` is the (height, width) of that one; where it is the larger one, nothing varies.
     """
     plane = grey.astype(np.float32) / np.float32(255.0)
     mean, square = resize(plane, size, smooth=True), resize(plane * plane, size, smooth=True)

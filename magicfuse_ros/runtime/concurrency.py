@@ -52,16 +52,9 @@ class StreamNetwork:
     """A network on a CUDA stream of its own. One thread uses it.
 
     The CPU waits for nothing. This stream first waits for the work that the caller's stream was
-    given before `start`, and after `finish` the caller's stream waits for this one.
-
-    Parameters
-    ----------
-    network
-        Runs on the stream that is current when it is called.
-    device
-        The GPU.
-    cuda
-        `torch.cuda`, or a test's double that records its calls.
+    given before `start`, and after `finish` the caller's stream waits for this one. The network
+    runs on the stream that is current when it is called; `cuda` is for a test's double of
+    `torch.cuda`.
     """
 
     def __init__(

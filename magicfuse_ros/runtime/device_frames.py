@@ -82,18 +82,7 @@ class DeviceFrames:
     """Fuses frames through the networks of one input size. One thread uses it.
 
     If the work cannot be captured, or the graph gives something else than the work itself, frames
-    of this way run without a graph, and `progress` is told.
-
-    Parameters
-    ----------
-    networks
-        Those that frames go through.
-    device
-        Where they are.
-    progress
-        Called with a line of text when a capture fails.
-    capture
-        Does the capture; tests replace it.
+    of this way run without a graph, and `progress` is told. Tests replace what does the capture.
     """
 
     def __init__(
@@ -109,16 +98,9 @@ class DeviceFrames:
         self._memory = Memory()
 
     def fuse(self, frame: UInt8, way: Way, seed: int, *, fresh: bool) -> FuseResult:
-        """Fuse one frame.
+        """Fuse one frame, (H, W, 3) uint8 RGB.
 
-        Parameters
-        ----------
-        frame
-            (H, W, 3) uint8 RGB.
-        seed
-            Of the starting noise.
-        fresh
-            Whether a new stream begins with this frame.
+        The seed is that of the starting noise; with `fresh`, a new stream begins with this frame.
 
         Raises
         ------

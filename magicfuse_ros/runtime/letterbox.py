@@ -66,10 +66,7 @@ class Letterbox:
     def inside(self, padded: tuple[int, int]) -> Letterbox:
         """Return how the same frame lies in an input of another size, scaled down if it has to be.
 
-        Parameters
-        ----------
-        padded
-            (height, width) of that input; what the frame does not fill is padding.
+        `padded` is the (height, width) of that input; what the frame does not fill is padding.
         """
         scale = min(1.0, padded[0] / self.content[0], padded[1] / self.content[1])
         height, width = (max(1, round(side * scale)) for side in self.content)
@@ -126,16 +123,14 @@ def classify(probabilities: UInt8, letterbox: Letterbox) -> tuple[UInt8, UInt8]:
     """Turn class probabilities into a mask and its confidence at the camera's size.
 
     Interpolating probabilities, and taking the largest afterwards, gives smooth class borders,
-    where enlarging the mask itself gives steps. Only the classes that win somewhere before
-    are enlarged: that keeps the cost at a few planes, and keeps a third class from appearing
-    between two others.
+    where enlarging the mask itself gives steps. Only the classes that win somewhere before are
+    enlarged: that keeps the cost at a few planes, and keeps a third class from appearing between
+    two others.
 
     Parameters
     ----------
     probabilities
         (N, h, w) uint8 for the whole of `letterbox.padded`, 255 = certain; N is at most 255.
-    letterbox
-        How the camera's frame lies in the model's input.
 
     Returns
     -------

@@ -25,10 +25,6 @@ class CompiledNetworks:
 
     Parameters
     ----------
-    model
-        The model whose parts are compiled.
-    backend, device
-        What compiles them, and where they run.
     size
         (height, width) of the images in pixels, multiples of the model's `multiple_of`.
     progress
@@ -40,16 +36,12 @@ class CompiledNetworks:
 
     Attributes
     ----------
-    backend
-        What compiled them.
     side_by_side
         Whether Ψ and Φ run at the same time, and what is made of a picture while D runs.
     watch
         The stopwatch that times the stages of a frame; the caller sets a new one for each frame.
     image
         The image that `encode` got last, (1, 3, H, W) in [0, 1].
-    refined
-        Whether `refine` can be called.
     before_step
         Called before each sampling step, except in a CUDA graph; it may raise to end the sampling.
     frames

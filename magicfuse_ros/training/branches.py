@@ -70,12 +70,7 @@ class BranchLoss:
 class ObjectsHead(nn.Module):
     """Says from a branch's last features which boxed object is where: a reason to know it.
 
-    Parameters
-    ----------
-    branch
-        The network; the head hears the input of its last convolution.
-    labels
-        Its label set, whose people, cars and bikes are told apart.
+    It hears the input of the branch's last convolution, and tells people, cars and bikes apart.
     """
 
     def __init__(self, branch: nn.Module, labels: LabelSet) -> None:

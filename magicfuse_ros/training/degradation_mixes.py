@@ -91,20 +91,9 @@ RECIPES = (
 
 
 def degrade(image: Rgb, rng: np.random.Generator, recipe: Recipe) -> Rgb:
-    """Apply a recipe.
+    """Apply a recipe to an image, (H, W, 3) uint8 RGB, which is not changed; returns a new one.
 
-    Parameters
-    ----------
-    image
-        (H, W, 3) uint8 RGB; not changed.
-    rng
-        Source of everything random; the same state gives the same result.
-    recipe
-        What to apply.
-
-    Returns
-    -------
-    (H, W, 3) uint8 RGB, contiguous and never the input's own memory.
+    Everything random comes from `rng`: the same state gives the same result.
 
     Examples
     --------

@@ -57,18 +57,9 @@ class Distillation:
 
 
 class DistillStage(Stage):
-    """Trains as another stage does, on what a teacher makes of each batch.
+    """Trains as the student's own stage, `inner`, does, on what a teacher makes of each batch.
 
-    Parameters
-    ----------
-    inner
-        The student's stage: what learns, and by which objective.
-    model
-        The student.
-    teacher
-        A model of its own, which is frozen; images must fit its `multiple_of` too.
-    distill
-        Who teaches what; its `teacher` was opened by the caller.
+    The teacher is a model of its own and is frozen; images must fit its `multiple_of` too.
 
     Raises
     ------

@@ -18,18 +18,10 @@ _ASPECT = (1.1, 5.0)
 
 
 def hot_boxes(infrared: NDArray[np.uint8]) -> tuple[Box, ...]:
-    """Find compact upright hot spots, most of them people.
+    """Find compact upright hot spots, most of them people, in (H, W) uint8 on the common scale.
 
     They steer crops and loss weights to people; they are too unsure to be labels or to measure by.
-
-    Parameters
-    ----------
-    infrared
-        (H, W) uint8 on the common scale.
-
-    Returns
-    -------
-    Boxes of kind `HEAT`.
+    Their kind is `HEAT`.
     """
     height, width = infrared.shape
     around = cv2.blur(infrared, (width // 4 | 1, height // 2 | 1))

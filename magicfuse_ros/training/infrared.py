@@ -59,13 +59,10 @@ class InfraredScale:
 
 
 def common_infrared_scale(images: Sequence[NDArray[np.uint8]]) -> InfraredScale:
-    """Fit the scale to an image, or to the frames of one video together.
+    """Fit the scale to an image, or to the frames of one video together, each (H, W) uint8.
 
-    Parameters
-    ----------
-    images
-        (H, W) uint8 each; at least one. Frames of one video belong together: a scale for each
-        would flicker.
+    Frames of one video belong together, because a scale for each would flicker. There must be at
+    least one image.
     """
     if not images:
         raise ValueError("no infrared image to fit a scale to; pass at least one")

@@ -30,18 +30,9 @@ _CELL = 16  # pixels: a block of 8 of colour, which has half the resolution
 
 
 def through_jpeg(images: Tensor, quality: NDArray[np.float64]) -> Tensor:
-    """Encode and decode images, each at its own quality.
+    """Encode and decode images, each at its own quality, (B,) from 1 to 100.
 
-    Parameters
-    ----------
-    images
-        (B, H, W, 3) float32 RGB in whole levels of [0, 255].
-    quality
-        (B,), 1 to 100.
-
-    Returns
-    -------
-    As `images`.
+    The images are (B, H, W, 3) float32 RGB in whole levels of [0, 255], before and after.
     """
     height, width = images.shape[1:3]
     planes = images.permute(0, 3, 1, 2)

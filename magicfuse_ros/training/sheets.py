@@ -65,13 +65,7 @@ def write_sheet(path: Path, sheet: Rgb) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the degradation sheet of an image: `python -m magicfuse_ros.training.sheets IMAGE OUT`.
-
-    Parameters
-    ----------
-    arguments
-        Command line without the program's name; None takes it from the process.
-    """
+    """Write an image's degradation sheet: `python -m magicfuse_ros.training.sheets IMAGE OUT`."""
     parser = argparse.ArgumentParser(description="Picture sheet of every degradation.")
     parser.add_argument("image", type=Path, help="a clean picture")
     parser.add_argument("sheet", type=Path, help="where to write, .png or .jpg")

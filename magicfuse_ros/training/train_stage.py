@@ -62,10 +62,8 @@ def train_stage(
 
     Parameters
     ----------
-    data
-        Folder of the datasets, each named after its layout.
-    cache
-        Folder of the decoded images.
+    data, cache
+        Folder of the datasets, each named after its layout, and folder of the decoded images.
     name
         That of the checkpoint and of the log.
     minutes

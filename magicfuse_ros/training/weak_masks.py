@@ -39,16 +39,12 @@ def weak_mask(
     boxes: Sequence[Box],
     ids: dict[str, int],
 ) -> NDArray[np.uint8]:
-    """Label the pixels of every box's object.
+    """Label the pixels of every box's object; smaller objects are drawn over larger ones.
 
     Parameters
     ----------
-    visible
-        (H, W, 3) uint8 RGB.
-    infrared
-        (H, W) uint8, or None.
-    boxes
-        Objects; smaller ones are drawn over larger ones.
+    visible, infrared
+        (H, W, 3) uint8 RGB, and (H, W) uint8 or None.
     ids
         Label id of each box kind.
 

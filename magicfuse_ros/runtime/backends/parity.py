@@ -74,10 +74,7 @@ def tensors(result: Any) -> tuple[Tensor, ...]:
 def difference(result: Any, reference: Any) -> float:
     """Return the largest relative root mean square difference of the outputs; inf if not finite.
 
-    Parameters
-    ----------
-    result, reference
-        What a compiled part and its module return for the same inputs.
+    It compares what a compiled part and its module return for the same inputs.
     """
     worst = 0.0
     for got, wanted in zip(tensors(result), tensors(reference), strict=True):
@@ -109,12 +106,7 @@ def check(name: str, result: Any, reference: Any) -> float:
 class Cast(nn.Module):
     """A network that computes in 16 bits, with inputs and outputs in 32, so that no caller minds.
 
-    Parameters
-    ----------
-    module
-        The network, whose weights are cast in place.
-    dtype
-        `torch.float16` or `torch.bfloat16`.
+    The module's weights are cast in place, to `torch.float16` or `torch.bfloat16`.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:

@@ -82,10 +82,7 @@ def prepare(
 def part_key(backend: str, part: Part, **more: str) -> Key:
     """Name everything that a compiled part depends on.
 
-    Parameters
-    ----------
-    more
-        What matters to this backend: versions of its libraries, the device, its settings.
+    `more` is what matters to this backend: versions of its libraries, the device, its settings.
     """
     return {
         "backend": backend,

@@ -135,16 +135,8 @@ def open_cache(
 ) -> CachedSource:
     """Open the cache of a source, building it first where there is none.
 
-    Parameters
-    ----------
-    source
-        What to decode.
-    cache_dir
-        Folder of the caches, made if missing. About 0.5 MB an item at 320x240.
-    settings
-        How to store; the default is the model resolution of `tiny`.
-    progress
-        Receives a line when a build starts and every 100 items.
+    It takes about 0.5 MB an item at 320x240, the default, which is the resolution of `tiny`.
+    `progress` receives a line when a build starts and every 100 items.
 
     Raises
     ------

@@ -38,10 +38,7 @@ class _Donor:
 class Donors:
     """The objects of a source that can be pasted into its other frames.
 
-    Parameters
-    ----------
-    source
-        Its frames that have annotated boxes, labels and infrared give and take objects.
+    Frames that have annotated boxes, labels and infrared give and take objects.
     """
 
     def __init__(self, source: CachedSource) -> None:
@@ -67,16 +64,8 @@ class Donors:
         """Paste one to three objects into the frame added last; returns its boxes and theirs.
 
         A frame that lacks boxes, labels or infrared stays as it is, and so does one for which there
-        is no object of the same time of day. Everything random comes from `rng`.
-
-        Parameters
-        ----------
-        pixels, place
-            Where the frame was added, and its first pixel there.
-        data
-            The bytes of the source.
-        item
-            The frame.
+        is no object of the same time of day. Everything random comes from `rng`. `place` is the
+        number of the frame's first pixel in `pixels`, and `data` are the bytes of the source.
         """
         donors, weights = self._donors[item.night], self._weights[item.night]
         boxes = list(item.boxes)

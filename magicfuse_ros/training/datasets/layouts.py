@@ -37,16 +37,7 @@ M3SVD_STRIDE = 5
 
 
 def read_source(layout: str, root: Path, split: str) -> Source:
-    """Read a dataset's folder.
-
-    Parameters
-    ----------
-    layout
-        A key of `LAYOUTS`.
-    root
-        The dataset's folder.
-    split
-        `train` or `val`.
+    """Read the folder `root` of a dataset in one of `LAYOUTS`; the split is `train` or `val`.
 
     Raises
     ------
