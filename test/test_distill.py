@@ -6,6 +6,7 @@ import pytest
 import torch
 from dataset_trees import TREES
 from safetensors.torch import load_file
+from support.pictures import pictures_of
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, SMALL_REFINED, fill
 from support.training_runs import on_one_thread, run_folder, write_recipe
 from torch.nn import functional
@@ -103,7 +104,7 @@ def test_what_is_taught_is_what_the_teacher_makes_in_all_its_steps(branch, key, 
     encoder_noise = teacher.draw_encoder_noise(32, 32, generator, 2)
     settings = SamplerSettings.of(teacher.config, (), steps=STEPS)
     with torch.no_grad():
-        pictures = teacher(given["degraded"], noise, settings, encoder_noise)
+        pictures = pictures_of(teacher, given["degraded"], noise, settings, encoder_noise)
     # Convolutions round differently for another number of pictures or threads.
     torch.testing.assert_close(taught, getattr(pictures, made), atol=1e-4, rtol=1e-4)
 
