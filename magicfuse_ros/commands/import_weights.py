@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert; returns 0 when complete, 2 with a message on error."""
     from magicfuse_ros.model.checkpoint import CheckpointError
-    from magicfuse_ros.model.release import ReleaseFiles, import_release
+    from magicfuse_ros.model.release import import_release
     from magicfuse_ros.model.sizes import PAPER
     from magicfuse_ros.resources import new_model_path
 
-    files = ReleaseFiles(ae=args.ae, ikr=args.ikr, ckg=args.ckg, mkf=args.mkf)
+    files = {"ae": args.ae, "ikr": args.ikr, "ckg": args.ckg, "mkf": args.mkf}
     try:
         folder = args.output or new_model_path(PAPER.name)
         import_release(files, folder, print)

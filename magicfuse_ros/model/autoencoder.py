@@ -148,8 +148,8 @@ def fit_linear_path(encoder: Encoder, decoder: Decoder, images: list[Tensor]) ->
     """Set the linear paths of E and D to the PCA of the images' patches.
 
     The last layers of the networks are set to zero, so that at first they add nothing to the linear
-    paths. Every component is scaled so that 99.9 % of its values lie in [-1, 1]. The images are (B,
-    3, H, W) in [0, 1] each.
+    paths. Every component is scaled so that 99.9 % of its values lie in [-1, 1]. The
+    images are (B, 3, H, W) in [0, 1] each.
 
     Raises
     ------

@@ -31,16 +31,9 @@ class LabelSetError(ValueError):
 
 @dataclass(frozen=True)
 class Label:
-    """One class.
+    """One class: its value in masks, its name, and its (R, G, B), each 0 to 255.
 
-    Attributes
-    ----------
-    id
-        Its value in masks.
-    name, color
-        What people call it, and its (R, G, B), each 0 to 255.
-    thermal
-        Whether it is a source of heat (Eq. 11).
+    A thermal one is a source of heat (Eq. 11).
     """
 
     id: int

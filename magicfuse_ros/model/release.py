@@ -14,7 +14,6 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,33 +69,17 @@ _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "model.diffusion_model.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReleaseFiles:
-    """The authors' four files (`.pth`, or `.safetensors` for the last three).
-
-    Attributes
-    ----------
-    ae
-        `ae.pth`: {"encoder": E, "decoder": D}.
-    ikr, ckg
-        `ikr.pth` and `ckg.pth`: Ψ and Φ in the key layout of latent-diffusion U-Nets.
-    mkf
-        `model.pth` of the MKF branch: F & S.
-    """
-
-    ae: Path
-    ikr: Path
-    ckg: Path
-    mkf: Path
-
-
 def import_release(
-    files: ReleaseFiles, folder: Path, progress: Progress, config: MagicFuseConfig = PAPER
+    files: Mapping[str, Path], folder: Path, progress: Progress, config: MagicFuseConfig = PAPER
 ) -> None:
     """Convert the release into the new weights folder `folder`, one part in memory at a time.
 
     Parameters
     ----------
+    files
+        The authors' four files (`.pth`, or `.safetensors` for the last three): `ae` holds
+        {"encoder": E, "decoder": D}, `ikr` and `ckg` hold Ψ and Φ in the key layout of
+        latent-diffusion U-Nets, and `mkf` is the MKF branch's `model.pth` with F & S.
     progress
         Called with a line of text for each part, and for each wrapper or prefix that was removed.
     config
@@ -110,7 +93,7 @@ def import_release(
     """
     if folder.exists():
         raise CheckpointError(f"{folder} exists; remove it, or give another output folder")
-    for file in dataclasses.astuple(files):
+    for file in files.values():
         if not file.is_file():
             raise CheckpointError(f"release file {file} is missing; check the path")
     with torch.device("meta"):
@@ -134,18 +117,19 @@ def import_release(
 
 
 def _tensors_of(
-    part: str, files: ReleaseFiles, progress: Progress
+    part: str, files: Mapping[str, Path], progress: Progress
 ) -> tuple[Path, Mapping[str, Any]]:
     """Return the file that a part is in, and what the file holds for it."""
     if part not in ("encoder", "decoder"):
-        file = {"psi": files.ikr, "phi": files.ckg, "fusion": files.mkf}[part]
+        file = files[{"psi": "ikr", "phi": "ckg", "fusion": "mkf"}[part]]
         return file, _unwrapped(read_release(file), file, progress)
-    tensors = read_release(files.ae).get(part)
+    file = files["ae"]
+    tensors = read_release(file).get(part)
     if not isinstance(tensors, dict):
         raise CheckpointError(
-            f"{files.ae} has no {part!r}; accepted: {{'encoder': ..., 'decoder': ...}}"
+            f"{file} has no {part!r}; accepted: {{'encoder': ..., 'decoder': ...}}"
         )
-    return files.ae, tensors
+    return file, tensors
 
 
 def read_release(file: Path) -> dict[str, Any]:

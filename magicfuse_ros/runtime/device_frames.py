@@ -62,14 +62,7 @@ def capture_on_cuda(run: Callable[[], None], device: torch.device) -> Replay:
 class Way(NamedTuple):
     """All that makes one frame's work another than the last one's, besides values of tensors.
 
-    Attributes
-    ----------
-    letterbox
-        How the frame lies in the model's input.
-    extras
-        Which of `EXTRAS` to make too.
-    settings, temporal
-        As in `Sampling`.
+    `settings` and `temporal` are as in `Sampling`.
     """
 
     letterbox: Letterbox

@@ -5,12 +5,10 @@ The file is safetensors with metadata, written atomically.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -84,20 +82,11 @@ def write_state(path: Path, state: TrainingState, parts: Checkpointed) -> None:
     """Write all that resuming needs; a kill at any moment leaves the old file or the new one."""
     tensors = {f"trained/{key}": value for key, value in parts.trained.state_dict().items()}
     tensors |= {f"average/{key}": value for key, value in parts.average.state_dict().items()}
-    scalars: dict[str, Any] = {}
     for index, entries in parts.optimizer.state_dict()["state"].items():
         for key, value in entries.items():
-            if isinstance(value, Tensor):
+            if value is not None:  # a momentum before its first step; all others are tensors
                 tensors[f"optimizer/{index}/{key}"] = value
-            elif value is not None:
-                scalars[f"{index}/{key}"] = value
-    metadata = {
-        "step": str(state.step),
-        "seconds": repr(state.seconds),
-        "loss": repr(state.loss),
-        "lowest": repr(state.lowest),
-        "optimizer": json.dumps(scalars),
-    }
+    metadata = {key: repr(value) for key, value in asdict(state).items()}
     plain = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     with whole_file(path) as partial:
         save_file(plain, partial, metadata)
@@ -134,7 +123,7 @@ def read_state(path: Path, parts: Checkpointed) -> TrainingState:
         parts.average.load_state_dict(_part(tensors, "average/"))
         parts.optimizer.load_state_dict(
             {
-                "state": _optimizer_entries(tensors, json.loads(metadata["optimizer"])),
+                "state": _optimizer_entries(tensors),
                 "param_groups": parts.optimizer.state_dict()["param_groups"],
             }
         )
@@ -161,11 +150,9 @@ def _refusing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _optimizer_entries(
-    tensors: dict[str, Tensor], scalars: dict[str, Any]
-) -> dict[int, dict[str, Any]]:
-    entries: dict[int, dict[str, Any]] = {}
-    for key, value in (_part(tensors, "optimizer/") | scalars).items():
+def _optimizer_entries(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, value in _part(tensors, "optimizer/").items():
         index, name = key.split("/")
         entries.setdefault(int(index), {})[name] = value
     return entries

@@ -24,16 +24,8 @@ from magicfuse_ros.training.degradation_mixes import RECIPES, Recipe, degrade, n
 class ValidationItem:
     """One image under one recipe; everything derived from it is the same on every call.
 
-    Attributes
-    ----------
-    source, index
-        The cached source and the place in it.
-    condition
-        Name of the recipe asked for, a key of the report.
-    recipe
-        The recipe drawn for this image.
-    seed
-        Seed of the degradation.
+    It is at `index` of the source. The condition names the recipe that was asked for, a key of the
+    report; `recipe` was drawn for this image, and `seed` is that of the degradation.
     """
 
     source: CachedSource
