@@ -11,7 +11,7 @@ from magicfuse_ros.evaluation.scenes import ValidationSet
 from magicfuse_ros.evaluation.subject import Evaluation
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.runtime.contract import EngineSettings, FuseResult
-from magicfuse_ros.training.datasets import DatasetError
+from magicfuse_ros.training.datasets.frames import DatasetError
 
 
 @pytest.fixture

@@ -9,15 +9,11 @@ import torch
 from dataset_trees import HEIGHT, WIDTH, everything
 
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.training.datasets import (
-    CacheSettings,
-    Crops,
-    DataConfig,
-    find_sources,
-    open_cache,
-)
+from magicfuse_ros.training.datasets.cache import CacheSettings, open_cache
 from magicfuse_ros.training.datasets.copy_paste import Donors
+from magicfuse_ros.training.datasets.crops import Crops, DataConfig
 from magicfuse_ros.training.datasets.label_maps import CANONICAL
+from magicfuse_ros.training.datasets.layouts import find_sources
 from magicfuse_ros.training.datasets.pixels import Cut, Pixels
 
 PERSON = CANONICAL.index("person")

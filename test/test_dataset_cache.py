@@ -8,19 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from magicfuse_ros.model.labels import UNKNOWN, LabelSet
-from magicfuse_ros.training.datasets import (
-    CacheSettings,
-    Crops,
-    DataConfig,
-    DatasetError,
-    find_sources,
-    open_cache,
-    read_source,
-    validation_items,
-)
-from magicfuse_ros.training.datasets.cache import training_size
+from magicfuse_ros.training.datasets.cache import CacheSettings, open_cache, training_size
+from magicfuse_ros.training.datasets.crops import Crops, DataConfig
+from magicfuse_ros.training.datasets.frames import DatasetError
+from magicfuse_ros.training.datasets.layouts import find_sources, read_source
 from magicfuse_ros.training.datasets.pixels import Cut, Pixels
 from magicfuse_ros.training.datasets.recolour import recolour
+from magicfuse_ros.training.datasets.validation import validation_items
 from magicfuse_ros.training.heat import HEAT
 
 SMALL = CacheSettings(width=40, height=30)

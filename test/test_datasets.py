@@ -7,15 +7,10 @@ from dataset_trees import HEIGHT, TREES, WIDTH, everything, infrared, labels, vi
 from PIL import Image
 
 from magicfuse_ros.model.labels import UNKNOWN
-from magicfuse_ros.training.datasets import (
-    CacheSettings,
-    DatasetError,
-    find_sources,
-    open_cache,
-    read_source,
-)
-from magicfuse_ros.training.datasets.frames import read_image
+from magicfuse_ros.training.datasets.cache import CacheSettings, open_cache
+from magicfuse_ros.training.datasets.frames import DatasetError, read_image
 from magicfuse_ros.training.datasets.label_maps import CANONICAL
+from magicfuse_ros.training.datasets.layouts import find_sources, read_source
 
 COUNTS = {  # layout -> frames in train, in val
     "msrs": (3, 1), "mfnet": (2, 1), "fmb": (1, 1), "llvip": (1, 1), "roadscene": (2, 2),

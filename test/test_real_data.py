@@ -11,8 +11,10 @@ import yaml
 from support.small_models import SMALL_FEW_STEP, stored
 
 from magicfuse_ros.cli import main
-from magicfuse_ros.training.datasets import Source, find_sources, open_cache
+from magicfuse_ros.training.datasets.cache import open_cache
+from magicfuse_ros.training.datasets.frames import Source
 from magicfuse_ros.training.datasets.label_maps import CANONICAL
+from magicfuse_ros.training.datasets.layouts import find_sources
 
 ROOT = Path(
     os.environ.get("MAGICFUSE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -11,7 +11,8 @@ from support.small_models import SMALL_REFINED
 from support.training_runs import ROOT, data_folder, run_folder, start, write_recipe
 
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.training.datasets import CacheSettings, DatasetError
+from magicfuse_ros.training.datasets.cache import CacheSettings
+from magicfuse_ros.training.datasets.frames import DatasetError
 from magicfuse_ros.training.datasets.packing import pack, training_sources
 from magicfuse_ros.training.recipe import STAGES
 

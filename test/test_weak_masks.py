@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magicfuse_ros.model.labels import UNKNOWN
-from magicfuse_ros.training.datasets import Box
+from magicfuse_ros.training.datasets.frames import Box
 from magicfuse_ros.training.heat import HEAT, hot_boxes
 from magicfuse_ros.training.weak_masks import weak_mask
 

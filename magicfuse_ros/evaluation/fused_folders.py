@@ -12,8 +12,7 @@ from magicfuse_ros.evaluation.scenes import spread
 from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
 from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.sources.pictures import to_rgb8
-from magicfuse_ros.training.datasets import DatasetError
-from magicfuse_ros.training.datasets.frames import read_image
+from magicfuse_ros.training.datasets.frames import DatasetError, read_image
 from magicfuse_ros.training.datasets.layouts import by_stem
 
 _ALL = tuple(FUSION_METRICS)

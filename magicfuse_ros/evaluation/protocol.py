@@ -18,7 +18,7 @@ from magicfuse_ros.messages import one_line
 from magicfuse_ros.model.config_values import ConfigError, dataclass_from, require
 from magicfuse_ros.model.labels import LabelSet
 from magicfuse_ros.resources import share_dir
-from magicfuse_ros.training.datasets import LAYOUTS
+from magicfuse_ros.training.datasets.layouts import LAYOUTS
 from magicfuse_ros.training.degradation import EFFECTS
 from magicfuse_ros.training.degradation_mixes import RECIPES
 from magicfuse_ros.yaml_limits import load_yaml

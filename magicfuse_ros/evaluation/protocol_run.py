@@ -21,9 +21,8 @@ from magicfuse_ros.evaluation.subject import Evaluation
 from magicfuse_ros.evaluation.tables import Cell, Column, Row, Scores, Table
 from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.training.datasets import CacheSettings, DatasetError, Frame
-from magicfuse_ros.training.datasets.cache import training_size
-from magicfuse_ros.training.datasets.frames import read_image
+from magicfuse_ros.training.datasets.cache import CacheSettings, training_size
+from magicfuse_ros.training.datasets.frames import DatasetError, Frame, read_image
 from magicfuse_ros.training.datasets.layouts import by_stem
 from magicfuse_ros.training.degradation_mixes import Degradation, Recipe, degrade
 

@@ -10,7 +10,8 @@ from magicfuse_ros.evaluation.metrics import U8, rgb
 from magicfuse_ros.evaluation.scenes import Scene, ValidationSet, has_infrared
 from magicfuse_ros.evaluation.subject import Evaluation
 from magicfuse_ros.runtime.class_colors import colorize
-from magicfuse_ros.training.datasets import CachedItem, ValidationItem
+from magicfuse_ros.training.datasets.cache import CachedItem
+from magicfuse_ros.training.datasets.validation import ValidationItem
 from magicfuse_ros.training.sheets import caption, grid
 
 COLUMNS = ("input", "enhanced", "imagined infrared", "real infrared", "MagImg", "semantics")

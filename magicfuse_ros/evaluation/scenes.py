@@ -15,19 +15,16 @@ import numpy as np
 from magicfuse_ros.evaluation.metrics import U8, PixelBox
 from magicfuse_ros.model.config import MagicFuseConfig
 from magicfuse_ros.model.labels import LabelSet
-from magicfuse_ros.training.datasets import (
-    Box,
+from magicfuse_ros.training.datasets.cache import (
     CachedItem,
     CachedSource,
     CacheSettings,
-    DatasetError,
-    Frame,
-    ValidationItem,
-    find_sources,
     open_cache,
-    validation_items,
 )
+from magicfuse_ros.training.datasets.frames import Box, DatasetError, Frame
 from magicfuse_ros.training.datasets.label_maps import from_canonical
+from magicfuse_ros.training.datasets.layouts import find_sources
+from magicfuse_ros.training.datasets.validation import ValidationItem, validation_items
 from magicfuse_ros.training.degradation_mixes import RECIPES
 
 # Frames of a video, named `<video>:<frame>`, show one scene; more than this would drown the rest.

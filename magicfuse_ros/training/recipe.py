@@ -13,7 +13,7 @@ from magicfuse_ros.model.config_values import ConfigError, dataclass_from
 from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.training.autoencoder_stage import AutoencoderLoss
 from magicfuse_ros.training.branches import BranchLoss
-from magicfuse_ros.training.datasets import DataConfig
+from magicfuse_ros.training.datasets.crops import DataConfig
 from magicfuse_ros.training.distill import Distillation
 from magicfuse_ros.training.mkf import MkfLoss
 from magicfuse_ros.training.optimization import LoopConfig

@@ -25,8 +25,8 @@ from magicfuse_ros.model.sizes import SIZES
 from magicfuse_ros.resources import model_path
 from magicfuse_ros.training.autoencoder_stage import AutoencoderStage
 from magicfuse_ros.training.branches import BranchStage
-from magicfuse_ros.training.datasets import Crops
 from magicfuse_ros.training.datasets.cache import CacheSettings
+from magicfuse_ros.training.datasets.crops import Crops
 from magicfuse_ros.training.datasets.packing import training_sources
 from magicfuse_ros.training.distill import DistillStage
 from magicfuse_ros.training.loop import run
