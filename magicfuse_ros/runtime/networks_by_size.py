@@ -6,8 +6,7 @@ import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 
 from magicfuse_ros.messages import one_line
 from magicfuse_ros.runtime.contract import Progress
@@ -93,8 +92,7 @@ class NetworksBySize:
             return self._ready[size], letterbox
         if self._under_way is None and size not in self._refused:
             self._count(size)
-            self._under_way = _UnderWay(size, make, self._progress)
-            self._under_way.start(self._background)
+            self._under_way = _UnderWay(size, make, self._progress, self._background)
         best = max(self._ready, key=lambda each: _quality(letterbox.inside(each)))
         self._ready.move_to_end(best)
         return self._ready[best], letterbox.inside(best)
@@ -142,17 +140,14 @@ class NetworksBySize:
             give_back_freed_memory()
 
 
-@dataclass
 class _UnderWay:
     """Networks for one size that another thread is making; the result is None if that fails."""
 
-    size: Size
-    make: Make
-    progress: Progress
-    result: Future[CompiledNetworks | None] = field(init=False)
-    _abandoned: threading.Event = field(default_factory=threading.Event)
-
-    def start(self, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, size: Size, make: Make, progress: Progress, executor: ThreadPoolExecutor
+    ) -> None:
+        self.size, self._make, self._progress = size, make, progress
+        self._abandoned = threading.Event()
         self.result = executor.submit(self._run)
 
     def abandon(self) -> None:
@@ -163,19 +158,19 @@ class _UnderWay:
         what = f"networks for {self.size[1]}x{self.size[0]}"
         try:
             self._tell(f"preparing {what}; until they are ready frames go through others")
-            networks = self.make(self.size, self._tell)
+            networks = self._make(self.size, self._tell)
             self._tell(f"{what} are ready")
         except Exception as error:  # noqa: BLE001 - a compiler may raise anything; frames go on
             if not self._abandoned.is_set():
                 reason = one_line(error)
-                self.progress(f"{what} cannot be made, frames go on through others: {reason}")
+                self._progress(f"{what} cannot be made, frames go on through others: {reason}")
             return None
         return networks
 
     def _tell(self, text: str) -> None:
         if self._abandoned.is_set():
             raise InterruptedError
-        self.progress(text)
+        self._progress(text)
 
 
 def _quality(letterbox: Letterbox) -> tuple[int, int]:
