@@ -25,35 +25,22 @@ MAX_DOWNSAMPLES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """E and D, shared by Ψ and Φ; the latent is `stride` times smaller than the image.
-
-    Attributes
-    ----------
-    width, blocks
-        Channels, and residual blocks at each resolution, of E (`encoder_*`) and D (`decoder_*`).
-    patch
-        Space-to-depth factor at the image side; 1 works on pixels.
-    downsamples
-        Number of strided convolutions in E, and of bilinear doublings in D.
-    norm
-        `instance` (without a learned scale and shift) or `none`.
-    noise_channels
-        Channels of Gaussian noise concatenated in E at latent resolution; 0 for a deterministic E.
-    linear_path
-        Whether E and D each add a linear map of their input to what the network gives, and clip the
-        sum instead of ending in a sigmoid. The map starts as the PCA of the patches, so that the
-        networks learn only what it misses. It needs `downsamples` 0.
-    """
+    """E and D, shared by Ψ and Φ; the latent is `stride` times smaller than the image."""
 
     latent_channels: int = 8
+    # Channels, and residual blocks at each resolution, of E and of D.
     encoder_width: int = 32
     encoder_blocks: int = 3
     decoder_width: int = 32
     decoder_blocks: int = 3
-    patch: int = 1
-    downsamples: int = 2
-    norm: Norm = "instance"
+    patch: int = 1  # space-to-depth factor at the image side; 1 works on pixels
+    downsamples: int = 2  # number of strided convolutions in E, and of bilinear doublings in D
+    norm: Norm = "instance"  # without a learned scale and shift
+    # Of Gaussian noise, concatenated in E at latent resolution; 0 for a deterministic E.
     noise_channels: int = 32
+    # Whether E and D each add a linear map of their input to what the network gives, and clip the
+    # sum instead of ending in a sigmoid. The map starts as the PCA of the patches, so that the
+    # networks learn only what it misses. It needs `downsamples` 0.
     linear_path: bool = False
 
     def __post_init__(self) -> None:
@@ -76,35 +63,23 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserConfig:
-    """Ψ or Φ: the latent-diffusion U-Net on the condition latent and z_t.
+    """Ψ or Φ: the latent-diffusion U-Net on the condition latent and z_t."""
 
-    Attributes
-    ----------
-    width, multipliers, blocks
-        Base number of channels, its multiple at each level, and residual blocks of each level.
-    attention_levels
-        Levels (0 = finest) with a spatial transformer; the middle block always has one.
-    heads, norm_groups
-        Attention heads, and GroupNorm groups.
-    patch
-        Space-to-depth factor on the latent before the U-Net.
-    prediction
-        What the network predicts: `eps`, `v` or `z0`.
-    condition_skip
-        Whether the network gives a gain G and an offset R, from which z0 = exp(G)·c + R, instead of
-        z0 itself (only with the prediction `z0`). On latents that are nearly a linear transform of
-        the image, a factor below 1 removes noise and one above 1 restores contrast, which is most
-        of restoration.
-    """
-
+    # Base number of channels, its multiple at each level, and residual blocks of each level.
     width: int
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     blocks: int = 2
+    # Levels (0 = finest) with a spatial transformer; the middle block always has one.
     attention_levels: tuple[int, ...] = ()
+    # Attention heads, and GroupNorm groups.
     heads: int = 4
     norm_groups: int = 32
-    patch: int = 1
-    prediction: Prediction = "eps"
+    patch: int = 1  # space-to-depth factor on the latent before the U-Net
+    prediction: Prediction = "eps"  # what the network predicts: `eps`, `v` or `z0`
+    # Whether the network gives a gain G and an offset R, from which z0 = exp(G)·c + R, instead of
+    # z0 itself (only with the prediction `z0`). On latents that are nearly a linear transform of
+    # the image, a factor below 1 removes noise and one above 1 restores contrast, which is most of
+    # restoration.
     condition_skip: bool = False
 
     def __post_init__(self) -> None:
@@ -131,27 +106,20 @@ class FusionConfig:
     this is the paper's chain of layers; coarser scales in the middle give S a wide receptive field
     for little computation, and a layer that returns to an earlier scale also receives that earlier
     layer's features.
-
-    Attributes
-    ----------
-    attention
-        Whether each layer has single-head self-attention over every position.
-    taps
-        Feature maps a layer hands to S: 2 (after the residual blocks and after the attention) or 1
-        (after the attention).
-    mlp_width, head_width
-        Hidden channels of each layer's 1×1 MLP, and of the convolutions that give w.
-    head_activation
-        Whether there is a SiLU between the two convolutions that give w; the published model has
-        none.
     """
 
     widths: tuple[int, ...] = (96, 96, 96, 96, 96)
     scales: tuple[int, ...] = (1, 1, 1, 1, 1)
+    # Whether each layer has single-head self-attention over every position.
     attention: tuple[bool, ...] = (True, True, True, True, True)
+    # Feature maps a layer hands to S: 2 (after the residual blocks and after the attention) or 1
+    # (after the attention).
     taps: int = 2
+    # Hidden channels of each layer's 1×1 MLP, and of the convolutions that give w.
     mlp_width: int = 192
     head_width: int = 96
+    # Whether there is a SiLU between the two convolutions that give w; the published model has
+    # none.
     head_activation: bool = True
     time_width: int = 96
     norm_groups: int = 32
@@ -227,39 +195,28 @@ class RefinerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """The noise schedule and how the reverse process is run.
+    """The noise schedule and how the reverse process is run."""
 
-    Attributes
-    ----------
-    train_steps, beta_start, beta_end
-        T, and the linear β schedule over it.
-    steps, spacing
-        DDIM steps at inference, and how their timesteps are spread over T.
-    trained_steps
-        The numbers of DDIM steps that F and S were trained for; with others their masks and
-        pictures may be worthless. Left empty, it becomes `steps` alone.
-    clip_z0
-        Whether every z0 estimate is clipped to [-1, 1]. All latents lie in that range, and clipping
-        steadies few-step sampling.
-    scale_inputs
-        Whether the networks see a·z_t, a·ε and a·z^s, with a = sqrt(ᾱ_t), instead of z_t, ε and
-        z^s. Few-step sampling starts at pure noise, which then does not drown the condition latent;
-        at t = 0, where a is nearly 1, this changes next to nothing.
-    tau
-        τ of Eq. 11: the largest weight that Ψ's noise may have inside thermal classes.
-    seed
-        Seed of the starting noise; with the same seed, the same frame gives the same result.
-    """
-
+    # T, and the linear β schedule over it.
     train_steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.0120
+    # DDIM steps at inference, and how their timesteps are spread over T.
     steps: int = 25
     spacing: Spacing = "leading"
+    # The numbers of DDIM steps that F and S were trained for; with others their masks and pictures
+    # may be worthless. Left empty, it becomes `steps` alone.
     trained_steps: tuple[int, ...] = ()
+    # Whether every z0 estimate is clipped to [-1, 1]. All latents lie in that range, and clipping
+    # steadies few-step sampling.
     clip_z0: bool = False
+    # Whether the networks see a·z_t, a·ε and a·z^s, with a = sqrt(ᾱ_t), instead of z_t, ε and z^s.
+    # Few-step sampling starts at pure noise, which then does not drown the condition latent; at t =
+    # 0, where a is nearly 1, this changes next to nothing.
     scale_inputs: bool = False
+    # τ of Eq. 11: the largest weight that Ψ's noise may have inside thermal classes.
     tau: float = 0.4
+    # Seed of the starting noise; with the same seed, the same frame gives the same result.
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -288,30 +245,19 @@ def check_tau(tau: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class MagicFuseConfig:
-    """A whole model.
+    """A whole model."""
 
-    Attributes
-    ----------
-    name
-        What the node and the reports call it.
-    labels
-        Name of a built-in label set, or the path of a YAML file (relative to the weights folder).
-    resolution
-        (width, height) in pixels that the model was made for; frames are fitted into it.
-    trained
-        False while the weights are random; outputs are then marked as such.
-    refiner
-        None for a model whose pictures are what D decodes, as in the paper.
-    """
-
-    name: str
+    name: str  # what the node and the reports call it
+    # Name of a built-in label set, or the path of a YAML file (relative to the weights folder).
     labels: str
+    # (width, height) in pixels that the model was made for; frames are fitted into it.
     resolution: tuple[int, int]
-    trained: bool = False
+    trained: bool = False  # False while the weights are random; outputs are then marked as such
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     psi: DenoiserConfig
     phi: DenoiserConfig
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    # None for a model whose pictures are what D decodes, as in the paper.
     refiner: RefinerConfig | None = None
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 

@@ -41,65 +41,37 @@ class Networks(Protocol):
 
 
 class Noise(NamedTuple):
-    """The standard Gaussian noise that sampling starts from.
+    """The standard Gaussian noise that sampling starts from."""
 
-    Attributes
-    ----------
-    latent
-        z_T of Ψ, Φ and F, (B, 8, h, w).
-    state
-        z^s_T of S, (B, classes, h, w).
-    """
-
-    latent: Tensor
-    state: Tensor
+    latent: Tensor  # z_T of Ψ, Φ and F, (B, 8, h, w)
+    state: Tensor  # z^s_T of S, (B, classes, h, w)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step's outcome; after the last step it is the sample.
+    """One step's outcome; after the last step it is the sample."""
 
-    Attributes
-    ----------
-    t
-        The timestep.
-    z0_psi, z0_phi, z0_fused
-        Estimates of the restored, the infrared and the fused latent, (B, 8, h, w); decode them with
-        D.
-    state
-        z^s, the segmentation logits at latent size (B, classes, h, w).
-    w_r
-        The modulated weight of Eq. 11, (B, 8, h, w).
-    radiation
-        M of Eq. 11, (B, 1, h, w).
-    """
-
-    t: int
+    t: int  # the timestep
+    # Estimates of the restored, the infrared and the fused latent, (B, 8, h, w); decode them with
+    # D.
     z0_psi: Tensor
     z0_phi: Tensor
     z0_fused: Tensor
-    state: Tensor
+    state: Tensor  # z^s, the segmentation logits at latent size (B, classes, h, w)
+    # The modulated weight of Eq. 11, (B, 8, h, w).
     w_r: Tensor
+    # M of Eq. 11, (B, 1, h, w).
     radiation: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """How to sample.
+    """How to sample."""
 
-    Attributes
-    ----------
-    timesteps
-        From noisy to clean, as `diffusion.timesteps` lists them.
-    tau
-        τ of Eq. 11, 0 to 1.
-    thermal_ids
-        Class ids that the radiation category map marks.
-    """
-
-    timesteps: tuple[int, ...]
+    timesteps: tuple[int, ...]  # from noisy to clean, as `diffusion.timesteps` lists them
+    # τ of Eq. 11, 0 to 1.
     tau: float
-    thermal_ids: tuple[int, ...]
+    thermal_ids: tuple[int, ...]  # class ids that the radiation category map marks
 
     def __post_init__(self) -> None:
         check_tau(self.tau)

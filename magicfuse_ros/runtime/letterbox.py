@@ -20,21 +20,12 @@ from magicfuse_ros.runtime.contract import UInt8
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a camera's frame lies in the model's input; every size is (height, width) in pixels.
+    """How a camera's frame lies in the model's input; every size is (height, width) in pixels."""
 
-    Attributes
-    ----------
-    camera
-        Size of the frame as it came.
-    content
-        Size of the frame when it is scaled; it is the top-left part of the input.
-    padded
-        Size of the model's input.
-    """
-
-    camera: tuple[int, int]
+    camera: tuple[int, int]  # size of the frame as it came
+    # Size of the frame when it is scaled; it is the top-left part of the input.
     content: tuple[int, int]
-    padded: tuple[int, int]
+    padded: tuple[int, int]  # size of the model's input
 
     @classmethod
     def fitting(

@@ -40,25 +40,15 @@ Network = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One network to compile for one shape of inputs.
+    """One network to compile for one shape of inputs."""
 
-    Attributes
-    ----------
-    name
-        Unique among a model's parts.
-    module
-        The network in evaluation mode, on the CPU.
-    inputs
-        The network's inputs for a picture, so that parity means something, on the device that the
-        network is to run on.
-    config
-        The settings that the module was made from, as text. They hold what its weights and layers
-        do not show, such as the number of attention heads.
-    """
-
-    name: str
-    module: nn.Module
+    name: str  # unique among a model's parts
+    module: nn.Module  # the network in evaluation mode, on the CPU
+    # The network's inputs for a picture, so that parity means something, on the device that the
+    # network is to run on.
     inputs: tuple[Tensor, ...]
+    # The settings that the module was made from, as text. They hold what its weights and layers do
+    # not show, such as the number of attention heads.
     config: str = ""
 
     @cached_property

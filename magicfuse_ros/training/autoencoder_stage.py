@@ -17,24 +17,17 @@ _ANCHOR = "anchor"
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderLoss:
-    """Weights of the reconstruction loss.
+    """Weights of the reconstruction loss."""
 
-    Attributes
-    ----------
-    l1, squared
-        Weights of mean |x̂ − x| and of mean (x̂ − x)².
-    latent_noise
-        Standard deviation of Gaussian noise added to the latent before D. It makes E use the whole
-        of [-1, 1] and D forgive the small errors that Ψ and Φ make.
-    anchor
-        Weight of mean (z − z′)², with z′ the latent of the E that training began with, which Ψ, Φ,
-        F and S have learnt. Above 0 training goes on from the model's E and D; at 0 it begins anew,
-        from PCA where they have a linear path.
-    """
-
+    # Weights of mean |x̂ − x| and of mean (x̂ − x)².
     l1: float = 1.0
     squared: float = 5.0
+    # Standard deviation of Gaussian noise added to the latent before D. It makes E use the whole of
+    # [-1, 1] and D forgive the small errors that Ψ and Φ make.
     latent_noise: float = 0.01
+    # Weight of mean (z − z′)², with z′ the latent of the E that training began with, which Ψ, Φ, F
+    # and S have learnt. Above 0 training goes on from the model's E and D; at 0 it begins anew,
+    # from PCA where they have a linear path.
     anchor: float = 0.0
 
 

@@ -27,40 +27,29 @@ _RARE = 8.0  # weight of pixels of an object: they are a percent
 
 @dataclass(frozen=True, kw_only=True)
 class BranchLoss:
-    """The objective of a branch.
+    """The objective of a branch."""
 
-    Attributes
-    ----------
-    pure_noise_share
-        Share of samples trained at the timestep T − 1, where few-step sampling begins; the rest is
-        uniform over T, or in distillation over the student's timesteps. 0 is Eq. 7.
-    latent
-        Weight of the error of what the network predicts: squared for ε and v (Eq. 7), absolute for
-        z0.
-    pixel, texture
-        Weights of the absolute error of the decoded z0 estimate, and of its Sobel gradient; 0 for
-        both leaves D out of the step.
-    thermal
-        Extra weight of pixels inside boxes of thermal objects, which are a percent of the pixels.
-    ring
-        Share of that weight for the 6 pixels around the boxes: without it a network is paid to glow
-        wherever somebody might be.
-    colder
-        How much heavier the pixel error weighs inside the boxes of people where the estimate is
-        darker than the target. An absolute error asks for the median: who is as likely background
-        as hot is shown as background.
-    objects
-        Weight of telling people, cars and bikes apart by a linear head on the network's last
-        features, on what boxes know of them; the head is left out of the weights.
-    """
-
+    # Share of samples trained at the timestep T − 1, where few-step sampling begins; the rest is
+    # uniform over T, or in distillation over the student's timesteps. 0 is Eq. 7.
     pure_noise_share: float = 0.0
+    # Weight of the error of what the network predicts: squared for ε and v (Eq. 7), absolute for
+    # z0.
     latent: float = 1.0
+    # Weights of the absolute error of the decoded z0 estimate, and of its Sobel gradient; 0 for
+    # both leaves D out of the step.
     pixel: float = 0.0
     texture: float = 0.0
+    # Extra weight of pixels inside boxes of thermal objects, which are a percent of the pixels.
     thermal: float = 0.0
+    # Share of that weight for the 6 pixels around the boxes: without it a network is paid to glow
+    # wherever somebody might be.
     ring: float = 0.0
+    # How much heavier the pixel error weighs inside the boxes of people where the estimate is
+    # darker than the target. An absolute error asks for the median: who is as likely background as
+    # hot is shown as background.
     colder: float = 0.0
+    # Weight of telling people, cars and bikes apart by a linear head on the network's last
+    # features, on what boxes know of them; the head is left out of the weights.
     objects: float = 0.0
 
     def __post_init__(self) -> None:

@@ -30,25 +30,16 @@ from magicfuse_ros.training.stage import Batch, Stage, starting_point
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """Who teaches what.
+    """Who teaches what."""
 
-    Attributes
-    ----------
-    stage
-        The stage whose networks learn, and whose objective it is.
-    teacher
-        Name of a shipped model, or a weights folder (from where the command runs). It is shown the
-        student's crops as they are, whatever resolution it was made for.
-    steps
-        DDIM steps of the teacher.
-    truth
-        Share of samples that learn from what is true instead, from 0 to below 1, among those of
-        which it is known.
-    """
-
+    # The stage whose networks learn, and whose objective it is.
     stage: Literal["psi", "phi", "mkf", "refine"]
+    # Name of a shipped model, or a weights folder (from where the command runs). It is shown the
+    # student's crops as they are, whatever resolution it was made for.
     teacher: str
-    steps: int = 25
+    steps: int = 25  # DDIM steps of the teacher
+    # Share of samples that learn from what is true instead, from 0 to below 1, among those of which
+    # it is known.
     truth: float = 0.0
 
     def __post_init__(self) -> None:

@@ -33,19 +33,12 @@ _PERCENTILES = (0.5, 50.0, 99.8)
 
 @dataclass(frozen=True)
 class InfraredScale:
-    """Monotone map from a camera's grey levels to the common scale.
+    """Monotone map from a camera's grey levels to the common scale."""
 
-    Attributes
-    ----------
-    low, high
-        Grey levels, 0 to 255, that go to 0 and to `WHITE`; high > low.
-    gamma
-        Exponent applied between them.
-    """
-
+    # Grey levels, 0 to 255, that go to 0 and to `WHITE`; high > low.
     low: float
     high: float
-    gamma: float
+    gamma: float  # exponent applied between them
 
     def __post_init__(self) -> None:
         if not self.low < self.high or not self.gamma > 0.0:

@@ -21,32 +21,22 @@ from magicfuse_ros.training.stage import Batch, Stage, outside_boxes, starting_p
 
 @dataclass(frozen=True, kw_only=True)
 class MkfLoss(SemanticLoss):
-    """The objective of phase 2; the defaults are the paper's.
+    """The objective of phase 2; the defaults are the paper's."""
 
-    Attributes
-    ----------
-    contrast, texture, color
-        Weights of Eq. 15's terms.
-    thermal
-        Extra weight of Eq. 15's contrast inside boxes of thermal objects. They are a percent of the
-        pixels, and the only ones where infrared is brighter than the picture.
-    cold
-        Ask for infrared, in Eq. 15's contrast and texture, only where labels and boxes leave open
-        that something thermal is there. Φ imagines heat where nobody is; this teaches F which of it
-        to believe.
-    steps
-        DDIM steps of the reverse process; 0 takes the model's.
-    unaided
-        Train F and S with the condition latent in the place of both branches' estimates: the
-        baseline that shows what Ψ and Φ are worth to S.
-    """
-
+    # Weights of Eq. 15's terms.
     contrast: float = 6.0
     texture: float = 10.0
     color: float = 5.0
+    # Extra weight of Eq. 15's contrast inside boxes of thermal objects. They are a percent of the
+    # pixels, and the only ones where infrared is brighter than the picture.
     thermal: float = 0.0
+    # Ask for infrared, in Eq. 15's contrast and texture, only where labels and boxes leave open
+    # that something thermal is there. Φ imagines heat where nobody is; this teaches F which of it
+    # to believe.
     cold: bool = False
-    steps: int = 0
+    steps: int = 0  # DDIM steps of the reverse process; 0 takes the model's
+    # Train F and S with the condition latent in the place of both branches' estimates: the baseline
+    # that shows what Ψ and Φ are worth to S.
     unaided: bool = False
 
 

@@ -28,33 +28,23 @@ size has an R."""
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecipe:
-    """One stage; its attributes are the sections of the YAML file.
+    """One stage; its attributes are the sections of the YAML file."""
 
-    Attributes
-    ----------
-    stage, size
-        Which stage of which size of model.
-    labels
-        Label set of F and S: a built-in name, or the path of a YAML file from where the command
-        runs. Empty takes the model's own.
-    loop, data
-        How it is optimised, and the samples that it sees.
-    autoencoder, branch, mkf, refine
-        The objective; only that of the stage is used.
-    distill
-        Who teaches what, of stage `distill`; None for the others.
-    """
-
+    # Which stage of which size of model.
     stage: StageName
     size: str
+    # Label set of F and S: a built-in name, or the path of a YAML file from where the command runs.
+    # Empty takes the model's own.
     labels: str = ""
+    # How it is optimised, and the samples that it sees.
     loop: LoopConfig
     data: DataConfig
+    # The objective; only that of the stage is used.
     autoencoder: AutoencoderLoss = field(default_factory=AutoencoderLoss)
     branch: BranchLoss = field(default_factory=BranchLoss)
     mkf: MkfLoss = field(default_factory=MkfLoss)
     refine: RefineLoss = field(default_factory=RefineLoss)
-    distill: Distillation | None = None
+    distill: Distillation | None = None  # who teaches what, of stage `distill`; None for the others
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:

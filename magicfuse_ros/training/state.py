@@ -32,27 +32,13 @@ def state_path(folder: Path, name: str) -> Path:
 
 @dataclass
 class TrainingState:
-    """Where a stage stands.
+    """Where a stage stands."""
 
-    Attributes
-    ----------
-    step
-        Optimiser steps done.
-    seconds
-        Time that they took, of all runs.
-    loss
-        Mean over about the last 100 of them.
-    lowest
-        The lowest that `loss` has been after the first steps.
-    high
-        How many steps in a row, up to now, had a loss of more than 10 times `lowest`.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    loss: float = float("nan")
-    lowest: float = float("inf")
-    high: int = 0
+    step: int = 0  # optimiser steps done
+    seconds: float = 0.0  # time that they took, of all runs
+    loss: float = float("nan")  # mean over about the last 100 of them
+    lowest: float = float("inf")  # the lowest that `loss` has been after the first steps
+    high: int = 0  # how many steps in a row, up to now, had a loss of more than 10 times `lowest`
 
     def judge(self, loss: float) -> None:
         """Take note of the loss that the weights gave, before they are changed again."""

@@ -28,31 +28,20 @@ class Backend(Protocol):
     """What every backend offers.
 
     It is made with the device it is to run on, and the number of cores for its networks (0: all).
-
-    Attributes
-    ----------
-    device_type
-        The only kind of device it runs on, `cpu` or `cuda`; empty where it runs on any.
-    memory_format
-        Memory layout for tensors that are kept from frame to frame, so that none has to be copied.
-    side_by_side
-        Whether two networks can run at the same time: those that `share` compiles.
-    compiles
-        Whether a part takes seconds or minutes to be made ready; False where it is ready at once.
-    pytorch_threads
-        How many threads PyTorch may use while parts are made and run; 0 leaves that to PyTorch.
-    built
-        Names of the parts that were compiled from scratch, and not found in the artifact cache.
-    in_pytorch
-        Names of the parts that PyTorch runs although they should be compiled, with the reason.
     """
 
+    # The only kind of device it runs on, `cpu` or `cuda`; empty where it runs on any.
     device_type: str
+    # Memory layout for tensors that are kept from frame to frame, so that none has to be copied.
     memory_format: torch.memory_format
-    side_by_side: bool
+    side_by_side: bool  # whether two networks can run at the same time: those that `share` compiles
+    # Whether a part takes seconds or minutes to be made ready; False where it is ready at once.
     compiles: bool
+    # How many threads PyTorch may use while parts are made and run; 0 leaves that to PyTorch.
     pytorch_threads: int
+    # Names of the parts that were compiled from scratch, and not found in the artifact cache.
     built: list[str]
+    # Names of the parts that PyTorch runs although they should be compiled, with the reason.
     in_pytorch: dict[str, str]
 
     def __init__(self, device: torch.device, threads: int) -> None: ...

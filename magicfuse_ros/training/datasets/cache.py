@@ -41,14 +41,9 @@ _BOX_IDS = {kind: CANONICAL.index(kind) for kind in ("person", "bike", "car")}
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """How images are stored.
+    """How images are stored."""
 
-    Attributes
-    ----------
-    width, height
-        The smallest size: images are scaled, keeping their aspect, until one side is equal.
-    """
-
+    # The smallest size: images are scaled, keeping their aspect, until one side is equal.
     width: int = 320
     height: int = 240
 

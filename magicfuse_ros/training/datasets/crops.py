@@ -38,44 +38,29 @@ _FLIP, _ROTATION = 0.5, 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which samples a stage sees: the section `data` of its YAML.
+    """Which samples a stage sees: the section `data` of its YAML."""
 
-    Attributes
-    ----------
-    crop, crop_width
-        Height and width of the crops, in pixels at the model resolution; without a width they are
-        square.
-    around_box
-        Chance that a crop from an item with boxes holds a box, drawn with people four times as
-        likely as others: they are a percent of the pixels.
-    warp
-        Chance of a rotation by up to 10 degrees and a change of size; the rest are exact pixels.
-    scale
-        Smallest and largest magnification of a warped crop.
-    paste
-        Chance that people and bikes of other frames are pasted in (see `copy_paste`).
-    recolour
-        Chance that the visible image's tone and colours are drawn anew (see `recolour`).
-    unpaired
-        Show Φ images without infrared too: what their labels say of objects teaches its `objects`
-        head, and nothing else.
-    weights
-        (source name, share of the samples) pairs. A source that is not named gets its share by the
-        square root of its size, so that small sources are neither lost nor drilled.
-    mix
-        Which degradations, how often.
-    """
-
+    # Height and width of the crops, in pixels at the model resolution; without a width they are
+    # square.
     crop: int
     crop_width: int = 0
+    # Chance that a crop from an item with boxes holds a box, drawn with people four times as likely
+    # as others: they are a percent of the pixels.
     around_box: float = 0.5
+    # Chance of a rotation by up to 10 degrees and a change of size; the rest are exact pixels.
     warp: float = 0.5
-    scale: tuple[float, float] = (0.85, 1.3)
+    scale: tuple[float, float] = (0.85, 1.3)  # smallest and largest magnification of a warped crop
+    # Chance that people and bikes of other frames are pasted in (see `copy_paste`).
     paste: float = 0.0
+    # Chance that the visible image's tone and colours are drawn anew (see `recolour`).
     recolour: float = 0.0
+    # Show Φ images without infrared too: what their labels say of objects teaches its `objects`
+    # head, and nothing else.
     unpaired: bool = False
+    # (source name, share of the samples) pairs. A source that is not named gets its share by the
+    # square root of its size, so that small sources are neither lost nor drilled.
     weights: tuple[tuple[str, float], ...] = ()
-    mix: Mix = field(default_factory=Mix)
+    mix: Mix = field(default_factory=Mix)  # which degradations, how often
 
     def __post_init__(self) -> None:
         require(min(self.shape) >= 16, "data.crop", min(self.shape), "16 pixels or more")

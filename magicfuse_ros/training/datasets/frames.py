@@ -52,39 +52,24 @@ class Box:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where one item comes from.
+    """Where one item comes from."""
 
-    Attributes
-    ----------
-    name
-        Unique within its source.
-    visible, infrared, labels
-        Image files, or videos where `video_frame` is set. MFNet keeps infrared as the alpha
-        channel of the visible file; then both are the same path.
-    video_frame
-        Frame number within the videos, from 0.
-    boxes
-        Objects; None where the dataset has no boxes (an empty tuple means: nothing there).
-    group
-        Frames of one group (a video) share one infrared scale; empty for a still image.
-    night
-        The dataset says the frame was taken at night; None where it does not say.
-    clean
-        Whether the visible image can serve as the target of restoration; smoke cannot.
-    pseudo
-        Whether networks made the labels, not people.
-    """
-
-    name: str
+    name: str  # unique within its source
+    # Image files, or videos where `video_frame` is set. MFNet keeps infrared as the alpha channel
+    # of the visible file; then both are the same path.
     visible: Path
     infrared: Path | None = None
     labels: Path | None = None
-    video_frame: int | None = None
+    video_frame: int | None = None  # frame number within the videos, from 0
+    # Objects; None where the dataset has no boxes (an empty tuple means: nothing there).
     boxes: tuple[Box, ...] | None = None
+    # Frames of one group (a video) share one infrared scale; empty for a still image.
     group: str = ""
+    # The dataset says the frame was taken at night; None where it does not say.
     night: bool | None = None
+    # Whether the visible image can serve as the target of restoration; smoke cannot.
     clean: bool = True
-    pseudo: bool = False
+    pseudo: bool = False  # whether networks made the labels, not people
 
     def paths(self) -> list[Path]:
         """Return every file that the frame is read from."""
@@ -93,43 +78,22 @@ class Frame:
 
 @dataclass(frozen=True)
 class Item:
-    """A decoded frame.
-
-    Attributes
-    ----------
-    visible
-        (H, W, 3) uint8 RGB.
-    infrared
-        (H, W) uint8 as recorded (not yet on the common scale), or None.
-    labels
-        (H, W) uint8 ids of the source's own classes, or None.
-    night
-        As the dataset says, else measured.
-    """
+    """A decoded frame."""
 
     frame: Frame
-    visible: U8
-    infrared: U8 | None
-    labels: U8 | None
-    night: bool
+    visible: U8  # (H, W, 3) uint8 RGB
+    infrared: U8 | None  # (H, W) uint8 as recorded (not yet on the common scale), or None
+    labels: U8 | None  # (H, W) uint8 ids of the source's own classes, or None
+    night: bool  # as the dataset says, else measured
 
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset split: its frames, and how its label ids read.
+    """One dataset split: its frames, and how its label ids read."""
 
-    Attributes
-    ----------
-    name
-        For reports; unique among the sources trained on together.
-    frames
-        In a fixed order; those of a video are consecutive and ascending.
-    classes
-        Source label id -> canonical class name (see `label_maps`); empty without labels.
-    """
-
-    name: str
-    frames: tuple[Frame, ...]
+    name: str  # for reports; unique among the sources trained on together
+    frames: tuple[Frame, ...]  # in a fixed order; those of a video are consecutive and ascending
+    # Source label id -> canonical class name (see `label_maps`); empty without labels.
     classes: dict[int, str] = field(default_factory=dict)
 
     def items(self) -> Iterator[Item]:

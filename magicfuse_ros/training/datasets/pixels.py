@@ -25,17 +25,10 @@ _EVEN, _HALVES = 0x00FF00FF, 0x00800080
 
 @dataclass(frozen=True)
 class Cut:
-    """A window on an image.
+    """A window on an image."""
 
-    Attributes
-    ----------
-    center
-        (x, y) in pixels of the image.
-    angle, scale, flip
-        Its rotation in degrees, its magnification, and whether it is mirrored.
-    """
-
-    center: tuple[float, float]
+    center: tuple[float, float]  # (x, y) in pixels of the image
+    # Its rotation in degrees, its magnification, and whether it is mirrored.
     angle: float
     scale: float
     flip: bool
@@ -56,21 +49,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Patch:
-    """An object to be pasted: pixels of one frame over those of another, both counted in `Pixels`.
+    """An object to be pasted: pixels of one frame over those of another, counted in `Pixels`."""
 
-    Attributes
-    ----------
-    source, target
-        Numbers of the pixels, (n,) int64.
-    share
-        How much of each target the source covers, (n,) uint8 in sixteenths.
-    label, weight
-        The object's canonical id, and the thermal weight of its box.
-    """
-
+    # Numbers of the pixels, (n,) int64.
     source: NDArray[np.int64]
     target: NDArray[np.int64]
-    share: NDArray[np.uint8]
+    share: NDArray[np.uint8]  # how much of each target the source covers, (n,) uint8 in sixteenths
+    # The object's canonical id, and the thermal weight of its box.
     label: int
     weight: int
 
