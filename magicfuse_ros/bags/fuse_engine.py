@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from magicfuse_ros.ros.node.session import EngineFactory, load_engine
-from magicfuse_ros.runtime.contract import Engine, EngineSettings, Progress
+from magicfuse_ros.runtime.contract import EngineSettings, Progress
+from magicfuse_ros.runtime.engine_type import Engine
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing is wrong

@@ -20,7 +20,8 @@ from magicfuse_ros.ros.images.bit_depth import BitDepth
 from magicfuse_ros.ros.images.codec import decode
 from magicfuse_ros.ros.node.frame_messages import FusedFrame
 from magicfuse_ros.ros.node.id_map import IdMap, remap
-from magicfuse_ros.runtime.contract import EXTRAS, Engine, FuseResult
+from magicfuse_ros.runtime.contract import EXTRAS, FuseResult
+from magicfuse_ros.runtime.engine_type import Engine
 from magicfuse_ros.sources.picture_errors import PictureError
 
 

@@ -12,7 +12,8 @@ from magicfuse_ros.evaluation.inference import Inference
 from magicfuse_ros.evaluation.metrics import U8
 from magicfuse_ros.evaluation.scenes import Needs, Scene, ValidationSet, has_anything
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.runtime.contract import EXTRAS, Engine
+from magicfuse_ros.runtime.contract import EXTRAS
+from magicfuse_ros.runtime.engine_type import Engine
 
 DEGRADED = "mixed"
 """The condition of a table that has only one: training's own mix of coupled degradations."""

@@ -7,21 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from magicfuse_ros.runtime.engine import FuseEngine
 
 UInt8 = NDArray[np.uint8]
 
 Progress = Callable[[str], None]
 """Called with a line of text now and then during long work; it may raise to stop the work."""
-
-Engine: TypeAlias = "FuseEngine"
-"""The engine's type, for annotations of those who must not import PyTorch."""
 
 PARALLEL = ("auto", "on", "off")
 

@@ -17,7 +17,6 @@ from magicfuse_ros.resources import model_path
 from magicfuse_ros.runtime.backends import Backend, Candidate, candidates, missing
 from magicfuse_ros.runtime.contract import (
     EXTRAS,
-    Engine,
     EngineError,
     EngineSettings,
     FuseResult,
@@ -38,7 +37,6 @@ from magicfuse_ros.runtime.threads import pytorch_threads
 
 __all__ = [
     "EXTRAS",
-    "Engine",
     "EngineError",
     "EngineSettings",
     "FuseEngine",

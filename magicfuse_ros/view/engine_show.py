@@ -14,12 +14,12 @@ from magicfuse_ros.runtime.class_colors import colorize
 from magicfuse_ros.runtime.contract import (
     EXTRAS,
     MOST_TEMPORAL,
-    Engine,
     EngineError,
     FuseResult,
     Progress,
     UInt8,
 )
+from magicfuse_ros.runtime.engine_type import Engine
 from magicfuse_ros.view.feeds import Feed, Playback
 from magicfuse_ros.view.shot import PICTURES, Rate, Shot
 

@@ -13,7 +13,7 @@ from magicfuse_ros.ros.node.id_map import IdMap
 from magicfuse_ros.ros.node.parameters import PARAMETERS, Settings
 from magicfuse_ros.ros.node.session import EngineFactory, Session, load_engine
 from magicfuse_ros.ros.parameter_table import ParameterError
-from magicfuse_ros.runtime.contract import Engine
+from magicfuse_ros.runtime.engine_type import Engine
 
 
 class FuseNode(ManagedNode[Settings]):

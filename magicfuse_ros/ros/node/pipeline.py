@@ -26,7 +26,8 @@ from magicfuse_ros.ros.node.publishers import FusePublishers
 from magicfuse_ros.ros.node.worker import Frame, LoadCancelled
 from magicfuse_ros.ros.stamps import nanoseconds
 from magicfuse_ros.ros.statistics import Timings, age_ms, since_ms
-from magicfuse_ros.runtime.contract import Engine, FuseResult, Progress
+from magicfuse_ros.runtime.contract import FuseResult, Progress
+from magicfuse_ros.runtime.engine_type import Engine
 from magicfuse_ros.sources.picture_errors import PictureError
 
 _FALL_BACK_AFTER = 2

@@ -19,7 +19,8 @@ from magicfuse_ros.ros.node.pipeline import Pipeline
 from magicfuse_ros.ros.node.publishers import FusePublishers
 from magicfuse_ros.ros.node.worker import EngineWorker
 from magicfuse_ros.ros.statistics import Timings
-from magicfuse_ros.runtime.contract import Engine, EngineSettings, Progress
+from magicfuse_ros.runtime.contract import EngineSettings, Progress
+from magicfuse_ros.runtime.engine_type import Engine
 
 EngineFactory = Callable[[EngineSettings, Progress], Engine]
 

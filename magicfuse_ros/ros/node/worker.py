@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from magicfuse_ros.ros.node.mailbox import Mailbox
 from magicfuse_ros.ros.node_input import Arrival
-from magicfuse_ros.runtime.contract import Engine, Progress
+from magicfuse_ros.runtime.contract import Progress
+from magicfuse_ros.runtime.engine_type import Engine
 
 
 class LoadCancelled(Exception):  # noqa: N818 - it ends a load that somebody stopped; nothing failed
