@@ -90,10 +90,7 @@ def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
 def choose_topic(topics: tuple[Topic, ...], wanted: str | None, bag: Path) -> Topic:
     """Return the image topic to play: `wanted`, or else the first that the node did not make.
 
-    Raises
-    ------
-    BagError
-        There is none; the message lists the bag's topics.
+    Raises BagError if there is none; the message lists the bag's topics.
     """
     from magicfuse_ros.bags.image_topics import COMPRESSED_TYPE, IMAGE_TYPE
     from magicfuse_ros.bags.reader import BagError

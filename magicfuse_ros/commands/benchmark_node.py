@@ -104,10 +104,7 @@ def _warmed_up_and_watched(
 ) -> list[Usage]:
     """Play for some time; return what the node used each second, from the first output on.
 
-    Raises
-    ------
-    SessionError
-        No frame came out, or only when the time was over.
+    Raises SessionError if no frame came out, or only when the time was over.
     """
     warm_up_s = 1.0 if run.quick else WARM_UP_S
     _watch(node, player, warm_up_s, "node: warming up")

@@ -67,12 +67,8 @@ class Demo:
     def run(self) -> None:
         """Run all steps, and print the table at the end.
 
-        Raises
-        ------
-        SessionError, BagError, ValueError, OSError
-            A step failed; the message says which and why.
-        KeyboardInterrupt
-            A signal came.
+        Raises SessionError, BagError, ValueError or OSError if a step failed; the message says
+        which and why. Raises KeyboardInterrupt if a signal came.
         """
         check_writable(self._folder)
         out = self._folder / "output.bag"

@@ -36,11 +36,8 @@ class Target(AbstractContextManager["Target"]):
     `path` is OUTPUT as the user gave it; if it is a file, the first of `outputs` goes there. The
     source is never written over, and results that are there already only with `overwrite`.
 
-    Raises
-    ------
-    OutputError
-        `path` is a file of a kind that cannot take these results, something is there already, or
-        the disk cannot be written to.
+    Raises OutputError if `path` is a file of a kind that cannot take these results, something is
+    there already, or the disk cannot be written to.
     """
 
     def __init__(

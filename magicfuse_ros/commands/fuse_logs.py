@@ -46,11 +46,8 @@ OpenLog = Callable[[Path, LabelSet], AbstractContextManager[WriteFrame]]
 def check_logs(logs: Mapping[str, Path], *, overwrite: bool) -> None:
     """Check what can be checked before the model is loaded; `logs` are files by a key of `LOGS`.
 
-    Raises
-    ------
-    OutputError
-        A name has another ending, a file exists, its folder cannot be written to, or a library is
-        not installed.
+    Raises OutputError if a name has another ending, a file exists, its folder cannot be written to,
+    or a library is not installed.
     """
     for kind, path in logs.items():
         suffix, needed, _ = LOGS[kind]
@@ -74,10 +71,7 @@ def open_logs(logs: Mapping[str, Path], labels: LabelSet) -> Iterator[WriteResul
 
     A log that Ctrl-C ended is whole; one that an error ended is removed.
 
-    Raises
-    ------
-    OutputError
-        A file cannot be written.
+    Raises OutputError if a file cannot be written.
     """
     with ExitStack() as opened:
         writers = [

@@ -35,14 +35,9 @@ def fuse_all(
     `fuse_logs`). Returns how many pictures could not be read and were left out; at least one was
     fused.
 
-    Raises
-    ------
-    SourceError
-        No picture can be read.
-    OutputError
-        The results cannot be written; where possible, this is found before the model is loaded.
-    EngineError
-        The engine cannot be loaded, or no backend can fuse a picture.
+    Raises SourceError if no picture can be read. Raises OutputError if the results cannot be
+    written; where possible, this is found before the model is loaded. Raises EngineError if the
+    engine cannot be loaded, or no backend can fuse a picture.
     """
     source = open_source(path)
     logs = logs or {}

@@ -112,10 +112,7 @@ class NodeSession:
     def wait_until_active(self) -> None:
         """Wait until the node's lifecycle state is ``active``.
 
-        Raises
-        ------
-        SessionError
-            The node died, could not be configured, or took too long.
+        Raises SessionError if the node died, could not be configured, or took too long.
         """
         start = time.monotonic()
         while True:
@@ -144,10 +141,7 @@ class NodeSession:
 
         What is sent is written to `out`, and what arrives of `outputs` and `OPTIONAL_OUTPUTS`.
 
-        Raises
-        ------
-        SessionError
-            The node died, or the topics did not connect.
+        Raises SessionError if the node died, or the topics did not connect.
         """
         node = self._ros.node
         heard = outputs if out is None else (*outputs, *OPTIONAL_OUTPUTS)
@@ -173,10 +167,7 @@ class NodeSession:
         `what` says for `progress` what is going on. `watch` is called ten times a second meanwhile,
         with the event that ends the playing.
 
-        Raises
-        ------
-        SessionError
-            The node died, or no frame came out.
+        Raises SessionError if the node died, or no frame came out.
         """
         halt = threading.Event()
         errors: list[Exception] = []

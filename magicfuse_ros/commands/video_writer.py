@@ -36,10 +36,7 @@ class VideoWriter:
     crash ends it early, it keeps that name. The suffix is one of `FORMATS`, `rate` the average
     number of frames per second, and `size` (width, height) of every frame, which may be odd.
 
-    Raises
-    ------
-    VideoError
-        PyAV is not installed, or the file cannot be made.
+    Raises VideoError if PyAV is not installed, or the file cannot be made.
     """
 
     def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
@@ -67,12 +64,8 @@ class VideoWriter:
     def write(self, picture: NDArray[np.uint8], time_ns: int) -> None:
         """Append an (H, W, 3) RGB or (H, W) grey picture, shown from `time_ns` on.
 
-        Raises
-        ------
-        VideoError
-            The picture has another size, the times do not fit a constant rate, or the disk fails.
-        ValueError
-            The video is closed.
+        Raises VideoError if the picture has another size, the times do not fit a constant rate, or
+        the disk fails. Raises ValueError if the video is closed.
         """
         from av import VideoFrame
 
@@ -103,10 +96,7 @@ class VideoWriter:
     def close(self, *, whole: bool = True) -> None:
         """Finish the file, so that it can be played, and rename it to its name if it is `whole`.
 
-        Raises
-        ------
-        VideoError
-            The end of the file cannot be written.
+        Raises VideoError if the end of the file cannot be written.
         """
         if self._file is None:
             return

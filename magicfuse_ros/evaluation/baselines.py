@@ -49,10 +49,8 @@ class ZeroDce(nn.Module):
     def from_package(cls) -> ZeroDce:
         """Load the weights that the installed package carries.
 
-        Raises
-        ------
-        BaselineError
-            The package is not installed, or its weights are not the ones expected.
+        Raises BaselineError if the package is not installed, or its weights are not the ones
+        expected.
         """
         spec = importlib.util.find_spec(_PACKAGE)  # finds it without running its code
         if spec is None or not spec.submodule_search_locations:

@@ -81,10 +81,7 @@ def tempered(temperature: float) -> NDArray[np.float64]:
 def calibration(evaluation: Evaluation) -> Findings:
     """Fit a temperature to the first half of the images labelled by hand, and judge it on the rest.
 
-    Raises
-    ------
-    NotThereError
-        There are fewer than two such images.
+    Raises NotThereError if there are fewer than two such images.
     """
     fitted, judged = Reliability(), dict[str, Reliability]()
     for condition in ("none", DEGRADED):

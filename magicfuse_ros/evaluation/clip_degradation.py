@@ -38,10 +38,7 @@ def degradation(
     a strength in [0, 1], joined by commas: ``low-light``, ``low-light:0.6,noise:0.3``. Another seed
     is another scene: other exposure, colour cast, noise.
 
-    Raises
-    ------
-    ValueError
-        A name or strength is not known; the message says which are accepted.
+    Raises ValueError if a name or strength is not known; the message says which are accepted.
     """
     steps = [_step(part) for part in description.split(",")]
 

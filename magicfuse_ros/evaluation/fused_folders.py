@@ -32,12 +32,8 @@ def fused_folders_table(
     Pictures belong together by their names without endings and have one size; colours are scored as
     luminance. Of all pictures at most `limit` are taken, evenly; 0 takes all.
 
-    Raises
-    ------
-    DatasetError
-        A folder or picture is missing, damaged, of another size, or has no partner.
-    ConfigError
-        Two folders of fused pictures have one name.
+    Raises DatasetError if a folder or picture is missing, damaged, of another size, or has no
+    partner. Raises ConfigError if two folders of fused pictures have one name.
     """
     methods = {folder.resolve().name: by_stem(folder) for folder in fused}
     if len(methods) < len(fused):

@@ -61,10 +61,7 @@ def visual_information(visible: U8, infrared: U8, fused: U8) -> float:
 
     About 2 where fused is both sources; NaN for a constant source.
 
-    Raises
-    ------
-    ValueError
-        An image has a side below 41 pixels, too few for the four scales.
+    Raises ValueError if an image has a side below 41 pixels, too few for the four scales.
     """
     if min(fused.shape) < 41:
         raise ValueError(f"images are {fused.shape} for VIF; accepted: 41 x 41 or larger")

@@ -177,10 +177,8 @@ def protocols(folder: str | None = None) -> list[Path]:
 def read_protocol(name_or_path: str) -> Protocol:
     """Read a protocol that ships, by its name, or a user's own by the path of its YAML file.
 
-    Raises
-    ------
-    ConfigError
-        There is none of that name, or the file is not a protocol; the message says what is wrong.
+    Raises ConfigError if there is none of that name, or the file is not a protocol; the message
+    says what is wrong.
     """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:

@@ -67,11 +67,8 @@ class ProtocolRun:
     checkpoint
         Of SegFormer; None begins with random weights.
 
-    Raises
-    ------
-    DatasetError, ConfigError
-        No dataset of the protocol is there (`NotThereError`), a file is missing, or peers are given
-        to a protocol with a sweep.
+    Raises DatasetError or ConfigError if no dataset of the protocol is there (`NotThereError`), a
+    file is missing, or peers are given to a protocol with a sweep.
     """
 
     def __init__(

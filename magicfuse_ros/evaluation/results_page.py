@@ -50,10 +50,7 @@ def markdown(intro: str, sections: Sequence[Section], page: str) -> str:
 def page(intro: str, sections: Sequence[Section], sheet: U8) -> str:
     """Write tables, curves, and a picture (H, W, 3) RGB of scenes.
 
-    Raises
-    ------
-    ImportError
-        matplotlib is not installed.
+    Raises ImportError if matplotlib is not installed.
     """
     body = [f"<p>{html.escape(intro)}</p><p>{html.escape(_QUOTED)}</p>"]
     for section in sections:
@@ -82,10 +79,7 @@ def curves_image(
 ) -> str:
     """Draw a panel a score, with its lines over what is swept, as an HTML image.
 
-    Raises
-    ------
-    ImportError
-        matplotlib is not installed.
+    Raises ImportError if matplotlib is not installed.
     """
     import matplotlib as mpl
 

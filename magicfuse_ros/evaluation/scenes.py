@@ -105,10 +105,7 @@ class ValidationSet:
     `cache_dir`. The model's config says at what size it is evaluated, `labels` how its classes are
     named. `layouts` None takes all datasets that are there; `split` is `val` or `train`.
 
-    Raises
-    ------
-    DatasetError
-        If a file is missing or no dataset is found.
+    Raises DatasetError if a file is missing or no dataset is found.
     """
 
     def __init__(
@@ -171,10 +168,7 @@ class ValidationSet:
     def videos(self, limit: int) -> list[Video]:
         """Read from the middle of every video its share of `limit` frames (0: all), at least two.
 
-        Raises
-        ------
-        DatasetError
-            No dataset holds a video.
+        Raises DatasetError if no dataset holds a video.
         """
         found = []
         for source in find_sources(self._root, self._split, self._layouts):

@@ -18,11 +18,8 @@ class SegFormerB0(nn.Module):
     With `checkpoint`, the folder of a SegFormer of any size as transformers saves it, it begins
     with those weights; those of the last layer stay random where its classes are others.
 
-    Raises
-    ------
-    ImportError, OSError, ValueError
-        The package transformers is not installed, or the folder holds no SegFormer; the text says
-        what to do.
+    Raises ImportError, OSError or ValueError if the package transformers is not installed, or the
+    folder holds no SegFormer; the text says what to do.
     """
 
     def __init__(self, classes: int, checkpoint: Path | None = None) -> None:

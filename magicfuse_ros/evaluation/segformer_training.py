@@ -40,10 +40,7 @@ def train_segformer(
     such a picture and gives such ids. The same samples give the same network on a CPU. They are
     augmented by mirroring alone. Without a checkpoint it begins with a random B0.
 
-    Raises
-    ------
-    ValueError
-        There is no sample, or none of their pixels has a class.
+    Raises ValueError if there is no sample, or none of their pixels has a class.
     """
     pictures, labels = [], []
     for picture, truth in samples:

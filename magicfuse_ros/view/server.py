@@ -63,10 +63,7 @@ class PageServer:
     def run(self, stop: threading.Event, ready: Callable[[str], None]) -> None:
         """Serve; `ready` is called with the page's address as soon as it can be opened.
 
-        Raises
-        ------
-        ServeError
-            The address cannot be listened on.
+        Raises ServeError if the address cannot be listened on.
         """
         try:
             asyncio.run(self._serve(stop, ready))

@@ -114,10 +114,8 @@ class Case(NamedTuple):
 def survey(model: str, device: str) -> dict[str, Any]:
     """Find out what can be measured with a model and a device, as in `EngineSettings`.
 
-    Raises
-    ------
-    EngineError, ValueError, OSError
-        The device cannot be had, or the model cannot be read.
+    Raises EngineError, ValueError or OSError if the device cannot be had, or the model cannot be
+    read.
     """
     import torch
 
@@ -161,10 +159,7 @@ def plan(survey: Mapping[str, Any], *, quick: bool) -> list[Case]:
 def run_engine(run: Benchmark) -> dict[str, Any]:
     """Measure everything of the engine.
 
-    Raises
-    ------
-    EngineError, ValueError, OSError
-        Not even the model or the device can be had.
+    Raises EngineError, ValueError or OSError if not even the model or the device can be had.
     """
     effort: dict[str, Any] = {"seconds": 8.0, "least": 5}
     if run.quick:

@@ -42,10 +42,7 @@ def usage(pid: int | str = "self") -> Usage:
 
     The peak is /proc's own and not getrusage's, which starts at the size of the parent process.
 
-    Raises
-    ------
-    BenchmarkError
-        There is no such process, or the system has no /proc.
+    Raises BenchmarkError if there is no such process, or the system has no /proc.
     """
     folder = Path("/proc") / str(pid)
     try:

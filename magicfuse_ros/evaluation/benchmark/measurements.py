@@ -40,10 +40,7 @@ def parity(*, settings: dict[str, Any], frames: str) -> dict[str, Any]:
     `magimg_mean`, the mean difference of the MagImgs in grey levels of 255, and `mask_agreement`,
     the share of pixels whose class is the same.
 
-    Raises
-    ------
-    RuntimeError
-        They are further apart than the tolerances.
+    Raises RuntimeError if they are further apart than the tolerances.
     """
     pictures = np.load(frames)
     outcomes = []

@@ -10,10 +10,7 @@ from magicfuse_ros.evaluation.benchmark.claims import Results
 def plot(engine: Results, path: Path) -> None:
     """Draw the rows at the model's own resolution, as a PNG.
 
-    Raises
-    ------
-    ImportError
-        matplotlib is not installed.
+    Raises ImportError if matplotlib is not installed.
     """
     import matplotlib as mpl
 
