@@ -182,7 +182,7 @@ def test_a_bag_of_jpegs_is_played_as_it_is(tmp_path, start):
         pairs = list(demo_pictures.matched(recorded, "/eye/image/compressed"))
     assert pairs
     for pair in pairs:
-        np.testing.assert_array_equal(pair.pictures["/eye/image/compressed"], pair.pictures[MAGIMG])
+        np.testing.assert_array_equal(pair["/eye/image/compressed"], pair[MAGIMG])
 
 
 def test_no_frame_out_is_an_error(tmp_path, start):
@@ -286,10 +286,9 @@ def recorded_bag(path, complete):
 def test_only_complete_sets_of_one_stamp_are_shown(tmp_path):
     with BagReader(recorded_bag(tmp_path / "bag", {1, 4, 5})) as bag:
         sets = list(demo_pictures.matched(bag, "/image"))
-        assert [each.stamp_ns for each in sets] == [101 * 10**9, 104 * 10**9, 105 * 10**9]
         for index, each in zip((1, 4, 5), sets, strict=True):
             for offset, name in enumerate(("/image", ENHANCED, INFRARED, MAGIMG, COLOR)):
-                assert (each.pictures[name] == index * 10 + offset).all()
+                assert (each[name] == index * 10 + offset).all()
 
 
 def test_structure_is_what_can_be_made_out_and_not_noise():

@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 
 import cv2
 import dataset_trees as trees
@@ -341,7 +342,7 @@ def test_masks_are_scored_as_the_engine_makes_them(model, scenes):
 
 def test_steps_and_temporal_reach_the_engine(evaluation):
     image = picture()
-    one, two = (evaluation.with_steps(steps).fuse(image) for steps in (1, 2))
+    one, two = (replace(evaluation, steps=steps).fuse(image) for steps in (1, 2))
     assert evaluation.engine.settings.steps == 2
     assert (one.enhanced != two.enhanced).any()
     evaluation.engine.forget()

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 HELP = "make, play, record, fuse and describe ROS 2 bags, without a ROS installation"
 
-DISCOVERY_LIMIT_S = 30.0
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the actions; their defaults are those of the classes they call."""

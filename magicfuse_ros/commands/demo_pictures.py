@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,16 +40,11 @@ class Texts:
     trained: bool = True  # if not, a banner on top says that the weights are untrained
 
 
-@dataclass(frozen=True)
-class Matched:
-    """The input and all results that have its stamp, as (H, W, 3) RGB pictures by topic."""
+def matched(bag: BagReader, input_topic: str) -> Iterator[dict[str, Picture]]:
+    """Yield each input of a recorded bag with all results that have its stamp, in their order.
 
-    stamp_ns: int
-    pictures: Mapping[str, Picture]
-
-
-def matched(bag: BagReader, input_topic: str) -> Iterator[Matched]:
-    """Yield the complete sets of a recorded bag in the order of their stamps."""
+    They are (H, W, 3) RGB pictures by topic. An input that lacks a result is left out.
+    """
     names = (input_topic, ENHANCED, INFRARED, MAGIMG, COLOR)
     waiting: dict[int, dict[str, tuple[Topic, bytes]]] = {}
     for message in bag.messages(names):
@@ -61,11 +56,8 @@ def matched(bag: BagReader, input_topic: str) -> Iterator[Matched]:
         # Outputs come in order: an older incomplete set belongs to a frame that was dropped.
         for old in [each for each in waiting if each <= stamp_ns]:
             del waiting[old]
-        try:
-            pictures = {name: decode(*part) for name, part in parts.items()}
-        except PictureError:
-            continue  # the node refused this input frame as well, and counted it
-        yield Matched(stamp_ns, pictures)
+        with suppress(PictureError):  # the node refused this input as well, and counted it
+            yield {name: decode(*part) for name, part in parts.items()}
 
 
 def structure(picture: Picture) -> float:
@@ -185,17 +177,17 @@ def write_pictures(
     sheets: dict[int, Sheet] = {}
     shown, most, written = None, -np.inf, 0
     with ExitStack() as stack:
-        for each in matched(bag, texts.input_topic):
+        for pictures in matched(bag, texts.input_topic):
             if not sheets:
-                height, width = each.pictures[MAGIMG].shape[:2]
+                height, width = pictures[MAGIMG].shape[:2]
                 sheets = {
                     cell_width: Sheet((width, height), cell_width, texts)
                     for cell_width in (VIDEO_CELL, PICTURE_CELL)
                 }
-            gain = structure(each.pictures[MAGIMG]) - structure(each.pictures[texts.input_topic])
+            gain = structure(pictures[MAGIMG]) - structure(pictures[texts.input_topic])
             if gain > most:
-                shown, most = each.pictures, gain
-            sheet = sheets[VIDEO_CELL].fill(each.pictures)
+                shown, most = pictures, gain
+            sheet = sheets[VIDEO_CELL].fill(pictures)
             if video is None:
                 size = (sheet.shape[1], sheet.shape[0])
                 video = VideoWriter(stem.with_suffix(".mp4"), rate, size)

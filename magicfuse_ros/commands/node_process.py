@@ -7,14 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from magicfuse_ros.ros.program import STOP_SIGNALS
 
 _SIGNALS = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
-_LOG_PREFIX = re.compile(r"^\[(?P<level>[A-Z]+)\] \[[\d.]+\] \[[^\]]*\]: ")
+_LOG_PREFIX = re.compile(r"^\[([A-Z]+)\] \[[\d.]+\] \[[^\]]*\]: ", re.MULTILINE)
 
 
 def fuse_node_command(
@@ -33,16 +33,6 @@ def fuse_node_command(
     return command
 
 
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Block signals in a child until its program handles them: they would kill Python's start."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class NodeProcess(AbstractContextManager["NodeProcess"]):
     """A child process with its output in a file; a context manager that ends it.
 
@@ -53,15 +43,20 @@ class NodeProcess(AbstractContextManager["NodeProcess"]):
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.log = log
-        with log.open("wb") as output, _signals_held_back():
-            self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-                list(command),
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        # Until its program handles them, signals would kill Python's start.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            with log.open("wb") as output:
+                self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell
+                    list(command),
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     @property
     def pid(self) -> int:
@@ -75,10 +70,9 @@ class NodeProcess(AbstractContextManager["NodeProcess"]):
 
     def last_lines(self, count: int = 12) -> list[str]:
         """Return the end of its output, without ROS's time stamps."""
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        return [_LOG_PREFIX.sub(_level, line) for line in text.splitlines() if line.strip()][
-            -count:
-        ]
+        text = _LOG_PREFIX.sub(r"\1: ", self.log.read_text(encoding="utf-8", errors="replace"))
+        lines = [line.removeprefix("INFO: ") for line in text.splitlines() if line.strip()]
+        return lines[-count:]
 
     def stop(self) -> None:
         """End it: with SIGINT, then with SIGTERM, then kill it; each goes to its children too."""
@@ -94,7 +88,3 @@ class NodeProcess(AbstractContextManager["NodeProcess"]):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _level(match: re.Match[str]) -> str:
-    return "" if match["level"] == "INFO" else f"{match['level']}: "

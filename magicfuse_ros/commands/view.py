@@ -60,7 +60,11 @@ def run(args: argparse.Namespace) -> int:
 
         show = _show(args)
         try:
-            PageServer(show, args.host, args.port).run(stop, partial(_say, show))
+            source = show.state()["source"]
+            PageServer(show, args.host, args.port).run(
+                stop,
+                lambda at: print(f"{source} is shown at {at} (Ctrl-C ends it)", flush=True),
+            )
         finally:
             show.close()
     except ModuleNotFoundError as error:
@@ -75,10 +79,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"magicfuse view: {problem}", file=sys.stderr)
         return FAILED
     return stop.status
-
-
-def _say(show: Show, address: str) -> None:
-    print(f"{show.state()['source']} is shown at {address} (Ctrl-C ends it)", flush=True)
 
 
 def _show(args: argparse.Namespace) -> Show:
@@ -113,7 +113,11 @@ def _feed(args: argparse.Namespace) -> Feed:
 
     path = Path(args.input)
     if is_bag(path):
-        return Playback(path.name, BagClip(path, _topic_of(path, args.topic)))
+        from magicfuse_ros.bags.reader import BagReader
+
+        with BagReader(path) as bag:
+            topic = choose_topic(bag.topics, args.topic, path).name
+        return Playback(path.name, BagClip(path, topic))
     if args.input.isdecimal() and not path.exists():
         from magicfuse_ros.sources.webcam import webcam_frames
 
@@ -124,13 +128,6 @@ def _feed(args: argparse.Namespace) -> Feed:
     if args.topic is not None:
         raise ValueError("--topic names a topic of a bag; INPUT is not a bag")
     return Playback(path.name, open_source(path))
-
-
-def _topic_of(bag: Path, wanted: str | None) -> str:
-    from magicfuse_ros.bags.reader import BagReader
-
-    with BagReader(bag) as reader:
-        return choose_topic(reader.topics, wanted, bag).name
 
 
 def _prepare_ros() -> None:

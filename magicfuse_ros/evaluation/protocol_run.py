@@ -177,7 +177,7 @@ class ProtocolRun:
         if scene.name not in files:
             raise DatasetError(f"{folder / scene.name} is missing; {name} needs one of every scene")
         path = files[scene.name]
-        picture, recorded = read_image(path), scenes.recorded(scene).visible
+        picture, recorded = read_image(path), scenes.frames[scene.source, scene.name].visible
         height, width = read_image(recorded).shape[:2]
         if picture.shape[:2] != (height, width):
             raise DatasetError(
@@ -272,7 +272,7 @@ class ProtocolRun:
                 f"{f'up to {limit}' if limit else 'all'} training images at "
                 f"{recipe.size[0]}x{recipe.size[1]}."
             )
-        if any(frame.pseudo for frame in self._evaluation.scenes.frames()):
+        if any(frame.pseudo for frame in self._evaluation.scenes.frames.values()):
             note += " The labels were made by networks, not by people."
         title = self._protocol.title + (", masks" if self._protocol.metrics else "")
         return Table(title, columns, tuple(rows), self._note(note), self._source())

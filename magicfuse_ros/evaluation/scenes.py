@@ -123,7 +123,8 @@ class ValidationSet:
         camera = config.refiner.camera if config.refiner is not None else 1
         self._size = camera * config.resolution[0], camera * config.resolution[1]
         self._lookup = from_canonical(labels)
-        self._frames = {
+        # What scenes are read from: every frame of the split, whatever it has.
+        self.frames: dict[tuple[str, str], Frame] = {
             (source.name, frame.name): frame
             for source in find_sources(root, split, layouts)
             for frame in source.frames
@@ -145,25 +146,13 @@ class ValidationSet:
             ):
                 self._items[item.condition].append(item)
             self._items = {name: _thinned(items) for name, items in self._items.items()}
-        fitting = [item for item in self._items[condition] if needs(self.frame(item))]
+        fitting = [item for item in self._items[condition] if needs(self._frame(item))]
         return spread(fitting, limit)
 
     def scenes(self, condition: str, needs: Needs, limit: int) -> Iterator[Scene]:
         """Read the scenes of `items`."""
         for item in self.items(condition, needs, limit):
             yield self.scene(item)
-
-    def frame(self, item: ValidationItem) -> Frame:
-        """Look up what an item was read from."""
-        return self._frames[item.source.name, item.item.name]
-
-    def frames(self) -> list[Frame]:
-        """List every frame of the split, whatever it has."""
-        return list(self._frames.values())
-
-    def recorded(self, scene: Scene) -> Frame:
-        """Look up which files a scene was read from."""
-        return self._frames[scene.source, scene.name]
 
     def videos(self, limit: int) -> list[Video]:
         """Read from the middle of every video its share of `limit` frames (0: all), at least two.
@@ -192,6 +181,9 @@ class ValidationSet:
         frames = tuple(np.ascontiguousarray(image) for image in images)
         return Video(f"{cached.name}/{group}", first.clean, first.night, frames)
 
+    def _frame(self, item: ValidationItem) -> Frame:
+        return self.frames[item.source.name, item.item.name]
+
     def _corner(self, item: CachedItem) -> tuple[int, int]:
         return (item.width - self._size[0]) // 2, (item.height - self._size[1]) // 2
 
@@ -204,7 +196,7 @@ class ValidationSet:
         def cut(image: U8) -> U8:
             return np.ascontiguousarray(image[y : y + height, x : x + width])
 
-        infrared, labels, boxes = item.infrared(), item.labels(), self.frame(item).boxes
+        infrared, labels, boxes = item.infrared(), item.labels(), self._frame(item).boxes
         return Scene(
             source=item.source.name,
             name=known.name,

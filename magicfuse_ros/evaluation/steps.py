@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 
 from magicfuse_ros.evaluation import metrics
 from magicfuse_ros.evaluation.fusion_metrics import OF_THE_PAPER, fusion_columns, fusion_scores
@@ -43,7 +44,7 @@ def steps_table(evaluation: Evaluation) -> Table:
     rows: list[Row] = []
     judged: dict[int, tuple[float, float, float]] = {}
     for steps in STEPS:
-        several, scores = evaluation.with_steps(steps), Scores()
+        several, scores = replace(evaluation, steps=steps), Scores()
         row = str(steps)
         for scene in several.under(DEGRADED, has_clean_pair, f"{steps} steps"):
             made = several.fuse(scene.degraded)

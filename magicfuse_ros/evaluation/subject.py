@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,10 +92,6 @@ class Evaluation:
             sum(made.stage_ms.values()),
             made.confidence,
         )
-
-    def with_steps(self, steps: int) -> Evaluation:
-        """Return the same with another number of DDIM steps."""
-        return replace(self, steps=steps)
 
     def under(
         self, condition: str, needs: Needs, purpose: str, share: float = 1.0
