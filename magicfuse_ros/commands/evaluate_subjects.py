@@ -21,7 +21,7 @@ from magicfuse_ros.evaluation.picture_tables import heat_table, night_table, peo
 from magicfuse_ros.evaluation.protocol import Protocol, protocols, read_protocol
 from magicfuse_ros.evaluation.protocol_run import Findings, NotThereError, ProtocolRun
 from magicfuse_ros.evaluation.report import autoencoder_table, infrared_table, restoration_table
-from magicfuse_ros.evaluation.results_page import Section, markdown, page
+from magicfuse_ros.evaluation.results_page import markdown, page
 from magicfuse_ros.evaluation.scene_sheet import picture_sheet
 from magicfuse_ros.evaluation.scenes import ValidationSet
 from magicfuse_ros.evaluation.segmentation import segmentation_table, weak_mask_table, weight_table
@@ -132,14 +132,12 @@ def report(args: argparse.Namespace) -> None:
             return _findings(recipe, shared[key], args)
 
         measures |= {recipe.title: partial(measured, recipe) for recipe in recipes}
-        sections = []
+        sections = {}
         for title, measure in measures.items():
             try:
-                found = measure()
+                sections[title] = measure()
             except NotThereError as error:
-                sections.append(Section(title, note=f"Not measured: {error}."))
-            else:
-                sections.append(Section(title, found.tables, found.curves))
+                sections[title] = Findings(note=f"Not measured: {error}.")
     html = args.output.with_suffix(".html")
     write_whole(html, page(intro, sections, pictures))
     write_whole(args.output, markdown(intro, sections, html.name))

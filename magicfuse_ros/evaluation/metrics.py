@@ -46,13 +46,6 @@ def grey(image: U8) -> U8:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-def rgb(image: U8) -> U8:
-    """(H, W, 3) RGB of a picture that is grey, RGB, or RGB with more planes."""
-    if image.ndim == 3:
-        return np.ascontiguousarray(image[..., :3])
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), np.uint8)
-
-
 def entropy(image: U8) -> float:
     """EN: entropy of the grey-level histogram, in bits, 0 to 8.
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from magicfuse_ros.evaluation.fusion_metrics import FUSION_METRICS, fusion_columns, fusion_scores
-from magicfuse_ros.evaluation.metrics import U8, Confusion, grey, mean, rgb
+from magicfuse_ros.evaluation.metrics import U8, Confusion, grey, mean
 from magicfuse_ros.evaluation.protocol import Kind, Point, Protocol
 from magicfuse_ros.evaluation.scenes import Scene, ValidationSet
 from magicfuse_ros.evaluation.segformer_training import train_segformer
@@ -21,6 +21,7 @@ from magicfuse_ros.evaluation.subject import Evaluation
 from magicfuse_ros.evaluation.tables import Cell, Column, Row, Scores, Table
 from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.labels import LabelSet
+from magicfuse_ros.sources.pictures import to_rgb8
 from magicfuse_ros.training.datasets.cache import CacheSettings, training_size
 from magicfuse_ros.training.datasets.frames import DatasetError, Frame, read_image
 from magicfuse_ros.training.datasets.layouts import by_stem
@@ -46,10 +47,11 @@ class NotThereError(DatasetError):
 
 @dataclass(frozen=True)
 class Findings:
-    """What a protocol found: its tables, and its curves where a number is swept."""
+    """What a protocol found: its tables, and its curves where a number is swept; or why nothing."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[Table, ...] = ()
     curves: Curves = field(default_factory=dict)
+    note: str = ""
 
 
 class ProtocolRun:
@@ -149,7 +151,7 @@ class ProtocolRun:
                 image = degrade(scene.visible, np.random.default_rng(seed), recipe)
             made = {"degraded": image, "visible": scene.visible}
             if scene.infrared is not None:
-                made["real_infrared"] = rgb(scene.infrared)
+                made["real_infrared"] = to_rgb8(scene.infrared)
             mask = np.zeros(image.shape[:2], np.uint8)
             if fuses:
                 outcome = (
@@ -157,7 +159,7 @@ class ProtocolRun:
                     if point.variant == "full"
                     else evaluation.inference().fuse(image, point.variant)
                 )
-                mask, made["infrared"] = outcome.mask, rgb(outcome.infrared)
+                mask, made["infrared"] = outcome.mask, to_rgb8(outcome.infrared)
                 made |= {"enhanced": outcome.enhanced, "magimg": outcome.magimg}
             pictures = {TITLES[kind]: made[kind] for kind in kinds}
             pictures |= {name: self._of_peer(name, scene, evaluation.scenes) for name in peers}
@@ -186,7 +188,7 @@ class ProtocolRun:
             )
         high, wide = scene.visible.shape[:2]
         size = training_size(width, height, CacheSettings(wide, high))
-        image = cv2.resize(rgb(picture), size, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(to_rgb8(picture), size, interpolation=cv2.INTER_AREA)
         x, y = (size[0] - wide) // 2, (size[1] - high) // 2
         return np.ascontiguousarray(image[y : y + high, x : x + wide], np.uint8)
 

@@ -7,12 +7,11 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import cv2
 
 from magicfuse_ros.evaluation.metrics import U8
-from magicfuse_ros.evaluation.protocol_run import Curves
+from magicfuse_ros.evaluation.protocol_run import Findings
 from magicfuse_ros.evaluation.scene_sheet import COLUMNS
 from magicfuse_ros.evaluation.tables import Table
 
@@ -28,36 +27,26 @@ img { max-width: 100%; height: auto }
 """
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: what was measured, or why `title` was not."""
-
-    title: str
-    tables: Sequence[Table] = ()
-    curves: Curves | None = None
-    note: str = ""
-
-
-def markdown(intro: str, sections: Sequence[Section], page: str) -> str:
-    """Write the tables; `page` is the name of the HTML page, which has the curves and pictures."""
+def markdown(intro: str, sections: Mapping[str, Findings], page: str) -> str:
+    """Write what was found, by title; the HTML page of this name has the curves and pictures."""
     parts = ["# Results", intro, f"Curves and pictures: [{page}]({page}).", _QUOTED]
-    for section in sections:
-        parts += [f"### {section.title}", section.note] if section.note else []
-        parts += [table.markdown().strip() for table in section.tables]
+    for title, found in sections.items():
+        parts += [f"### {title}", found.note] if found.note else []
+        parts += [table.markdown().strip() for table in found.tables]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def page(intro: str, sections: Sequence[Section], sheet: U8) -> str:
+def page(intro: str, sections: Mapping[str, Findings], sheet: U8) -> str:
     """Write tables, curves, and a picture (H, W, 3) RGB of scenes.
 
     Raises ImportError if matplotlib is not installed.
     """
     body = [f"<p>{html.escape(intro)}</p><p>{html.escape(_QUOTED)}</p>"]
-    for section in sections:
-        if section.note:
-            body.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.note)}</p>")
-        body += [_table(table) for table in section.tables]
-        body += [curves_image(panels, name) for name, panels in (section.curves or {}).items()]
+    for title, found in sections.items():
+        if found.note:
+            body.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(found.note)}</p>")
+        body += [_table(table) for table in found.tables]
+        body += [curves_image(panels, name) for name, panels in found.curves.items()]
     half = cv2.resize(sheet, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     _, jpeg = cv2.imencode(
         ".jpg", cv2.cvtColor(half, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, _QUALITY)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from magicfuse_ros.evaluation.metrics import U8, rgb
+from magicfuse_ros.evaluation.metrics import U8
 from magicfuse_ros.evaluation.scenes import Scene, ValidationSet, has_infrared
 from magicfuse_ros.evaluation.subject import Evaluation
 from magicfuse_ros.runtime.class_colors import colorize
+from magicfuse_ros.sources.pictures import to_rgb8
 from magicfuse_ros.training.datasets.cache import CachedItem
 from magicfuse_ros.training.datasets.validation import ValidationItem
 from magicfuse_ros.training.sheets import caption, grid
@@ -65,7 +66,7 @@ def _rows(evaluation: Evaluation, items: list[ValidationItem]) -> Iterator[list[
         made = evaluation.fuse(scene.degraded)
         real = np.zeros(made.infrared.shape, np.uint8) if scene.infrared is None else scene.infrared
         pictures = (
-            scene.degraded, made.enhanced, rgb(made.infrared), rgb(real), made.magimg,
+            scene.degraded, made.enhanced, to_rgb8(made.infrared), to_rgb8(real), made.magimg,
             colorize(made.mask, made.magimg, palette),
         )  # fmt: skip
         names = list(COLUMNS) if number == 0 else [""] * len(COLUMNS)
