@@ -12,7 +12,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from magicfuse_ros.messages import one_line
 from magicfuse_ros.ros.node.mailbox import Mailbox
 from magicfuse_ros.runtime.contract import UInt8
-from magicfuse_ros.sources.frame import Frame, Frames, SourceError
+from magicfuse_ros.sources.frame import Frame, SourceError
+from magicfuse_ros.sources.source import Source
 
 T = TypeVar("T")
 
@@ -44,24 +45,10 @@ class Feed(Protocol):
         ...
 
 
-class Clip(Protocol):
-    """What can be played: a `Source`, or an image topic of a bag."""
-
-    @property
-    def frames(self) -> Frames:
-        """Read the frames from a time on."""
-        ...
-
-    @property
-    def duration_s(self) -> float:
-        """Seconds from the first frame to the last; 0 for one picture."""
-        ...
-
-
 class Playback:
     """A file played in its own time. Frames that come too late are left out, as a camera's are."""
 
-    def __init__(self, name: str, clip: Clip) -> None:
+    def __init__(self, name: str, clip: Source | BagClip) -> None:
         self.name, self.drops, self.paused = name, 0, False
         self.duration_s = clip.duration_s
         self._clip, self._frames = clip, clip.frames()
