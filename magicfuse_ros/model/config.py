@@ -35,8 +35,8 @@ class AutoencoderConfig:
     decoder_blocks: int = 3
     patch: int = 1  # space-to-depth factor at the image side; 1 works on pixels
     downsamples: int = 2  # number of strided convolutions in E, and of bilinear doublings in D
-    norm: Norm = "instance"  # without a learned scale and shift
-    # Of Gaussian noise, concatenated in E at latent resolution; 0 for a deterministic E.
+    norm: Norm = "instance"  # which has no learned scale and shift here
+    # Channels of Gaussian noise, concatenated in E at latent resolution; 0 for a deterministic E.
     noise_channels: int = 32
     # Whether E and D each add a linear map of their input to what the network gives, and clip the
     # sum instead of ending in a sigmoid. The map starts as the PCA of the patches, so that the

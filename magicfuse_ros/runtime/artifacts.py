@@ -62,7 +62,8 @@ class ArtifactCache:
 
     def path(self, key: Key) -> Path:
         """Return the folder that an artifact has, or would have."""
-        return self.folder / hashlib.sha256(_canonical(key)).hexdigest()[:32]
+        canonical = json.dumps(dict(key), sort_keys=True)
+        return self.folder / hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
     @classmethod
     def of_user(cls, progress: Progress) -> ArtifactCache:
@@ -213,10 +214,6 @@ def _limit_bytes(progress: Progress) -> int:
         )
         text = ""
     return int(text or DEFAULT_LIMIT_MB) * 1_000_000
-
-
-def _canonical(key: Key) -> bytes:
-    return json.dumps(dict(key), sort_keys=True, ensure_ascii=True).encode("ascii")
 
 
 def _problem(path: Path, key: Key) -> str:

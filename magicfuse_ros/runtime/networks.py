@@ -67,7 +67,7 @@ class CompiledNetworks:
         self.frames: Any = None  # of `DeviceFrames`, which is made of this class
         self.image = self._to_device(torch.zeros((1, 3, *size)))
         self._seed = model.config.diffusion.seed
-        self._noise, self._encoder_noise = self._draw(self._seed)
+        self._noise = self._draw(self._seed)
         parts = parts_of(model, size, self._to_device)
 
         def part(name: str) -> Part:
@@ -89,29 +89,25 @@ class CompiledNetworks:
         # D gets half of the cores and leaves the other half for making the masks meanwhile.
         self._decoder = share(part("decoder"), progress)
 
-    def noise(self, seed: int) -> Noise:
-        """Return the sampler's starting noise, drawn anew when the seed changes."""
+    def noise(self, seed: int) -> None:
+        """Start the sampler and E from the noise of this seed, drawn anew when it changes."""
         if seed != self._seed:
-            noise, encoder_noise = self._draw(seed)
             # In place: a CUDA graph keeps reading the memory that it was captured with.
-            for kept, drawn in zip(
-                (*self._noise, *self._encoder_noise), (*noise, *encoder_noise), strict=True
-            ):
+            for kept, drawn in zip(self._noise, self._draw(seed), strict=True):
                 kept.copy_(drawn)
             self._seed = seed
-        return self._noise
 
     def encode(self, image: Tensor) -> Tensor:
         """Return E of an image (1, 3, H, W), 0 to 255, with the noise that `noise` drew last."""
         with self.watch.stage("preprocess"):
             self.image.copy_(image).div_(255.0)
         with self.watch.stage("encode"):
-            condition: Tensor = self._encoder(self.image, *self._encoder_noise)
+            condition: Tensor = self._encoder(self.image, *self._noise[2:])
         return condition
 
     def sample(self, condition: Tensor, settings: SamplerSettings) -> Step:
         """Run the sampler from a condition latent and that noise, and return its last step."""
-        return sample(self, condition, self._noise, self._model.config, settings)
+        return sample(self, condition, Noise(*self._noise[:2]), self._model.config, settings)
 
     def close(self) -> None:
         """Let go of the graphs that hold these networks."""
@@ -164,11 +160,12 @@ class CompiledNetworks:
             maps, logits = self._refiner(self.image, *latents, step.state)
         return maps, logits
 
-    def _draw(self, seed: int) -> tuple[Noise, tuple[Tensor, ...]]:
+    def _draw(self, seed: int) -> list[Tensor]:
+        """Draw z_T, z^s_T and, where this E takes any, its noise."""
         generator = torch.Generator().manual_seed(seed)
-        noise = Noise(*map(self._to_device, self._model.draw_noise(*self._size, generator)))
-        encoder_noise = self._model.draw_encoder_noise(*self._size, generator)
-        return noise, () if encoder_noise is None else (self._to_device(encoder_noise),)
+        noise = self._model.draw_noise(*self._size, generator)
+        drawn = (*noise, self._model.draw_encoder_noise(*self._size, generator))
+        return [self._to_device(each) for each in drawn if each is not None]
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if tensor.dim() == 4:

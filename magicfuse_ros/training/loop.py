@@ -217,15 +217,19 @@ class _Loop:
         return 60.0 * min(self._config.checkpoint_minutes, 1.0 if self._seconds else math.inf)
 
     def _checkpoint(self, progress: Progress, batch: Batch, generator: torch.Generator) -> None:
-        progress.flush()
-        self._save()
-        if self._seconds:
+        if self._accelerator.is_main_process:
+            progress.flush()
+            if self._export:
+                self._export(cast("nn.ModuleDict", self.parts.average.module))
+            write_state(self._path, self.state, self.parts)
+        if self._passed is not None:
             self._draw(progress, batch, generator)
             if self._accelerator.is_main_process:
-                progress.tell(self.state, self.state.seconds / self._seconds)
+                progress.tell(self.state, self._passed)
 
     @property
     def _passed(self) -> float | None:
+        """The share of its minutes that the stage has had; None where steps end it."""
         return None if self._seconds is None else self.state.seconds / self._seconds
 
     def _draw(self, progress: Progress, batch: Batch, generator: torch.Generator) -> None:
@@ -287,13 +291,6 @@ class _Loop:
                 f"the loss is {loss:.4g} and was more than 10 times its lowest mean, "
                 f"{self.state.lowest:.4g}, for {_DIVERGED} steps"
             )
-
-    def _save(self) -> None:
-        if not self._accelerator.is_main_process:
-            return
-        if self._export:
-            self._export(cast("nn.ModuleDict", self.parts.average.module))
-        write_state(self._path, self.state, self.parts)
 
     def _error(self, what: str) -> TrainingError:
         kept = f"the last good checkpoint is kept in {self._path}"

@@ -87,10 +87,8 @@ def recipe_files(folder: Path) -> list[Path]:
     """
     files = []
     for stage in STAGES:
-        if stage == "refine" and not (folder / "refine.yaml").is_file():
-            continue
-        coarse, wide = (folder / f"{stage}_{kind}.yaml" for kind in ("coarse", "wide"))
-        files += [coarse] if coarse.is_file() else []
-        files.append(folder / f"{stage}.yaml")
-        files += [wide] if wide.is_file() else []
+        for kind in ("_coarse", "", "_wide"):
+            path = folder / f"{stage}{kind}.yaml"
+            if path.is_file() or not (kind or stage == "refine"):
+                files.append(path)
     return files
