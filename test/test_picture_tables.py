@@ -51,7 +51,7 @@ class Shown:
     def fuse(self, image):
         magimg, enhanced, infrared = self.make(image)
         empty = np.zeros(image.shape[:2], np.uint8)
-        return Products(magimg, enhanced, infrared, empty, 1.0, empty)
+        return Products(magimg, empty, empty, infrared, enhanced, {})
 
 
 def cells(table, row=0):

@@ -54,7 +54,7 @@ def steps_table(evaluation: Evaluation) -> Table:
                 [row],
                 restored=metrics.psnr_db(made.enhanced, scene.visible),
                 infrared=metrics.psnr_db(made.infrared, scene.infrared),
-                milliseconds=made.milliseconds,
+                milliseconds=sum(made.stage_ms.values()),
                 **fusion_scores(grey(scene.visible), scene.infrared, grey(made.magimg)),
             )
             pictures = {"imagined": made.infrared, "magimg": grey(made.magimg)}

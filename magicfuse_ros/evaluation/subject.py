@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from magicfuse_ros.evaluation.inference import Inference
 from magicfuse_ros.evaluation.metrics import U8
 from magicfuse_ros.evaluation.scenes import Needs, Scene, ValidationSet, has_anything
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.runtime.contract import EXTRAS
+from magicfuse_ros.runtime.contract import EXTRAS, FuseResult
 from magicfuse_ros.runtime.engine_type import Engine
 
 DEGRADED = "mixed"
@@ -24,15 +24,12 @@ MASK_TOLERANCE = 0.98
 """Engine and model agree from this share of pixels of the same class on."""
 
 
-class Products(NamedTuple):
-    """What a user gets of an image (H, W, 3)."""
+@dataclass(frozen=True)
+class Products(FuseResult):
+    """What a user gets of an image (H, W, 3): all that the engine can make."""
 
-    magimg: U8  # (H, W, 3) RGB, as is `enhanced`
+    infrared: U8
     enhanced: U8
-    infrared: U8  # (H, W) grey
-    mask: U8  # (H, W) class ids
-    milliseconds: float  # that the engine took for all of it
-    confidence: U8  # (H, W): the probability of the mask's class, times 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +81,7 @@ class Evaluation:
         made = self.engine.fuse(image, frozenset(EXTRAS))
         if made.enhanced is None or made.infrared is None:
             raise TypeError(f"{self.engine.backend_name} left out one of {', '.join(EXTRAS)}")
-        return Products(
-            made.magimg,
-            made.enhanced,
-            made.infrared,
-            made.mask,
-            sum(made.stage_ms.values()),
-            made.confidence,
-        )
+        return Products(**vars(made))
 
     def under(
         self, condition: str, needs: Needs, purpose: str, share: float = 1.0
