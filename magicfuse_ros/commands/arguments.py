@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from magicfuse_ros.whole_files import check_writable
 
 if TYPE_CHECKING:
     from magicfuse_ros.bags.reader import Topic
@@ -28,6 +31,28 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return whole
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """Check before work begins that a file can be written; raises ValueError or OSError."""
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"{option} is {path}, but its folder is missing; make it first")
+    if path is not None:
+        check_writable(path.parent)
+
+
+def check_installed(needed: Mapping[str, str], otherwise: str = "") -> None:
+    """Check that modules can be imported, each with the extra that brings it; raises ValueError.
+
+    `otherwise` is what can be done without them, in the message.
+    """
+    missing = {name: extra for name, extra in needed.items() if not find_spec(name)}
+    if missing:
+        extras = ",".join(sorted(set(missing.values())))
+        raise ValueError(
+            f"{', '.join(missing)} is not installed; run: pip install 'magicfuse_ros[{extras}]'"
+            + otherwise
+        )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

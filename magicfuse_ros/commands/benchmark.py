@@ -13,7 +13,6 @@ It prints the page of tables and, as the last line, the claims as JSON.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import sys
@@ -21,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from magicfuse_ros.commands.arguments import check_installed, check_output
 from magicfuse_ros.commands.exit_status import (
     DONE,
     FAILED,
@@ -29,7 +29,7 @@ from magicfuse_ros.commands.exit_status import (
     stop_on_signals,
 )
 from magicfuse_ros.commands.progress_line import ProgressLine
-from magicfuse_ros.whole_files import check_writable, write_whole
+from magicfuse_ros.whole_files import write_whole
 
 HELP = "measure how fast the engine and the node are on this machine, beside their peers"
 
@@ -97,21 +97,12 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError("--soak runs the node; it does not go with --level engine")
         if not (math.isfinite(args.soak) and args.soak > 0.0):
             raise ValueError(f"--soak is {args.soak}; accepted: a number of minutes above 0")
-    for option, path in (("--output", args.output), ("--markdown", args.markdown)):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{option} is {path}, but its folder is missing; make it first")
-        if path is not None:
-            check_writable(path.parent)
-    needed = {"matplotlib": "benchmark", "torchmetrics": "benchmark", "transformers": "benchmark"}
+    check_output("--output", args.output)
+    check_output("--markdown", args.markdown)
+    check_installed(dict.fromkeys(("matplotlib", "torchmetrics", "transformers"), "benchmark"))
     if args.level != "engine":
-        needed |= {"rclpy": "ros", "rosbags": "bag"}
-    missing = {name: extra for name, extra in needed.items() if not importlib.util.find_spec(name)}
-    if missing:
-        extras = ",".join(sorted(set(missing.values())))
-        raise ValueError(
-            f"{', '.join(missing)} is not installed; run: pip install 'magicfuse_ros[{extras}]'"
-            + ("; or leave the node out: --level engine" if "rclpy" in missing else "")
-        )
+        without = "; or leave the node out: --level engine"
+        check_installed({"rclpy": "ros", "rosbags": "bag"}, without)
 
 
 def _measured(args: argparse.Namespace, stop: StopRequest, show: ProgressLine) -> dict[str, Any]:

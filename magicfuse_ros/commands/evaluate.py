@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
-from magicfuse_ros.commands.arguments import at_least
+from magicfuse_ros.commands.arguments import at_least, check_installed, check_output
 from magicfuse_ros.commands.exit_status import DONE, FAILED
-from magicfuse_ros.whole_files import check_writable
 
 HELP = "measure a model on validation images, or fused pictures: tables, a picture sheet, a report"
 
@@ -156,17 +154,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Check the arguments before anything is computed."""
-    if args.output is not None:
-        if not args.output.parent.is_dir():
-            raise ValueError(f"--output is {args.output}, but its folder is missing; make it first")
-        check_writable(args.output.parent)
+    check_output("--output", args.output)
     if args.subject == "sheet" and args.output.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         raise ValueError(f"--output is {args.output}; a sheet needs a .png or .jpg file")
     if args.subject == "report":
         if args.output.suffix != ".md":
             raise ValueError(f"--output is {args.output}; a report needs a .md file")
-        needed = ("matplotlib", "transformers")
-        missing = [name for name in needed if importlib.util.find_spec(name) is None]
-        if missing:
-            install = "pip install 'magicfuse_ros[benchmark]'"
-            raise ValueError(f"a report needs {' and '.join(missing)}: {install}")
+        check_installed({"matplotlib": "benchmark", "transformers": "benchmark"})
