@@ -48,9 +48,7 @@ SAMPLE_S = 1.0
 def run_node(run: Benchmark, soak_minutes: float | None) -> dict[str, Any]:
     """Measure the node with cameras of different sizes and rates, each time in a new process.
 
-    Returns
-    -------
-    `node`, the rows of the runs, and `soak`, the row of the soak, None where there was none.
+    Returns `node`, the rows of the runs, and `soak`, the row of the soak, None without one.
     """
     for warning in prepare(os.environ):  # this process plays and listens
         run.show(warning)

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from magicfuse_ros.evaluation.benchmark.measurements import compare
 from magicfuse_ros.evaluation.inference import Inference
 from magicfuse_ros.evaluation.metrics import U8
 from magicfuse_ros.evaluation.scenes import Needs, Scene, ValidationSet, has_anything
@@ -17,11 +16,6 @@ from magicfuse_ros.runtime.engine_type import Engine
 
 DEGRADED = "mixed"
 """The condition of a table that has only one: training's own mix of coupled degradations."""
-
-MAGIMG_TOLERANCE = 1.0
-"""Engine and model agree up to this mean difference of their MagImgs, in grey levels of 255."""
-MASK_TOLERANCE = 0.98
-"""Engine and model agree from this share of pixels of the same class on."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +88,9 @@ class Evaluation:
     def parity(self) -> dict[str, Any]:
         """Compare the engine with the model on one scene, so that their tables may stand together.
 
-        Returns
-        -------
-        Mean difference of the MagImgs in grey levels of 255, the share of pixels of the same class,
-        and whether both are within the tolerances above.
+        Returns what the benchmark's `compare` does, and in `agree` whether that is accepted.
         """
         scene = next(self.scenes.scenes(DEGRADED, has_anything, 1))
         shipped, plain = self.fuse(scene.degraded), self.inference().fuse(scene.degraded)
-        apart = np.abs(shipped.magimg.astype(np.int16) - plain.magimg)
-        same = float((shipped.mask == plain.mask).mean())
-        grey_levels = float(apart.mean())
-        return {
-            "magimg_mean": grey_levels,
-            "mask_agreement": same,
-            "agree": grey_levels <= MAGIMG_TOLERANCE and same >= MASK_TOLERANCE,
-        }
+        found, agree = compare([(shipped, plain)])
+        return {**found, "agree": agree}
