@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
 from support.pictures import pictures_of
 from support.small_models import SMALL_FEW_STEP, SMALL_PAPER, fill
 
+from magicfuse_ros.model import sampler
 from magicfuse_ros.model.config import DiffusionConfig
 from magicfuse_ros.model.config_values import ConfigError
 from magicfuse_ros.model.diffusion import (
@@ -19,7 +21,7 @@ from magicfuse_ros.model.diffusion import (
     training_target,
 )
 from magicfuse_ros.model.magicfuse import MagicFuse
-from magicfuse_ros.model.sampler import STATE_LIMIT, Noise, SamplerSettings, sample
+from magicfuse_ros.model.sampler import STATE_LIMIT, Noise, SamplerSettings, Step, sample
 
 SIZE, CLASSES = (3, 5), 4
 STEP_COUNTS = [1, 2, 7, 25, 1000]
@@ -74,14 +76,20 @@ class Oracle:
         return torch.full_like(z_f, self.w), self.state
 
 
-def run(networks, config, thermal_ids=(), on_step=None, **changes):
+def run(networks, config, thermal_ids=(), **changes):
     settings = SamplerSettings.of(config, thermal_ids, **changes)
-    return sample(networks, CONDITION, NOISE, config, settings, on_step)
+    return sample(networks, CONDITION, NOISE, config, settings)
 
 
 def steps_of(networks, config, **changes):
     seen = []
-    last = run(networks, config, on_step=seen.append, **changes)
+
+    def noted(*outcome):
+        seen.append(Step(*outcome))
+        return seen[-1]
+
+    with mock.patch.object(sampler, "Step", noted):
+        last = run(networks, config, **changes)
     assert seen[-1] is last
     return seen
 

@@ -64,7 +64,7 @@ def coefficients(alpha_bar: float) -> tuple[float, float]:
     return float(np.sqrt(alpha_bar)), float(np.sqrt(1.0 - alpha_bar))
 
 
-def input_gain(a: float, config: DiffusionConfig) -> float:
+def input_gain(a: Tensor | float, config: DiffusionConfig) -> Tensor | float:
     """Return the factor that the networks' noisy inputs are multiplied by; a = sqrt(ᾱ_t)."""
     return a if config.scale_inputs else 1.0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -107,7 +106,6 @@ def sample(
     noise: Noise,
     config: MagicFuseConfig,
     settings: SamplerSettings,
-    on_step: Callable[[Step], None] | None = None,
 ) -> Step:
     """Run the reverse process of all three streams from the same noise (Algorithm 1).
 
@@ -121,8 +119,6 @@ def sample(
         c = E(degraded visible image), (B, 8, h, w) in [-1, 1].
     noise
         The starting point (Algorithm 1, lines 6-7).
-    on_step
-        Called after each step with its outcome.
 
     Raises
     ------
@@ -161,8 +157,6 @@ def sample(
         # Eq. 13, and after the last step Eq. 14.
         fused = diffusion.estimates(eps_f, z_f, a, s, "eps", clip=clip)
         outcome = Step(t, psi.z0, phi.z0, fused.z0, state, w_r, radiation)
-        if on_step is not None:
-            on_step(outcome)
         if t_next is not None:
             following = diffusion.coefficients(alpha_bars[t_next])
             z_psi, z_phi, z_f = (  # Eq. 12

@@ -120,7 +120,7 @@ class BranchStage(Stage):
         eps = torch.randn(z0.shape, generator=generator, device=generator.device).to(z0.device)
         a, s = diffusion.training_coefficients(self._alpha_bars.to(z0.device), t.to(z0.device))
         z_t = diffusion.add_noise(z0, eps, a, s)
-        gain = a if self._model.config.diffusion.scale_inputs else 1.0
+        gain = diffusion.input_gain(a, self._model.config.diffusion)
         prediction = self.trained[self._branch](condition, gain * z_t, t.to(z0.device))
         estimate = diffusion.clean_estimate(prediction, z_t, a, s, kind)
         return prediction, diffusion.training_target(z0, eps, a, s, kind), estimate
