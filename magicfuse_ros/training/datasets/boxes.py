@@ -56,10 +56,21 @@ def read_voc(path: Path) -> tuple[Box, ...]:
             f"{path} has {path.stat().st_size} bytes; annotations of one picture have less than "
             f"{_LARGEST_XML}"
         )
-    try:
-        return _voc_boxes(path)
-    except _WrongLineError as error:
-        raise DatasetError(f"{path} line {error.line}: {error}") from error
+    size: tuple[float, float] | None = None
+    objects, here = [], f"{path} line 1"
+    for line, element in _elements(path):
+        here = f"{path} line {line}"
+        if element.tag == "size":
+            size = _number(here, element, "width"), _number(here, element, "height")
+            if min(size) <= 0.0:
+                raise DatasetError(
+                    f"{here}: the size is {size[0]:g}x{size[1]:g}; use the picture's"
+                )
+        elif element.tag == "object":
+            objects.append((here, element))
+    if size is None:
+        raise DatasetError(f"{here}: there is no <size> with the picture's <width> and <height>")
+    return tuple(_voc_box(where, element, *size) for where, element in objects)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -83,31 +94,6 @@ def _yolo_box(line: str) -> Box:
     return Box(name, cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
 
 
-class _WrongLineError(ValueError):
-    """What is wrong in an annotation, and in which line."""
-
-    def __init__(self, line: int, what: object) -> None:
-        super().__init__(str(what))
-        self.line = line
-
-
-def _voc_boxes(path: Path) -> tuple[Box, ...]:
-    size: tuple[float, float] | None = None
-    objects, line = [], 1
-    for line, element in _elements(path):
-        if element.tag == "size":
-            size = _number(line, element, "width"), _number(line, element, "height")
-            if min(size) <= 0.0:
-                raise _WrongLineError(
-                    line, f"the size is {size[0]:g}x{size[1]:g}; use the picture's"
-                )
-        elif element.tag == "object":
-            objects.append((line, element))
-    if size is None:
-        raise _WrongLineError(line, "there is no <size> with the picture's <width> and <height>")
-    return tuple(_voc_box(line, element, *size) for line, element in objects)
-
-
 def _elements(path: Path) -> Iterator[tuple[int, ET.Element]]:
     """Yield each element of an XML file with the number of the line that it ends on."""
     parser: ET.XMLPullParser[ET.Element] = ET.XMLPullParser(["end"])
@@ -120,36 +106,35 @@ def _elements(path: Path) -> Iterator[tuple[int, ET.Element]]:
                 yield number, element
         parser.close()
     except (ET.ParseError, LookupError, ValueError) as error:  # the others: of its encoding
-        raise _WrongLineError(number, error) from error
+        raise DatasetError(f"{path} line {number}: {error}") from error
 
 
-def _voc_box(line: int, element: ET.Element, width: float, height: float) -> Box:
+def _voc_box(here: str, element: ET.Element, width: float, height: float) -> Box:
     name = (element.findtext("name") or "").strip()
     if name not in _VOC_KINDS:
         accepted = ", ".join(_VOC_KINDS)
-        raise _WrongLineError(line, f"the object's <name> is {name!r}; accepted: {accepted}")
+        raise DatasetError(f"{here}: the object's <name> is {name!r}; accepted: {accepted}")
     corners = element.find("bndbox")
     if corners is None:
-        raise _WrongLineError(line, "the object has no <bndbox>")
-    x0, y0, x1, y1 = (_number(line, corners, key) for key in ("xmin", "ymin", "xmax", "ymax"))
+        raise DatasetError(f"{here}: the object has no <bndbox>")
+    x0, y0, x1, y1 = (_number(here, corners, key) for key in ("xmin", "ymin", "xmax", "ymax"))
     # VOC counts pixels from 1, others from 0.
     if not 0.0 <= x0 < x1 <= width + 1.0 or not 0.0 <= y0 < y1 <= height + 1.0:
-        raise _WrongLineError(
-            line,
-            f"the <bndbox> is {x0:g} {y0:g} {x1:g} {y1:g}; use xmin < xmax and ymin < ymax inside "
-            f"the picture of {width:g}x{height:g}",
+        raise DatasetError(
+            f"{here}: the <bndbox> is {x0:g} {y0:g} {x1:g} {y1:g}; use xmin < xmax and ymin < ymax "
+            f"inside the picture of {width:g}x{height:g}"
         )
     return Box(_VOC_KINDS[name], x0 / width, y0 / height, x1 / width, y1 / height)
 
 
-def _number(line: int, element: ET.Element, key: str) -> float:
+def _number(here: str, element: ET.Element, key: str) -> float:
     text = element.findtext(key)
     try:
         value = float(text) if text is not None else math.nan
     except ValueError:
         value = math.nan
     if text is None:
-        raise _WrongLineError(line, f"<{element.tag}> has no <{key}>")
+        raise DatasetError(f"{here}: <{element.tag}> has no <{key}>")
     if not math.isfinite(value):
-        raise _WrongLineError(line, f"<{key}> is {text!r}; use a number")
+        raise DatasetError(f"{here}: <{key}> is {text!r}; use a number")
     return value
