@@ -10,7 +10,6 @@ import pytest
 
 MODULES = (
     "magicfuse_ros.bags.reader",
-    "magicfuse_ros.bags.writer",
     "magicfuse_ros.evaluation.calibration",
     "magicfuse_ros.evaluation.fusion_metrics",
     "magicfuse_ros.evaluation.metrics",
@@ -22,7 +21,6 @@ MODULES = (
     "magicfuse_ros.runtime.engine",
     "magicfuse_ros.sources.pictures",
     "magicfuse_ros.sources.source",
-    "magicfuse_ros.sources.videos",
     "magicfuse_ros.training.datasets.layouts",
     "magicfuse_ros.training.degradation_mixes",
 )

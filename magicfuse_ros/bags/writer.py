@@ -58,7 +58,7 @@ def canonical(message_type: str, data: bytes) -> bytes:
 
 @final
 class BagWriter:
-    r"""Writes a new bag; a context manager.
+    """Writes a new bag; a context manager, with an example in `BagReader`.
 
     If an exception or a full disk ends the writing, the written messages stay, in a closed bag. An
     exception removes only a bag without any message; callers that can make the bag again call
@@ -82,20 +82,6 @@ class BagWriter:
         The path exists or cannot be made, or the disk is full.
     ValueError
         Unknown storage.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from magicfuse_ros.bags.reader import BagReader, Topic
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> with BagWriter(Path(folder.name) / "talk") as bag:
-    ...     bag.add_topic(Topic("/chatter", "std_msgs/msg/String"))
-    ...     bag.write("/chatter", 1_000_000_000, b"\0\1\0\0\3\0\0\0hi\0")
-    >>> with BagReader(Path(folder.name) / "talk") as bag:
-    ...     print(bag.message_count, bag.topic("/chatter").type)
-    1 std_msgs/msg/String
-    >>> folder.cleanup()
     """
 
     def __init__(self, path: Path, storage: str = DEFAULT_STORAGE) -> None:

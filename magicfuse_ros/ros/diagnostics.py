@@ -119,9 +119,8 @@ def key_values(
     values["fps_in"], values["fps_out"] = (f"{rate:.2f}" for rate in rates)
     for name, summary in summaries.items():
         prefix = "age_ms" if name == "age" else f"stage_ms.{name}"
-        values[f"{prefix}.p50"] = f"{summary.p50:.2f}"
-        values[f"{prefix}.p95"] = f"{summary.p95:.2f}"
-        values[f"{prefix}.max"] = f"{summary.max:.2f}"
+        for part in ("p50", "p95", "max"):
+            values[f"{prefix}.{part}"] = f"{getattr(summary, part):.2f}"
     memory = resident_memory_mb()
     if memory is not None:
         values["memory_mb"] = f"{memory:.1f}"

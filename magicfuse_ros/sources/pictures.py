@@ -87,15 +87,6 @@ def read_picture(path: Path) -> NDArray[Any]:
     ------
     PictureError
         For the reasons of `decode_picture`, or `unreadable`; the message names the file.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> from magicfuse_ros.sources.pictures import read_picture
-    >>> file = pathlib.Path(tempfile.mkdtemp()) / "wide.pgm"
-    >>> _ = file.write_bytes(b"P5 4 2 255 " + bytes(8))
-    >>> read_picture(file).shape
-    (2, 4)
     """
     try:
         return decode_picture(path.read_bytes())

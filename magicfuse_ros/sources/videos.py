@@ -53,16 +53,6 @@ class Video:
     ------
     SourceError
         The file holds no video, none of its frames can be decoded, or PyAV is not installed.
-
-    Examples
-    --------
-    >>> from magicfuse_ros.resources import sample_video
-    >>> video = Video(sample_video())
-    >>> video.rate, video.count
-    (25.0, 250)
-    >>> second = list(video.frames())[1]
-    >>> second.name, second.time_ns, second.rgb.shape
-    ('000001', 40000000, (272, 640, 3))
     """
 
     def __init__(self, path: Path) -> None:

@@ -88,7 +88,7 @@ def decode_image(msg: Any, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
         pixels = _from_float(pixels) if layout.scalar == "f4" else depth.to_8_bits(pixels)
     if layout.to_rgb is None:
         return np.ascontiguousarray(pixels)
-    return _uint8(cv2.cvtColor(pixels, layout.to_rgb))
+    return np.asarray(cv2.cvtColor(pixels, layout.to_rgb), np.uint8)
 
 
 def decode_compressed(msg: Any, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uint8]:
@@ -118,7 +118,7 @@ def decode_compressed(msg: Any, depth: BitDepth = _FULL_SCALE) -> NDArray[np.uin
     if encoding is None:
         return to_rgb8(pixels)
     layout = layout_of(encoding, pixels.shape[1], pixels.shape[0])
-    return _uint8(cv2.cvtColor(pixels, layout.to_rgb))  # type: ignore[arg-type]
+    return np.asarray(cv2.cvtColor(pixels, layout.to_rgb), np.uint8)  # type: ignore[arg-type]
 
 
 def encode_compressed(picture: NDArray[np.uint8], header: Any, quality: int) -> CompressedImage:
@@ -138,7 +138,7 @@ def encode_compressed(picture: NDArray[np.uint8], header: Any, quality: int) -> 
     # compressed_image_transport's subscriber looks for "compressed bgr" to get the colours right.
     stored_as = "mono8" if encoding == "mono8" else "bgr8"
     message = CompressedImage(header=header, format=f"{encoding}; jpeg compressed {stored_as}")
-    message.data = _byte_array(_uint8(jpeg))
+    message.data = _byte_array(np.asarray(jpeg, np.uint8))
     return message
 
 
@@ -238,7 +238,7 @@ def _from_float(pixels: NDArray[Any]) -> NDArray[np.uint8]:
             f"the float pixels have a mean of {mean:g}; accepted: 0.0 (black) to 1.0 (white); "
             "divide by the camera's full scale",
         )
-    return _uint8(cv2.convertScaleAbs(np.clip(pixels, 0.0, 1.0), alpha=255.0))
+    return np.asarray(cv2.convertScaleAbs(np.clip(pixels, 0.0, 1.0), alpha=255.0), np.uint8)
 
 
 def image_size(picture: NDArray[np.uint8], encoding: str) -> tuple[int, int, int]:
@@ -263,9 +263,3 @@ def _byte_array(values: NDArray[np.uint8]) -> array.array[int]:
     data = array.array("B")
     data.frombytes(np.ascontiguousarray(values).data.cast("B"))
     return data
-
-
-def _uint8(values: Any) -> NDArray[np.uint8]:
-    """Narrow OpenCV's loose return type."""
-    result: NDArray[np.uint8] = values
-    return result

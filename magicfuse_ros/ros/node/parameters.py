@@ -178,14 +178,7 @@ SPECS: Mapping[str, ParameterSpec] = {spec.name: spec for spec in PARAMETERS}
 class Settings:
     """One consistent set of parameter values; the worker takes a snapshot of it for each frame.
 
-    Attributes
-    ----------
-    engine
-        How to run the model.
-    watchdog_s, input_transport, input_reliability, input_bits, jpeg_quality, min_confidence
-        The parameters of these names.
-    id_map
-        The parsed value of `semantic.id_map`.
+    `engine` says how to run the model; the other fields are parameters of the node.
     """
 
     engine: EngineSettings

@@ -117,13 +117,10 @@ class Session:
     @property
     def trouble(self) -> str:
         """Why there is no engine, if the last attempt to load one has failed; else empty."""
-        error = self.worker.error
-        if error is None:
+        if self.worker.error is None:
             return ""
-        return (
-            f"no engine: {one_line(error)}; it is loaded again now and then, and at once when a "
-            "parameter changes"
-        )
+        again = "it is loaded again now and then, and at once when a parameter changes"
+        return f"no engine: {one_line(self.worker.error)}; {again}"
 
     @property
     def loading(self) -> str:
