@@ -42,19 +42,10 @@ _REPORTED_EACH = 5
 
 @dataclass(frozen=True)
 class Summary:
-    """The result of fusing one bag.
+    """The result of fusing one bag: how many frames were fused, and how many left out, by reason.
 
-    Attributes
-    ----------
-    fused, left_out
-        Frames in the output, and frames that could not be fused.
-    reasons
-        Pairs of a reason and how many frames were left out for it.
-    resumed
-        How many frames, fused or left out, an earlier run had done.
-    already
-        Whether the output existed, made of the same input with the same options, so that nothing
-        was done.
+    `resumed` says how many of them an earlier run had done. `already` means that the output
+    existed, made of the same input with the same options, so that nothing was done.
     """
 
     fused: int = 0

@@ -132,10 +132,8 @@ class Plan:
 
     Attributes
     ----------
-    cameras
-        The cameras to fuse, by topic name.
-    frames
-        Number of image messages to fuse.
+    cameras, frames
+        The cameras to fuse, by topic name, and the number of their image messages.
     left_out
         (name, type) of the topics that are not copied: the cameras, unless the input is wanted
         with the results, and topics of an earlier fusion that have the names of the outputs.

@@ -38,20 +38,10 @@ class BusyError(BagError):
 
 @dataclass(frozen=True)
 class Segment:
-    """What one file of the output was made of.
+    """What one file of the output was made of: input messages that follow those of the file before.
 
-    Attributes
-    ----------
-    messages
-        Number of input messages, which follow those of the segment before.
-    digest
-        Digest of these messages.
-    frames
-        How many of them were images to fuse.
-    reasons
-        How many of these images were left out, by reason.
-    size
-        Size of the file in bytes.
+    `digest` is that of these messages, `frames` says how many of them were images to fuse, and
+    `reasons` how many of these were left out, by reason. The file has `size` bytes.
     """
 
     messages: int

@@ -60,13 +60,8 @@ class OtherFormatError(ReaderError):
 class McapFile(McapReader):
     """Reads one mcap file.
 
-    With `unclosed_too`, a file without a footer is read up to its last whole record; otherwise it
-    raises.
-
-    Attributes
-    ----------
-    unclosed : bool
-        Whether the file has no footer: it is still being written, or its writer was killed.
+    It is `unclosed` if it has no footer: it is still being written, or its writer was killed. With
+    `unclosed_too`, such a file is read up to its last whole record; otherwise it raises.
     """
 
     def __init__(self, path: Path, *, unclosed_too: bool) -> None:

@@ -42,20 +42,11 @@ _ENGINE = {ledger.ENGINE_ERROR, ledger.ENGINE_HUNG, ledger.PUBLISH_ERROR}
 class Health:
     """What the level of the diagnostics depends on.
 
-    Attributes
-    ----------
-    state, enabled
-        Lifecycle state, and whether ~/enable is on.
-    error
-        Why the last configuration or activation failed; empty otherwise.
-    warnings
-        Standing conditions the user should know of.
-    input_topic, publishers, silent_s
-        The subscribed topic, its publishers, and seconds since the last frame (or activation).
-    busy_s
-        Seconds that the engine has been working on the present frame.
-    dropped
-        Frames dropped in the last seconds, by reason.
+    `error` says why the last configuration or activation failed, and `warnings` are standing
+    conditions that the user should know of. `silent_s` counts the seconds since the last frame on
+    `input_topic` (or the activation), which has so many `publishers`; `busy_s` those that the
+    engine has been working on the present frame. `dropped` are the frames of the last seconds, by
+    reason.
     """
 
     state: str

@@ -43,10 +43,8 @@ class ManagedNodeLaunch:
         (name in the node, description) of every topic that an argument of the same name remaps.
     params_file
         Name of the shipped parameter file, in config/.
-    more
-        Further arguments.
-    beside
-        Returns the actions that are to start together with the node.
+    more, beside
+        Further arguments, and what returns the actions that are to start together with the node.
     """
 
     executable: str

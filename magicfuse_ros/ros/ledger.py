@@ -29,12 +29,7 @@ PUBLISH_ERROR = "publish_error"
 class Account:
     """The counts at one moment; `frames_in == frames_out + dropped_total + pending`.
 
-    Attributes
-    ----------
-    dropped
-        Frames dropped, by reason: the names above, or an `PictureError.reason`.
-    pending
-        Frames in the mailbox or being fused: 0 to 2.
+    `dropped` are the frames by reason: the names above, or a `PictureError.reason`.
     """
 
     frames_in: int
@@ -48,7 +43,7 @@ class Account:
 
     @property
     def pending(self) -> int:
-        """Frames neither published nor dropped yet."""
+        """Frames neither published nor dropped yet, in the mailbox or being fused: 0 to 2."""
         return self.frames_in - self.frames_out - self.dropped_total
 
 

@@ -16,17 +16,8 @@ from magicfuse_ros.ros.qos import choose_reliability, input_qos
 class MatchedSubscription:
     """Subscribed from construction to `close`; everything runs in the executor thread.
 
-    Parameters
-    ----------
-    reliability
-        The parameter `input_reliability`.
-
-    Attributes
-    ----------
-    topic
-        The resolved name.
-    reliability
-        The reliability that it is subscribed with now.
+    The parameter `reliability` is the node's `input_reliability`; the attribute is the one that it
+    is subscribed with now. `topic` is the resolved name.
     """
 
     def __init__(

@@ -22,14 +22,7 @@ from magicfuse_ros.ros.qos import large_message_warning
 class Arrival:
     """A message on its way through the node.
 
-    Attributes
-    ----------
-    message
-        Such as sensor_msgs/Image.
-    received_at
-        `time.monotonic()` at receipt, in seconds.
-    clock_ns
-        The node's clock at receipt.
+    `received_at` is `time.monotonic()` at receipt, in seconds; `clock_ns` is the node's clock then.
     """
 
     message: Any

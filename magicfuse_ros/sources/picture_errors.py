@@ -32,10 +32,7 @@ MAX_PIXELS = 1 << 25
 class PictureError(ValueError):
     """A picture that cannot be used; the message names what is wrong and what to do about it.
 
-    Attributes
-    ----------
-    reason
-        One of `REASONS`: stable and machine-readable, for counting.
+    Its `reason`, one of `REASONS`, is stable and machine-readable, for counting.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:

@@ -21,10 +21,7 @@ Reason = Literal[
 class CloudError(ValueError):
     """A cloud that cannot be painted; the message says what is wrong and what is accepted.
 
-    Attributes
-    ----------
-    reason
-        One of `Reason`: stable and machine-readable, for counting.
+    Its `reason`, one of `Reason`, is stable and machine-readable, for counting.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:

@@ -73,10 +73,7 @@ class CameraInput(NodeInput):
 class StampOrder:
     """Notices stamps that go back; lives as long as the node.
 
-    Attributes
-    ----------
-    backwards
-        Images whose stamp was older than that of the image before.
+    `backwards` counts the images whose stamp was older than that of the image before.
     """
 
     def __init__(self, node: Node) -> None:

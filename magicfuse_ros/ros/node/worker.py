@@ -19,13 +19,7 @@ class LoadCancelled(Exception):  # noqa: N818 - it ends a load that somebody sto
 
 @dataclass(frozen=True)
 class Frame(Arrival):
-    """An image message on its way through the node.
-
-    Attributes
-    ----------
-    in_order
-        False when the stamp is older than that of the frame before.
-    """
+    """An image message; `in_order` is False if its stamp is older than that of the one before."""
 
     in_order: bool
     _outcome: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
