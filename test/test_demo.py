@@ -22,9 +22,9 @@ from support.small_models import save_few_step
 from magicfuse_ros import cli
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
 from magicfuse_ros.bags.writer import BagWriter
-from magicfuse_ros.commands import demo, demo_pictures, demo_report
+from magicfuse_ros.commands import demo, demo_pictures
 from magicfuse_ros.commands.arguments import choose_topic
-from magicfuse_ros.commands.demo_session import OUTPUTS, remove_bag
+from magicfuse_ros.commands.demo_session import OUTPUTS, remove_bag, table
 from magicfuse_ros.commands.exit_status import StopRequest
 from magicfuse_ros.commands.node_session import (
     COLOR,
@@ -374,7 +374,7 @@ def session(**diagnostics):
 def test_the_table_accounts_for_every_frame():
     said = {"frames_out": "5", "dropped.replaced": "3", "dropped.corrupt_jpeg": "1"}
     said |= {"age_ms.p50": "20.4", "age_ms.p95": "25.6", "trained": "true", "model": "tiny"}
-    lines = "\n".join(demo_report.table("x.mp4", session(**said)))
+    lines = "\n".join(table("x.mp4", session(**said)))
     assert row(lines, "frames sent") == "10"
     assert row(lines, "frames fused") == "5"
     assert row(lines, "frames recorded") == "4  (1 lost on the way)"
@@ -384,7 +384,7 @@ def test_the_table_accounts_for_every_frame():
     assert row(lines, "age at publish, p50 / p95 ms").startswith("20 / 26 ")
     assert row(lines, "age on arrival, p50 / p95 ms").startswith("30 / 30 ")
     assert "UNTRAINED" not in lines
-    assert "UNTRAINED" in "\n".join(demo_report.table("x.mp4", session(trained="false")))
+    assert "UNTRAINED" in "\n".join(table("x.mp4", session(trained="false")))
 
 
 def test_the_camera_topic_of_a_bag_is_found():

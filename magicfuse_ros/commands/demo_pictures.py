@@ -98,15 +98,15 @@ class Sheet:
             font = self._font(22)
             left = (image.width - draw.textlength(UNTRAINED, font)) / 2
             draw.text((left, self._top / 2), UNTRAINED, TEXT, font, anchor="lm")
-        self._order = (texts.input_topic, MAGIMG, COLOR, ENHANCED, INFRARED)
-        captions = (
-            f"Input: {texts.input_caption}",
-            "MagImg, both fused",
-            "Semantics",
-            "Enhanced",
-            "Infrared, imagined",
-        )
-        for index, caption in enumerate(captions):
+        captions = {
+            texts.input_topic: f"Input: {texts.input_caption}",
+            MAGIMG: "MagImg, both fused",
+            COLOR: "Semantics",
+            ENHANCED: "Enhanced",
+            INFRARED: "Infrared, imagined",
+        }
+        self._order = tuple(captions)
+        for index, caption in enumerate(captions.values()):
             x, y = self._corner(index)
             draw.text((x, y - self._strip * 0.45), caption, TEXT, self._font(21), anchor="lm")
         self._draw_facts(draw, texts.facts, texts.labels)

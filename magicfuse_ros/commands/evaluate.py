@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from magicfuse_ros.commands.arguments import at_least, check_installed, check_output
 from magicfuse_ros.commands.exit_status import DONE, FAILED
@@ -33,28 +35,54 @@ TABLES = {
 }
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--model": {"default": "tiny", "help": "name or weights folder (default: tiny)"},
+    "--data": {"type": Path, "required": True, "help": "folder of datasets (see docs/training.md)"},
+    "--device": {"default": "auto", "help": "auto (default), cpu, cuda or cuda:N"},
+    "--backend": {"default": "auto", "help": "of the engine that is scored (default: auto)"},
+    "--steps": {"type": at_least(1), "help": "DDIM steps (default: the model's)"},
+    "--cache": {
+        "type": Path,
+        "help": "folder of decoded images (default: the user's cache)",
+    },
+    "--beside": {
+        "metavar": "MODEL",
+        "help": "weights whose F & S were trained without Ψ and Φ, to put beside",
+    },
+    "--peer": {
+        "action": "append",
+        "metavar": "NAME=DIR",
+        "help": "measure another method's pictures too, named as the dataset's",
+    },
+    "--segformer": {
+        "type": Path,
+        "metavar": "DIR",
+        "help": "checkpoint SegFormer begins with",
+    },
+    "--quick": {
+        "action": "store_true",
+        "help": "train SegFormer for minutes on a CPU: enough to see a table, not to compare with",
+    },
+}
+OF_A_MODEL = ("--model", "--data", "--device", "--backend", "--steps", "--cache")
+OF_SEGFORMER = ("--segformer", "--quick")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subjects, each with its arguments."""
     subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     for name, told in TABLES.items():
         table = subjects.add_parser(name, help=told)
-        frames = "frames, shared by the videos"
-        images = (
-            "images a row (a quarter of it for one degradation alone), evenly from all datasets"
-        )
-        _add_model(table, LIMIT, frames if name == "video" else images)
-        if name in ("segmentation", "all"):
-            table.add_argument(
-                "--beside",
-                metavar="MODEL",
-                help="weights whose F & S were trained without Ψ and Φ, to put beside",
-            )
-        _add_output(table, "JSON file of the tables")
         table.set_defaults(tables=tuple(PART_OF_ALL) if name == "all" else (name,))
+        beside = ("--beside",) if name in ("segmentation", "all") else ()
+        images = "images a row (a quarter of it for one degradation alone), evenly from all"
+        limited = "frames, shared by the videos" if name == "video" else images
+        _declare(table, (*OF_A_MODEL, *beside), LIMIT, limited)
+        table.add_argument("--output", type=Path, metavar="FILE", help="JSON file of the tables")
 
     sheet = subjects.add_parser("sheet", help="picture sheet: scenes, and what becomes of them")
-    _add_model(sheet, SHEET_ROWS, "rows", least=1)
-    _add_output(sheet, "the sheet, .png or .jpg", required=True)
+    _declare(sheet, OF_A_MODEL, SHEET_ROWS, "rows", least=1)
+    sheet.add_argument("--output", type=Path, metavar="FILE", required=True, help=".png or .jpg")
 
     fusion = subjects.add_parser("fusion", help="scores of any methods' fused pictures in folders")
     for name, nargs, told in (
@@ -66,53 +94,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fusion.add_argument(
         "--quoted", metavar="PROTOCOL", help="put the paper's rows of table2 ... below"
     )
-    _add_limit(fusion, 0, "pictures, evenly from all")
-    _add_output(fusion, "JSON file of the table")
+    _declare(fusion, (), 0, "pictures, evenly from all")
+    fusion.add_argument("--output", type=Path, metavar="FILE", help="JSON file of the table")
 
     protocol = subjects.add_parser("protocol", help="an experiment of the paper")
     protocol.add_argument("protocol", help="one that ships (table2 ...), or a YAML file of yours")
-    _add_model(protocol, 0, "images beside the protocol's own limit, evenly from all")
-    protocol.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="measure another method's pictures too, named as the dataset's",
-    )
-    _add_segformer(protocol)
-    _add_output(protocol, "JSON file of the tables")
+    limited = "images beside the protocol's own limit, evenly from all"
+    _declare(protocol, (*OF_A_MODEL, "--peer", *OF_SEGFORMER), 0, limited)
+    protocol.add_argument("--output", type=Path, metavar="FILE", help="JSON file of the tables")
 
     report = subjects.add_parser("report", help="every experiment of the paper on one page")
     report.add_argument(
         "protocol", nargs="?", help="folder of YAML files of yours (default: those that ship)"
     )
-    _add_model(report, LIMIT, "images a row, evenly from all datasets")
-    _add_segformer(report)
-    _add_output(report, "the report's .md, its .html beside", required=True)
+    _declare(report, (*OF_A_MODEL, *OF_SEGFORMER), LIMIT, "images a row, evenly from all")
+    report.add_argument(
+        "--output", type=Path, metavar="FILE", required=True, help=".md, its .html beside"
+    )
 
 
-def _add_model(
-    parser: argparse.ArgumentParser, limit: int, limited: str, *, least: int = 0
+def _declare(
+    parser: argparse.ArgumentParser,
+    options: Sequence[str],
+    limit: int,
+    limited: str,
+    *,
+    least: int = 0,
 ) -> None:
-    parser.set_defaults(beside=None, peer=[])
-    parser.add_argument("--model", default="tiny", help="name or weights folder (default: tiny)")
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder of datasets (see docs/training.md)"
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--backend", default="auto", help="of the engine that is scored (default: auto)"
-    )
-    parser.add_argument("--steps", type=at_least(1), help="DDIM steps (default: the model's)")
-    parser.add_argument(
-        "--cache", type=Path, help="folder of decoded images (default: the user's cache folder)"
-    )
-    _add_limit(parser, limit, limited, least=least)
-
-
-def _add_limit(
-    parser: argparse.ArgumentParser, limit: int, limited: str, *, least: int = 0
-) -> None:
+    """Declare some of `OPTIONS`, and `--limit` with its default; what is not there stays None."""
+    parser.set_defaults(beside=None, peer=None)
+    for name in options:
+        parser.add_argument(name, **OPTIONS[name])
     every = "" if least else ", 0 for all"
     parser.add_argument(
         "--limit",
@@ -120,21 +132,6 @@ def _add_limit(
         default=limit,
         help=f"at most so many {limited}{every} (default: {limit})",
     )
-
-
-def _add_segformer(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--segformer", type=Path, metavar="DIR", help="checkpoint that SegFormer begins with"
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="train SegFormer for minutes on a CPU: enough to see a table, not to compare with",
-    )
-
-
-def _add_output(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
-    parser.add_argument("--output", type=Path, metavar="FILE", required=required, help=what)
 
 
 def run(args: argparse.Namespace) -> int:

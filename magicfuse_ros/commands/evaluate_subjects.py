@@ -92,7 +92,7 @@ def fusion(args: argparse.Namespace) -> None:
 
 def protocol(args: argparse.Namespace) -> None:
     """Carry out one experiment of the paper."""
-    odd = [peer for peer in args.peer if not all(peer.partition("="))]
+    odd = [peer for peer in args.peer or () if not all(peer.partition("="))]
     if odd:
         raise ValueError(f"--peer is {', '.join(odd)}; accepted: NAME=DIR")
     recipe = read_protocol(args.protocol)
@@ -233,7 +233,7 @@ def opening(content: dict[str, Any]) -> str:
 def _findings(recipe: Protocol, evaluation: Evaluation, args: argparse.Namespace) -> Findings:
     if args.quick and recipe.segformer is not None:
         recipe = replace(recipe, segformer=replace(recipe.segformer, **QUICK_SEGFORMER))
-    peers = {name: Path(folder) for name, _, folder in (p.partition("=") for p in args.peer)}
+    peers = {name: Path(folder) for name, _, folder in (p.partition("=") for p in args.peer or ())}
     run = ProtocolRun(
         recipe, evaluation, args.data, _cache(args), peers=peers, checkpoint=args.segformer
     )
