@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
 
 @lru_cache(maxsize=8)
 def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
-    """ᾱ_t for t = 0 … T − 1, shape (T,), float64; β is linear."""
+    """Return ᾱ_t for t = 0 … T − 1, shape (T,), float64; β is linear."""
     betas = np.linspace(config.beta_start, config.beta_end, config.train_steps, dtype=np.float64)
     result = np.cumprod(1.0 - betas)
     result.setflags(write=False)  # it is shared by every caller

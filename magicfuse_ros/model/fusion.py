@@ -12,7 +12,7 @@ from magicfuse_ros.model.config import FusionConfig
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding of the timesteps `t` (B,), shape (B, width)."""
+    """Return the sinusoidal embedding of the timesteps `t` (B,), shape (B, width)."""
     half = width // 2
     frequencies = torch.exp(
         -math.log(10000.0) / max(half - 1, 1) * torch.arange(half, device=t.device)

@@ -78,7 +78,7 @@ class LabelSet:
         return len(self.labels)
 
     def names(self) -> list[str]:
-        """Class names in the order of their ids."""
+        """Return the class names in the order of their ids."""
         return [label.name for label in self.labels]
 
     def id_of(self, name: str) -> int:
@@ -91,16 +91,16 @@ class LabelSet:
         )
 
     def palette(self) -> list[tuple[int, int, int]]:
-        """(R, G, B) of each class in the order of their ids."""
+        """Return (R, G, B) of each class in the order of their ids."""
         return [label.color for label in self.labels]
 
     def thermal_ids(self) -> tuple[int, ...]:
-        """Ids of the classes that the radiation category map M marks (Eq. 11)."""
+        """Return the ids of the classes that the radiation category map M marks (Eq. 11)."""
         return tuple(label.id for label in self.labels if label.thermal)
 
     @staticmethod
     def built_in() -> list[str]:
-        """Names that `load` accepts besides paths."""
+        """Return the names that `load` accepts besides paths."""
         return sorted(path.stem for path in _BUILT_IN.glob("*.yaml"))
 
     @classmethod

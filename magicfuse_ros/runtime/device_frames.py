@@ -233,7 +233,7 @@ class _Work:
         return {name: each.numpy().copy() for name, each in self._made.items()}
 
     def stage_ms(self) -> dict[str, float]:
-        """Milliseconds of each stage; all are the stage fuse's where they are not timed."""
+        """Return the milliseconds of each stage; all are the stage fuse's where none is timed."""
         if self.timed:
             return self._watch.stage_ms()
         return dict.fromkeys(STAGES, 0.0) | {"fuse": self._took_ms}

@@ -48,7 +48,7 @@ class Stopwatch:
             self._mark()
 
     def stage_ms(self) -> dict[str, float]:
-        """Milliseconds of every stage so far."""
+        """Return the milliseconds of every stage so far."""
         found = dict.fromkeys(STAGES, 0.0)
         for (name, start), (_, end) in itertools.pairwise(self._marks):
             if name:

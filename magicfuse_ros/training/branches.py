@@ -113,7 +113,7 @@ class BranchStage(Stage):
     def _estimate(
         self, batch: Batch, t: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Prediction, its target, and the z0 estimate."""
+        """Return the prediction, its target, and the z0 estimate."""
         kind = self._prediction
         condition = encode(self._model, batch["degraded"], generator)
         z0 = encode(self._model, self._target_image(batch), generator)

@@ -44,7 +44,7 @@ _JPEG_QUALITY = (98.0, 10.0)
 
 
 def low_light(images: Tensor, strength: Strengths, rng: np.random.Generator) -> Tensor:
-    """Underexposure with colour cast and the shot and read noise that come with few photons.
+    """Underexpose, with a colour cast and the shot and read noise that come with few photons.
 
     Works on linear light (display value squared): up to 5 stops darker, of which the camera's
     gain wins back up to 1.5 together with the noise; colour cast up to 25 % a channel, biased to
@@ -74,7 +74,7 @@ def low_light(images: Tensor, strength: Strengths, rng: np.random.Generator) -> 
 
 
 def haze(images: Tensor, strength: Strengths, rng: np.random.Generator) -> Tensor:
-    """Haze or smoke by Koschmieder's law, I = J t + A (1 - t), with a pseudo-depth.
+    """Add haze or smoke by Koschmieder's law, I = J t + A (1 - t), with a pseudo-depth.
 
     The depth is a vertical ramp up to a random horizon (haze) mixed with a smooth random field
     (drifting smoke). Optical thickness beta reaches 3.2. The airlight A is grey with a faint
@@ -99,10 +99,10 @@ def haze(images: Tensor, strength: Strengths, rng: np.random.Generator) -> Tenso
 
 
 def noise(images: Tensor, strength: Strengths, rng: np.random.Generator) -> Tensor:
-    """Sensor noise on a well-exposed image: gaussian, signal-dependent and blotchy colour noise.
+    """Add a sensor's noise, as on a well-exposed image.
 
-    Standard deviation up to 42 of 255 levels, shared out at random between noise that does not
-    depend on the signal, noise that grows with its square root, and low-frequency chroma noise.
+    Its standard deviation is up to 42 of 255 levels, shared out at random between noise that does
+    not depend on the signal, noise that grows with its square root, and low-frequency chroma noise.
     """
     count, height, width = images.shape[:3]
     sigma = strength * rng.uniform(22.0, 42.0, count)
@@ -146,7 +146,7 @@ def defocus_blur(images: Tensor, strength: Strengths, rng: np.random.Generator) 
 
 
 def low_contrast(images: Tensor, strength: Strengths, rng: np.random.Generator) -> Tensor:
-    """Contrast reduced to as little as 20 % about a random grey, with saturation lost alongside."""
+    """Reduce contrast to as little as 20 % about a random grey, and saturation with it."""
     keep = 1.0 - strength * rng.uniform(0.55, 0.80, len(images))
     pivot = rng.uniform(70.0, 170.0, len(images))
     fade = strength * rng.uniform(0.0, 0.5, len(images))
@@ -156,7 +156,7 @@ def low_contrast(images: Tensor, strength: Strengths, rng: np.random.Generator) 
 
 
 def rain(images: Tensor, strength: Strengths, rng: np.random.Generator) -> Tensor:
-    """Rain streaks of two depths, brightening what is behind them, in a light veil of drizzle.
+    """Draw streaks of rain at two depths, which brighten what is behind them, in light drizzle.
 
     The streaks are drawn by OpenCV, on the CPU: few samples have any.
     """
@@ -182,7 +182,7 @@ def rain(images: Tensor, strength: Strengths, rng: np.random.Generator) -> Tenso
 
 
 def jpeg(images: Tensor, strength: Strengths, rng: np.random.Generator) -> Tensor:
-    """JPEG artefacts, quality 98 down to about 10."""
+    """Add the artefacts of JPEG, from quality 98 down to about 10."""
     first, last = _JPEG_QUALITY
     quality = first + (last - first) * np.sqrt(strength) * rng.uniform(0.9, 1.0, len(images))
     return through_jpeg(images, np.rint(quality))
@@ -224,7 +224,7 @@ def _normal(images: Tensor, shape: tuple[int, ...], rng: np.random.Generator) ->
 
 
 def _smooth_field(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Sum of three octaves of smooth noise, (B, H, W, 1) scaled to [0, 1]."""
+    """Return the sum of three octaves of smooth noise, (B, H, W, 1) scaled to [0, 1]."""
     count, height, width = images.shape[:3]
     total = images.new_zeros(())
     for cells, weight in ((3, 1.0), (6, 0.5), (12, 0.25)):

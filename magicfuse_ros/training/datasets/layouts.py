@@ -240,7 +240,7 @@ LAYOUTS: dict[str, Callable[[Path, str], Source]] = {
 
 
 def _has_validation(layout: str, folder: Path) -> bool:
-    """LLVIP is often kept without its test half, which is no error."""
+    """Tell whether there is one: LLVIP is often kept without its test half, which is no error."""
     halves = (folder / "val", folder / "test", folder / "visible" / "test")
     return layout != "llvip" or any(half.is_dir() for half in halves)
 
