@@ -144,7 +144,9 @@ class _Work:
         self._resumed = self._done
         ahead = next(messages, None)
         if ahead is not None or not self._space.segments:
-            fuser = self._begin(engine)
+            ready = engine.get()
+            fuser = FrameFuser(ready, self._options)
+            self._space.begin(self._plan.identity | {BACKEND: ready.backend_name})
             self._started = time.monotonic()
             ahead = self._make_segment(fuser, ahead, messages)
             while ahead is not None:
@@ -179,12 +181,6 @@ class _Work:
             )
         self._done += segment.frames
         self._reasons.update(segment.reasons)
-
-    def _begin(self, engine: LazyEngine) -> FrameFuser:
-        ready = engine.get()
-        fuser = FrameFuser(ready, self._options)
-        self._space.begin(self._plan.identity | {BACKEND: ready.backend_name})
-        return fuser
 
     def _make_segment(
         self, fuser: FrameFuser, first: BagMessage | None, messages: Iterator[BagMessage]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,6 +121,5 @@ class Recent:
 
     def dropped(self) -> dict[str, int]:
         """Frames dropped within the window, by reason."""
-        first, last = self._history[0][1].dropped, self._history[-1][1].dropped
-        changes = {reason: count - first.get(reason, 0) for reason, count in last.items()}
-        return {reason: change for reason, change in changes.items() if change > 0}
+        first, last = self._history[0][1], self._history[-1][1]
+        return dict(Counter(last.dropped) - Counter(first.dropped))
