@@ -24,6 +24,7 @@ from magicfuse_ros.bags.image_topics import (
     image_topics,
 )
 from magicfuse_ros.bags.reader import BagError, BagReader, Topic
+from magicfuse_ros.bags.suffixes import SUFFIXES
 from magicfuse_ros.bags.writer import STORAGES
 from magicfuse_ros.hashing import file_hash
 from magicfuse_ros.resources import model_path
@@ -53,7 +54,7 @@ DEFAULT_OUTPUTS = (
 _DISTANCES = ("16UC1", "32FC1")
 """Encodings of depth cameras, which are fused only if the user names their topic."""
 
-_MESSAGES = (".mcap", ".db3", ".zstd")
+_MESSAGES = (*SUFFIXES, ".zstd")
 """Suffixes of files with messages; the last is that of compressed ones."""
 
 Identity = dict[str, Any]

@@ -155,17 +155,15 @@ class McapFile(McapReader):
             if not self.unclosed:
                 raise
         full = [chunk for chunk in self.chunks if chunk.channel_count]
-        starts = [
-            *(chunk.message_start_time for chunk in full),
-            *(loose[0] for loose in self._loose),
-        ]
-        ends = [*(chunk.message_end_time for chunk in full), *(loose[0] for loose in self._loose)]
+        times = [loose[0] for loose in self._loose]
+        start = min([*times, *(chunk.message_start_time for chunk in full)], default=MAXSIZE)
+        end = max([*times, *(chunk.message_end_time for chunk in full)], default=0)
         known = {channel: count for channel, count in counts.items() if channel in self.channels}
         total = sum(known.values())
         if self.statistics is not None:  # of a summary without index: it counts what is missing
             total = max(total, self.statistics.message_count)
         sizes = len(self.schemas), len(self.channels), 0, 0, len(self.chunks)
-        return Statistics(total, *sizes, min(starts, default=MAXSIZE), max(ends, default=0), known)
+        return Statistics(total, *sizes, start, end, known)
 
     def _read_chunk(self, content: bytes, at: int) -> ChunkInfo:
         """Find the channels, and count the messages, in a chunk's records."""

@@ -18,6 +18,9 @@ try:
 except ImportError:  # not on PyPI; ROS installations have it in ros-<distro>-vision-msgs
     LabelInfo = VisionClass = None
 
+LABEL_INFO: Any = LabelInfo
+"""The message class; None where vision_msgs is not installed."""
+
 NO_LABEL_INFO = (
     ""
     if LabelInfo is not None

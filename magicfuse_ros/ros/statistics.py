@@ -29,10 +29,7 @@ class Summary:
 class Timings:
     """The times of the last 30 s by name; written by the worker, read by the executor.
 
-    Attributes
-    ----------
-    ages_unknown
-        Published frames whose age the clocks do not give, since the start.
+    `ages_unknown` counts the published frames, since the start, whose age the clocks do not give.
     """
 
     def __init__(self) -> None:

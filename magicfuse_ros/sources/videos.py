@@ -98,33 +98,26 @@ class Video:
 
         clock = _Clock(round(1e9 / self.rate))
         parts, index, torn, ended = 0, 0, set(), ""
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except FFmpegError as error:
-                ended = str(error)
-                break
-            if packet is None:
-                break
-            parts += bool(packet.size)
-            if packet.is_corrupt:
-                torn.add(packet.pts)
-            try:
-                pictures = packet.decode()
-            except FFmpegError as error:
-                fault = f"frame {index} of {self.path} is damaged ({error.strerror})"
-                yield Frame(f"{index:06d}", clock.next_ns, None, fault)
-                index += 1
-                continue
-            for picture in pictures:
-                time_ns = clock.read(picture)
-                if picture.is_corrupt or picture.pts in torn:
-                    fault = f"frame {index} of {self.path} is damaged"
-                    yield Frame(f"{index:06d}", time_ns, None, fault)
-                else:
-                    yield Frame(f"{index:06d}", time_ns, _upright(picture))
-                index += 1
+        try:
+            for packet in container.demux(stream):
+                parts += bool(packet.size)
+                if packet.is_corrupt:
+                    torn.add(packet.pts)
+                try:
+                    pictures = packet.decode()
+                except FFmpegError as error:
+                    fault = f"frame {index} of {self.path} is damaged ({error.strerror})"
+                    yield Frame(f"{index:06d}", clock.next_ns, None, fault)
+                    index += 1
+                    continue
+                for picture in pictures:
+                    damaged = picture.is_corrupt or picture.pts in torn
+                    fault = f"frame {index} of {self.path} is damaged" if damaged else ""
+                    rgb = None if damaged else _upright(picture)
+                    yield Frame(f"{index:06d}", clock.read(picture), rgb, fault)
+                    index += 1
+        except FFmpegError as error:  # of the file; those of single frames are told above
+            ended = str(error)
         short = self._missing(stream, parts, clock)
         if short or ended:
             fault = f"{self.path} is cut short after {index} frames ({short or ended})"

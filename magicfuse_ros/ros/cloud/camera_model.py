@@ -100,12 +100,9 @@ class CameraModel:
         """Find the pixel that each point falls on.
 
         `points` are (3, N) x right, y down, z forward, in metres in the camera's optical frame.
-        Points that are not finite fall on no pixel.
-
-        Returns
-        -------
-        (M,) rising indices of the points inside the picture, and (M,) indices of their pixels,
-        which are row x width + column.
+        Points that are not finite fall on no pixel. It returns the (M,) rising indices of the
+        points inside the picture, and the (M,) indices of their pixels, which are row x width +
+        column.
         """
         if not np.array_equal(self.rotation, np.eye(3)):
             points = self.rotation.astype(points.dtype) @ points

@@ -14,13 +14,9 @@ from magicfuse_ros.ros.cloud.cloud_parameters import CloudSettings
 from magicfuse_ros.ros.cloud.matching import Matcher, Pair
 from magicfuse_ros.ros.ledger import Ledger
 from magicfuse_ros.ros.node_input import Arrival, NodeInput
+from magicfuse_ros.ros.outputs import LABEL_INFO
 from magicfuse_ros.ros.qos import LATCHED_QOS, input_qos
 from magicfuse_ros.ros.stamps import nanoseconds
-
-try:
-    from vision_msgs.msg import LabelInfo
-except ImportError:  # not on PyPI; ROS installations have it in ros-<distro>-vision-msgs
-    LabelInfo = None
 
 PICTURE_TOPICS = {
     "mask": "fuse_node/semantic/mask",
@@ -33,17 +29,9 @@ PICTURE_TOPICS = {
 class CloudInputs(NodeInput):
     """Matches clouds with fuse_node's frames; subscribed from construction to `close`.
 
-    Parameters
-    ----------
-    account, frames
-        Where clouds and fuse_node's frames are counted.
-    on_pair
-        Called with every cloud, an `Arrival`, and the frame to paint it with.
-
-    Attributes
-    ----------
-    camera_info, label_info
-        The newest message, or None.
+    `account` and `frames` count clouds and frames. `on_pair` is called with every cloud, an
+    `Arrival`, and the frame to paint it with. `camera_info` and `label_info` are the newest
+    message, or None.
     """
 
     def __init__(
@@ -88,10 +76,10 @@ class CloudInputs(NodeInput):
                 CameraInfo, "fuse_node/camera_info", self._on_camera_info, qos_profile_sensor_data
             )
         )
-        if LabelInfo is not None:
+        if LABEL_INFO is not None:
             self._subscriptions.append(
                 node.create_subscription(
-                    LabelInfo, "fuse_node/semantic/label_info", self._on_label_info, LATCHED_QOS
+                    LABEL_INFO, "fuse_node/semantic/label_info", self._on_label_info, LATCHED_QOS
                 )
             )
 

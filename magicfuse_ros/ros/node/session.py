@@ -48,14 +48,8 @@ class Session:
 
     After the first load, `watch` replaces engines. If one hangs, the next backend is loaded. If one
     cannot be loaded, it is tried again after 1, 2, 4 and so on up to 60 s, and at once when a
-    parameter changes. See `Pipeline` for most of the parameters.
-
-    Attributes
-    ----------
-    settings
-        The settings that the first engine was loaded with.
-    labels
-        Label set of the model; None until the first engine is loaded.
+    parameter changes. `settings` are those that the first engine was loaded with; `labels` is the
+    model's label set, or None until then.
     """
 
     def __init__(
