@@ -20,14 +20,8 @@ Floats = NDArray[np.floating[Any]]
 class Pictures:
     """The pictures to paint with; `CloudError` (`picture_size`) unless all have the same size.
 
-    Attributes
-    ----------
-    mask
-        (H, W) uint8 class ids, 255 = unknown.
-    confidence
-        (H, W) uint8, 0 to 255.
-    color
-        (H, W, 3) uint8 RGB, or None for black.
+    `mask` is (H, W) uint8 class ids, 255 = unknown; `confidence` is (H, W) uint8, 0 to 255; `color`
+    is (H, W, 3) uint8 RGB, or None for black.
     """
 
     mask: NDArray[np.uint8]
@@ -70,16 +64,9 @@ class Occlusion:
 class Painted:
     """One entry for each point; a point that the camera does not see has 255, 0.0 and black.
 
-    Attributes
-    ----------
-    class_id
-        (N,) uint8.
-    confidence
-        (N,) float32, 0 to 1.
-    rgb
-        (N,) uint32: 0x00RRGGBB.
-    seen
-        (N,) bool: whether it is inside the picture and not hidden. Its class may still be unknown.
+    `class_id` is (N,) uint8, `confidence` (N,) float32 from 0 to 1, and `rgb` (N,) uint32:
+    0x00RRGGBB. `seen` is (N,) bool: whether the point is inside the picture and not hidden. Its
+    class may still be unknown.
     """
 
     class_id: NDArray[np.uint8]
