@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import cv2
@@ -51,7 +51,6 @@ class Target(AbstractContextManager["Target"]):
     ) -> None:
         self._path, self._source, self._first = path, source, outputs[0]
         self._videos: dict[Path, VideoWriter] = {}
-        self._made: list[Path] = []
         suffix = path.suffix.lower()
         self._is_file = suffix in PICTURE_SUFFIXES + VIDEO_SUFFIXES and not path.is_dir()
         if self._is_file:
@@ -68,7 +67,12 @@ class Target(AbstractContextManager["Target"]):
         if there is not None and not overwrite:
             raise OutputError(f"{there} exists; give another OUTPUT, or --overwrite to replace it")
         for folder in dict.fromkeys(place.parent for place in places):
-            self._check_folder(folder)
+            # Folders are made when there is something to put into them.
+            nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+            try:
+                check_writable(nearest)
+            except OSError as error:
+                raise OutputError(_sentence(folder, error)) from error
 
     def write(self, output: str, frame: Frame, picture: UInt8) -> None:
         """Write one result, RGB or grey, of `frame`; raises `OutputError`."""
@@ -90,9 +94,6 @@ class Target(AbstractContextManager["Target"]):
             except OSError as error:
                 failed.append(str(error))
         self._videos.clear()
-        for folder in reversed(self._made):
-            with suppress(OSError):  # it is not empty
-                folder.rmdir()
         if failed:
             raise OutputError("; ".join(failed))
 
@@ -147,17 +148,9 @@ class Target(AbstractContextManager["Target"]):
                 "numbers; give a folder, or a .png for an image"
             )
 
-    def _check_folder(self, folder: Path) -> None:
-        missing = [each for each in (folder, *folder.parents) if not each.exists()]
-        try:
-            self._made += reversed(missing)
-            check_writable(folder)
-        except OSError as error:
-            self.close()
-            raise OutputError(_sentence(folder, error)) from error
-
     def _write_frame(self, place: Path, frame: Frame, picture: UInt8) -> None:
         if place not in self._videos:
+            place.parent.mkdir(parents=True, exist_ok=True)
             size = (picture.shape[1], picture.shape[0])
             self._videos[place] = VideoWriter(place, self._source.rate, size)
         self._videos[place].write(picture, frame.time_ns)
