@@ -294,7 +294,7 @@ def _sizes(path: Path) -> list[int]:
 def _labels_digest(labels: str | None) -> str | None:
     """Return the name of a label set; if it is a file, with the hash of its content."""
     path = Path(labels or "")
-    return f"{path.name} {file_hash(path)}" if path.is_file() else labels
+    return f"{path.name} {file_hash(path)[:16]}" if path.is_file() else labels
 
 
 def _weights_digest(folder: Path) -> str:
