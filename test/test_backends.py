@@ -84,8 +84,8 @@ def test_openvino_gives_what_pytorch_gives_on_real_frames(
             assert np.abs(apart).mean() < (0.05 if exact else 3.0), name
         same = ours.mask == reference.mask
         assert same.mean() > (0.999 if exact else 0.95)
-        # In 16 bits a class may change where none has half of the probability, and only there.
-        sure = reference.confidence > 127
+        # In 16 bits a class may change where none has 55 % of the probability, and only there.
+        sure = reference.confidence > 140
         assert sure.mean() > 0.3
         assert same[sure].mean() > 0.999
         assert not exact or np.abs(ours.magimg.astype(int) - reference.magimg).max() <= 2

@@ -228,7 +228,7 @@ def test_other_labels_in_a_file_of_the_same_name_are_another_request(tmp_path):
 
 
 def test_a_stream_is_refused_where_each_frame_is_fused_by_itself():
-    with pytest.raises(ValueError, match=r"temporal is 0\.5; accepted: 0"):
+    with pytest.raises(ValueError, match=r"temporal is 0\.5; accepted: None"):
         FuseOptions(engine=EngineSettings(temporal=0.5))
 
 

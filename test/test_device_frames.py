@@ -33,7 +33,7 @@ def folder(request, tmp_path_factory):
 
 
 def changed(**settings):
-    return {"steps": 0, "tau": None, "seed": None, "temporal": 0.0} | settings
+    return {"steps": 0, "tau": None, "seed": None, "temporal": None} | settings
 
 
 @pytest.mark.parametrize("size", [(96, 128), (48, 64), (150, 201)])
@@ -89,7 +89,7 @@ def test_temporal_carries_over_inside_the_graph_as_it_does_outside(folder):
             assert_same(graphed.fuse(frame(seed)), plain.fuse(frame(seed)))
 
 
-@pytest.mark.parametrize("temporal", [0.0, 0.8])
+@pytest.mark.parametrize("temporal", [None, 0.0, 0.8])
 @pytest.mark.parametrize(
     ("double", "reason"),
     [
@@ -151,7 +151,7 @@ class OfTheCpu(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("temporal", [0.0, 0.5])
+@pytest.mark.parametrize("temporal", [None, 0.0, 0.5])
 def test_nothing_in_a_frame_looks_at_a_value_or_touches_the_cpu(folder, monkeypatch, temporal):
     """A capture allows neither. On `meta`, where tensors have no values, looking at one raises."""
     meta = torch.device("meta")

@@ -152,9 +152,9 @@ def test_the_same_frame_gives_the_same_result_in_every_engine(load):
 def test_the_seed_changes_the_noise_and_nothing_else(load):
     made = load(seed=1)
     one = made.fuse(street(), ALL)
-    made.update(steps=0, tau=None, seed=2, temporal=0.0)
+    made.update(steps=0, tau=None, seed=2, temporal=None)
     two = made.fuse(street(), ALL)
-    made.update(steps=0, tau=None, seed=1, temporal=0.0)
+    made.update(steps=0, tau=None, seed=1, temporal=None)
     assert not np.array_equal(one.magimg, two.magimg)
     assert same(one, made.fuse(street(), ALL))
 
@@ -247,10 +247,10 @@ def test_steps_tau_and_seed_are_the_models_unless_set(load):
 def test_live_settings_equal_those_given_at_the_start(load):
     made = load()
     made.fuse(street())
-    made.update(steps=4, tau=0.0, seed=7, temporal=0.0)
+    made.update(steps=4, tau=0.0, seed=7, temporal=None)
     assert (made.settings.steps, made.settings.tau, made.settings.seed) == (4, 0.0, 7)
     assert same(made.fuse(street(), ALL), load(steps=4, tau=0.0, seed=7).fuse(street(), ALL))
-    made.update(steps=0, tau=None, seed=None, temporal=0.0)
+    made.update(steps=0, tau=None, seed=None, temporal=None)
     assert same(made.fuse(street(), ALL), load().fuse(street(), ALL))
 
 
@@ -261,7 +261,7 @@ def test_a_live_setting_out_of_range_leaves_what_was(load, bad):
     made = load(steps=1, tau=0.3, seed=5)
     before = made.fuse(street(), ALL)
     with pytest.raises(EngineError, match="accepted"):
-        made.update(**{"steps": 0, "tau": None, "seed": None, "temporal": 0.0, **bad})
+        made.update(**{"steps": 0, "tau": None, "seed": None, "temporal": None, **bad})
     assert (made.settings.steps, made.settings.tau, made.settings.seed) == (1, 0.3, 5)
     assert same(before, made.fuse(street(), ALL))
 
@@ -275,7 +275,7 @@ def test_settings_may_change_while_a_frame_is_fused(load):
         seed = 0
         while not stop.wait(0.001):
             seed = 1 - seed
-            made.update(steps=0, tau=None, seed=seed, temporal=0.0)
+            made.update(steps=0, tau=None, seed=seed, temporal=None)
 
     changer = threading.Thread(target=change)
     changer.start()
@@ -299,10 +299,10 @@ def test_a_frame_of_too_many_steps_begins_anew_when_fewer_are_asked_for(load):
     def denoise(self, condition, z_psi, z_phi, t):
         taken.append(t)
         if len(taken) == 5:
-            made.update(steps=2, tau=None, seed=None, temporal=0.0)
+            made.update(steps=2, tau=None, seed=None, temporal=None)
         return networks(self, condition, z_psi, z_phi, t)
 
-    made.update(steps=900, tau=None, seed=None, temporal=0.0)
+    made.update(steps=900, tau=None, seed=None, temporal=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CompiledNetworks, "denoise", denoise)
         assert same(made.fuse(street()), expected)
@@ -313,7 +313,7 @@ def test_a_frame_is_expected_to_take_as_long_as_its_steps_and_a_warm_up_takes_fe
     made = load(steps=900)
     made.warm_up(ignore)
     per_900 = made.expected_frame_s
-    made.update(steps=0, tau=None, seed=None, temporal=0.0)
+    made.update(steps=0, tau=None, seed=None, temporal=None)
     own = made._sampling.in_force.steps
     assert made.expected_frame_s == made.first_frame_s > 0.0
     assert per_900 == pytest.approx(made.first_frame_s * 900 / own)
@@ -339,7 +339,7 @@ def test_temporal_calms_the_magimg_of_a_still_scene_and_nothing_else(load):
     assert all(same(a, made.fuse(frame, ALL)) for a, frame in zip(on, frames, strict=True))
     small = street(48, 64)
     assert same(made.fuse(small, ALL), alone.fuse(small, ALL))  # another camera, the same networks
-    made.update(steps=0, tau=None, seed=None, temporal=0.0)
+    made.update(steps=0, tau=None, seed=None, temporal=None)
     assert all(same(a, made.fuse(frame, ALL)) for a, frame in zip(off, frames, strict=True))
 
 
@@ -447,9 +447,9 @@ def test_steps_that_the_model_was_not_trained_for_are_warned_of(load, tmp_path):
     MagicFuse.from_config(config).save_pretrained(copy)
     made = load(model=str(copy))
     assert made.steps_warning == ""
-    made.update(steps=4, tau=None, seed=None, temporal=0.0)
+    made.update(steps=4, tau=None, seed=None, temporal=None)
     assert "was trained for 2 or 3 steps a picture, not for 4" in made.steps_warning
-    made.update(steps=3, tau=None, seed=None, temporal=0.0)
+    made.update(steps=3, tau=None, seed=None, temporal=None)
     assert made.steps_warning == ""
 
 

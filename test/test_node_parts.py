@@ -43,7 +43,7 @@ def test_the_node_starts_without_pytorch():
 
 def test_defaults_mean_the_models_own_values():
     settings = Settings.from_values(DEFAULTS)
-    assert settings.engine == EngineSettings()
+    assert settings.engine == EngineSettings(temporal=0.0)
     assert settings.id_map == IdMap()
 
 

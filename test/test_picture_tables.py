@@ -96,7 +96,11 @@ def test_light_where_nobody_is_is_counted():
     row = cells(heat_table(Shown(scene(boxes=()), leak)))
     assert row["outside boxes, mean"] == pytest.approx(60.0 * 16 * 28 / (96 * 128), abs=0.01)
     assert row["images without people"] == 1
-    assert 30.0 < row["worst window"] <= 60.0
+    assert 20.0 < row["worst window"] == row["worst without vehicles"] <= 60.0
+    assert row["images above 8 (%)"] == 100.0
+    parked = cells(heat_table(Shown(scene(boxes=((2, (96, 76, 128, 96)),)), leak)))
+    assert parked["worst window"] == row["worst window"]
+    assert parked["worst without vehicles"] == 0.0
     with_people = cells(heat_table(Shown(scene(), leak)))
     assert with_people["images without people"] == 0
 

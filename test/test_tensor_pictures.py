@@ -88,7 +88,8 @@ def test_the_pictures_of_a_frame(camera, dark):
     image = torch.from_numpy(to_input(frame, letterbox)).permute(2, 0, 1)[None] / 255.0
     for change in (0.02, 0.08, 0.2):  # hardly, somewhat, much
         restored = (image + change * smooth(letterbox, 3)).clamp(0.0, 1.0)
-        decoded, maps = smooth(letterbox, 3, 1), 4.0 * smooth(letterbox, 3, 2) - 2.0
+        decoded, maps = smooth(letterbox, 3, 1), smooth(letterbox, 3, 2)
+        maps = torch.nn.functional.avg_pool2d(maps, 2)  # as R gives them
         theirs = CameraPictures(frame, image, restored, letterbox)
         ours, rgb = TensorPictures(letterbox, CPU), torch.from_numpy(frame)
         picture = ours.sharpened(rgb, image, restored)

@@ -88,7 +88,7 @@ def test_the_data_are_packed_at_the_size_of_base(data, tmp_path):
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "MB, JPEG quality 94" in said
     assert sorted(path.name for path in (tmp_path / "packs").iterdir()) == [
-        "camvid-train.pack", "m3svd-train.pack", "msrs-train.pack",
+        "camvid-train.pack", "imagenet.safetensors", "m3svd-train.pack", "msrs-train.pack",
     ]  # fmt: skip
     settings = CacheSettings(width=480, height=360)
     (camvid, *_) = training_sources(tmp_path / "packs", tmp_path, settings, ignore)

@@ -137,3 +137,47 @@ def test_maps_are_carried_over_where_the_latent_did_not_move():
     _, shown = memory.carry(moved, 0.8, maps + 1.0)
     assert shown[..., :220].mean() == pytest.approx(0.2, abs=0.01)
     assert shown[..., 88:152, 250:].mean() == pytest.approx(1.0, abs=0.01)
+
+
+# --- a steady light -----------------------------------------------------------------------------
+
+
+def shown_lights(lights, latents=None, image=None):
+    """Mean light of restored pictures that are this much lighter than their frames."""
+    memory, image = Memory(), torch.full((1, 3, 8, 8), 0.4) if image is None else image
+    latent = torch.rand(1, 8, 12, 16, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+    latents = [latent] * len(lights) if latents is None else latents
+    return [
+        float(memory.steady(one, image, image + light).mean()) - float(image.mean())
+        for one, light in zip(latents, lights, strict=True)
+    ]
+
+
+def test_the_light_of_what_is_restored_changes_slowly():
+    shown = np.array(shown_lights([0.1, -0.1] * 10))
+    assert shown[0] == pytest.approx(0.1)
+    assert np.abs(np.diff(shown)).max() < 0.03  # by itself each differs by 0.2
+    settled = shown_lights([0.1] + [0.3] * 60)
+    assert settled[1] == pytest.approx(0.12)
+    assert settled[-1] == pytest.approx(0.3, abs=0.01)
+
+
+def test_each_colour_has_a_light_of_its_own_and_no_detail_is_lost():
+    memory, image = Memory(), torch.rand(1, 3, 8, 8) * 0.2 + 0.4
+    latent = torch.rand(1, 8, 12, 16)
+    memory.steady(latent, image, image)
+    red = torch.tensor([0.1, 0.0, 0.0]).view(1, 3, 1, 1)
+    shown = memory.steady(latent, image, image + red)
+    torch.testing.assert_close(shown, image + 0.1 * red)
+
+
+def test_another_scene_another_size_and_what_is_not_finite_have_their_own_light():
+    draw = torch.Generator().manual_seed(1)
+    first, second = (torch.rand(1, 8, 12, 16, generator=draw) * 2.0 - 1.0 for _ in range(2))
+    for other in (second, first[..., :8], torch.full_like(first, float("nan"))):
+        assert shown_lights([0.0, 0.3], [first, other])[1] == pytest.approx(0.3)
+    memory = Memory()
+    image = torch.full((1, 3, 8, 8), 0.4)
+    memory.steady(first, image, image)
+    memory.forget()
+    assert torch.equal(memory.steady(first, image, image + 0.25), image + 0.25)

@@ -100,9 +100,9 @@ class FuseOptions:
         SPECS["jpeg_quality"].check(self.jpeg_quality)
         SPECS["semantic.min_confidence"].check(self.min_confidence)
         IdMap.parse(self.id_map)
-        if self.engine.temporal:
+        if self.engine.temporal is not None:
             raise ValueError(
-                f"temporal is {self.engine.temporal}; accepted: 0, since in a bag each frame is "
+                f"temporal is {self.engine.temporal}; accepted: None, since in a bag each frame is "
                 "fused by itself"
             )
         unknown = [name for name in self.outputs if name not in OUTPUTS]

@@ -92,7 +92,7 @@ def _show(args: argparse.Namespace) -> Show:
         return NodeShow(f"/{args.node.strip('/')}")
     from magicfuse_ros.runtime.contract import EngineSettings
 
-    settings = EngineSettings(**chosen)
+    settings = EngineSettings(temporal=0.0, **chosen)
     feed = _feed(args)
     from magicfuse_ros.runtime.engine import load_engine
     from magicfuse_ros.view.engine_show import EngineShow

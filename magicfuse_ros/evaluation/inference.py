@@ -103,8 +103,7 @@ class Inference:
         step = self._sample(model, planes, self.settings)
         maps, _ = model.refiner(planes, step.z0_psi, step.z0_phi, step.z0_fused, step.state)
         pictures = CameraPictures(image, planes, model.decoder(step.z0_psi), letterbox)
-        cold = torch.full_like(maps, -30.0)  # a logit that is 0 heat
-        lit, unlit = (grey(pictures.magimg(each)) for each in (maps, cold))
+        lit, unlit = (grey(pictures.magimg(each)) for each in (maps, torch.zeros_like(maps)))
         return np.asarray(np.abs(lit.astype(np.float32) - unlit), np.float32)
 
     def _sample(self, networks: Networks, planes: Tensor, settings: SamplerSettings) -> Step:

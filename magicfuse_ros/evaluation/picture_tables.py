@@ -18,7 +18,8 @@ from magicfuse_ros.evaluation.tables import Column, Row, Scores, Table
 _SMALLEST = (8, 24)
 """Width and height in pixels from which a person has details to keep."""
 _DETAIL_SIGMA = 2.0
-_WINDOW = 31
+_WINDOW, _MOST_LIGHT = 31, 8.0
+"""Pixels a side, and grey levels that heat may add where nobody is."""
 _DARK = 40.0
 _LAMP = 230
 _FLAT_SIGMA = 3.0
@@ -85,24 +86,26 @@ def heat_table(evaluation: Evaluation) -> Table:
             outside[y0:y1, x0:x1] = False
         scores.add([time], outside=float(added[outside].mean()))
         if not scene.people():
-            most = float(cv2.blur(added, (_WINDOW, _WINDOW))[outside].max())
-            scores.add([time], window=most)
+            for name, light in (("any", added), ("cold", np.where(outside, added, 0.0))):
+                most = float(cv2.blur(np.asarray(light, np.float32), (_WINDOW, _WINDOW)).max())
+                scores.add([time], **{name: most, f"{name} bad": 100.0 * (most > _MOST_LIGHT)})
     rows: list[Row] = [
         (
             row, len(scores.values(row, "outside")), scores.mean(row, "outside"),
-            len(scores.values(row, "window")),
-            max(scores.values(row, "window"), default=math.nan), scores.mean(row, "window"),
+            len(scores.values(row, "any")),
+            *(scores.mean(row, name) for name in ("any", "cold", "cold bad")),
         )
         for row in scores.rows()
     ]  # fmt: skip
     columns = (
         Column("input"), Column("images"), Column("outside boxes, mean", 1),
-        Column("images without people"), Column("worst window", 1), Column("mean worst window", 1),
+        Column("images without people"), Column("worst window", 1),
+        Column("worst without vehicles", 1), Column(f"images above {_MOST_LIGHT:g} (%)", 0),
     )  # fmt: skip
     note = (
         "How much brighter heat makes MagImg, in grey levels, on clean images with boxes: "
-        f"outside every box, and the worst mean of a {_WINDOW}x{_WINDOW} window outside the boxes "
-        "of images that hold no people."
+        f"outside every box, and the largest mean of a {_WINDOW}x{_WINDOW} window of images that "
+        "hold no people, the mean of these; without vehicles: light inside boxes does not count."
     )
     return Table("Heat where nobody is", columns, tuple(rows), note, evaluation.by_model)
 

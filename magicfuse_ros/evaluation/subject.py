@@ -62,10 +62,11 @@ class Evaluation:
         paper_fusion = self.engine.settings.paper_fusion
         return Inference(self.model, self.steps, paper_fusion=paper_fusion)
 
-    def fuse(self, image: U8, *, temporal: float = 0.0) -> Products:
+    def fuse(self, image: U8, *, temporal: float | None = None) -> Products:
         """Make everything that ships of an RGB image (H, W, 3).
 
-        With `temporal` above 0 images are those of one stream, from the last `engine.forget` on.
+        With a number for `temporal` images are those of one stream, from the last `engine.forget`
+        on.
         """
         settings = self.engine.settings
         wanted = (self.steps or 0, self.tau, temporal)

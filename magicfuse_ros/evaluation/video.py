@@ -18,7 +18,8 @@ from magicfuse_ros.training.degradation_mixes import degrade, named_recipe
 
 CONDITIONS = ("none", "noise", "night")
 """Recipes whose randomness over time is that of the sensor; rain would need falling drops."""
-TEMPORAL = (0.0, 0.5, 0.7, 0.9)
+TEMPORAL = (None, 0.0, 0.5, 0.7, 0.9)
+"""None fuses each frame by itself."""
 
 
 def degraded(video: Video, condition: str) -> list[U8]:
@@ -37,20 +38,21 @@ def video_table(evaluation: Evaluation) -> Table:
         for condition in CONDITIONS:
             evaluation.progress(f"video: {video.name}, {condition}")
             frames = degraded(video, condition)
-            alone = shown_at(evaluation, 0.0, frames)
+            alone = shown_at(evaluation, None, frames)
             flicker_alone = flicker(alone, motions)
             for weight in TEMPORAL:
-                shown = shown_at(evaluation, weight, frames) if weight else alone
+                shown = alone if weight is None else shown_at(evaluation, weight, frames)
                 psnr = map(metrics.psnr_db, shown, video.frames)
                 flickering = flicker(shown, motions)
+                name = "each by itself" if weight is None else f"{weight:g}"
                 rows.append((
-                    f"{condition}, {video.name}", weight, len(frames), flicker(frames, motions),
+                    f"{condition}, {video.name}", name, len(frames), flicker(frames, motions),
                     flickering, 100.0 * (flickering / flicker_alone - 1.0),
                     100.0 * ghosting(shown, alone, video.frames, motions),
                     metrics.mean(list(psnr)) if video.clean else float("nan"),
                 ))  # fmt: skip
     columns = (
-        Column("input"), Column("temporal", 1), Column("frames"), Column("input flicker"),
+        Column("input"), Column("temporal"), Column("frames"), Column("input flicker"),
         Column("MagImg flicker"), Column("change (%)", 0), Column("ghosting (%)", 0),
         Column("PSNR (dB)"),
     )  # fmt: skip
@@ -63,7 +65,7 @@ def video_table(evaluation: Evaluation) -> Table:
     return Table(title, columns, tuple(rows), note, evaluation.by_engine)
 
 
-def shown_at(evaluation: Evaluation, temporal: float, frames: list[U8]) -> list[U8]:
+def shown_at(evaluation: Evaluation, temporal: float | None, frames: list[U8]) -> list[U8]:
     """Fuse the frames of a stream, in order of time, with this weight of the picture before."""
     evaluation.engine.forget()
     return [evaluation.fuse(frame, temporal=temporal).magimg for frame in frames]

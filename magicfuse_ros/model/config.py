@@ -151,12 +151,10 @@ class RefinerConfig:
     Attributes
     ----------
     widths
-        Channels of each level of its U-Net; the first level has the latent's size, and each one
-        after it half of that.
-    blocks
-        Residual blocks of each level on the way down; on the way up each has one.
-    fine_width, class_width
-        Channels at the image's own size, and those of the classes at half of it.
+        Channels on the way up from its trunk, at the latent's size, half of that, and so on; the
+        trunk goes one level below the last, and has at most five.
+    head_width
+        Channels of its heads, at half of the image's size.
     more_labels
         Built-in label sets whose classes it can tell instead of S's.
     labels
@@ -166,22 +164,16 @@ class RefinerConfig:
         evaluation.
     """
 
-    widths: tuple[int, ...] = (40, 80, 144, 160)
-    blocks: tuple[int, ...] = (1, 1, 2, 2)
-    fine_width: int = 12
-    class_width: int = 32
+    widths: tuple[int, ...] = (48, 64, 96)
+    head_width: int = 32
     more_labels: tuple[str, ...] = ()
     labels: str = ""
     camera: int = 2
 
     def __post_init__(self) -> None:
-        require(len(self.widths) >= 1, "refiner.widths", self.widths, "one number a level")
-        entries = f"{len(self.widths)} entries, as widths"
-        require(len(self.blocks) == len(self.widths), "refiner.blocks", self.blocks, entries)
-        for name in ("widths", "blocks"):
-            require(
-                min(getattr(self, name)) >= 1, f"refiner.{name}", getattr(self, name), "1 or more"
-            )
+        levels = "one number for each of 1 to 3 levels, 1 or more"
+        fits = 1 <= len(self.widths) <= 3 and min(self.widths) >= 1
+        require(fits, "refiner.widths", self.widths, levels)
         if self.labels:
             require(
                 self.labels in self.more_labels,
@@ -189,7 +181,7 @@ class RefinerConfig:
                 repr(self.labels),
                 " or ".join(map(repr, ("", *self.more_labels))),
             )
-        for name in ("fine_width", "class_width", "camera"):
+        for name in ("head_width", "camera"):
             require(getattr(self, name) >= 1, f"refiner.{name}", getattr(self, name), "1 or more")
 
 
@@ -265,8 +257,8 @@ class MagicFuseConfig:
         multiple, stride = self.multiple_of, self.autoencoder.stride
         fits = all(side >= multiple and side % multiple == 0 for side in self.resolution)
         require(fits, "resolution", self.resolution, f"multiples of {multiple}, from {multiple} on")
-        is_even = self.refiner is None or stride % 2 == 0
-        require(is_even, "autoencoder.stride with refiner", stride, "an even number")
+        fits = self.refiner is None or stride == 4
+        require(fits, "autoencoder.stride with refiner", stride, "4")
 
     @property
     def multiple_of(self) -> int:

@@ -22,6 +22,9 @@ from magicfuse_ros.yaml_limits import YamlLimitError, load_yaml
 UNKNOWN = 255
 """The id of a pixel of no known class, in masks and in training labels (which ignore it)."""
 
+OBJECTS = ("person", "car", "bike", "bicycle")
+"""Names of the classes of people and vehicles, which may be warm and which boxes annotate."""
+
 _BUILT_IN = Path(__file__).parent / "label_sets"
 
 
@@ -93,6 +96,10 @@ class LabelSet:
     def palette(self) -> list[tuple[int, int, int]]:
         """Return (R, G, B) of each class in the order of their ids."""
         return [label.color for label in self.labels]
+
+    def object_ids(self) -> tuple[int, ...]:
+        """Return the ids of people and vehicles, by their names; see `OBJECTS`."""
+        return tuple(label.id for label in self.labels if label.name in OBJECTS)
 
     def thermal_ids(self) -> tuple[int, ...]:
         """Return the ids of the classes that the radiation category map M marks (Eq. 11)."""

@@ -40,8 +40,7 @@ class MagicFuse(nn.Module):
         self.fusion = Fusion(config.fusion, channels, len(labels))
         self.refiner: Refiner | None = None
         if config.refiner is not None:
-            stride = config.autoencoder.stride
-            self.refiner = Refiner(config.refiner, channels, len(labels), stride)
+            self.refiner = Refiner(config.refiner, channels, labels)
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -101,10 +101,8 @@ BASE = replace(
         patch=1,
     ),
     refiner=RefinerConfig(
-        widths=(64, 128, 224, 256),
-        blocks=(2, 2, 3, 3),
-        fine_width=16,
-        class_width=64,
+        widths=(96, 128, 192),
+        head_width=64,
         more_labels=("mfnet",),
         camera=1,
     ),

@@ -1,4 +1,4 @@
-"""Temporal consistency: where nothing moved, keep part of what was shown of the last frame.
+"""Temporal consistency: a steady light, and, where nothing moved, part of the last frame.
 
 Starting the sampler from that latent, with noise added again, was measured too and is worse
 (docs/video.md).
@@ -15,32 +15,80 @@ _NOISE = 0.05
 # Mean square difference over the variances' sum: neighbouring frames of M3SVD at 6 Hz stay below
 # 0.06, different scenes lie above 0.5.
 _CUT = 0.25
+# How much of the light before is kept from one frame to the next: a third of a second at 30 Hz
+# makes two thirds of a change, about as long as a camera's own exposure takes.
+_STEADY = 0.9
 
 
-class Memory:
-    """Remembers the fused latent of the last frame of one stream, and what was shown with it.
+class _Kept:
+    """Tensors of the last frame, in their places, and whether it is one of this stream.
 
-    It keeps them in tensors that stay in their places, and branches on no value, so that a CUDA
-    graph can hold `carry`.
+    Nothing here branches on a value, so that a CUDA graph can hold it.
     """
 
     def __init__(self) -> None:
-        self._before: list[Tensor] = []
-        self._valid = torch.zeros((), dtype=torch.bool)
-        """Whether `_before` is of a last frame of this stream, a boolean on the same device."""
+        self.tensors: list[Tensor] = []
+        self.valid = torch.zeros((), dtype=torch.bool)
+
+    def make_room(self, now: list[Tensor]) -> None:
+        """Begin anew where this frame's tensors have other shapes."""
+        if [each.shape for each in self.tensors] != [each.shape for each in now]:
+            self.tensors = [torch.zeros_like(each) for each in now]
+            self.valid = torch.zeros((), dtype=torch.bool, device=now[0].device)
+
+    def keep(self, shown: list[Tensor]) -> None:
+        for kept, each in zip(self.tensors, shown, strict=True):
+            kept.copy_(each)
+        self.valid.fill_(1)
+
+    def forget(self) -> None:
+        with torch.inference_mode():  # in which it may have been made
+            self.valid.zero_()
+
+
+class Memory:
+    """Remembers of the last frame of one stream how light it was, and what was shown of it.
+
+    Of a frame of another size or another scene, and of one with values that are not finite, nothing
+    is carried over.
+    """
+
+    def __init__(self) -> None:
+        self._light, self._shown = _Kept(), _Kept()
 
     def forget(self) -> None:
         """Forget the last frame, so that the next one begins a new stream."""
-        with torch.inference_mode():  # in which it may have been made
-            self._valid.zero_()
+        self._light.forget()
+        self._shown.forget()
+
+    def steady(self, fused: Tensor, image: Tensor, restored: Tensor) -> Tensor:
+        """Return the restored picture in a light that changes slowly.
+
+        In smoke Ψ cannot know how light the scene behind is, and guesses it anew for each frame.
+        Only the mean of each colour changes: no detail is lost, and nothing leaves a trail.
+
+        Parameters
+        ----------
+        fused
+            z0_f of this frame, (1, 8, h, w) in [-1, 1].
+        image, restored
+            The frame and D(z0_ψ), (1, 3, H, W) in [0, 1].
+        """
+        # Of every fourth pixel of every fourth row, which tells it as well in less time.
+        light = (restored[..., ::4, ::4] - image[..., ::4, ::4]).mean(dim=(2, 3), keepdim=True)
+        self._light.make_room([fused, light])
+        before, kept = self._light.tensors
+        is_new = ~self._light.valid | is_cut(before, fused)
+        steady = torch.where(is_new, light, torch.lerp(light, kept, _STEADY))
+        self._light.keep([fused, steady])
+        return (restored + (steady - light)).clamp(0.0, 1.0)
 
     def carry(
         self, fused: Tensor, weight: float, maps: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the latent and the maps to show: those of the last frame mixed into this one's.
 
-        A frame of another size or another scene, and one with values that are not finite, is shown
-        as it is. Frames shown at weight 0 are not remembered.
+        Frames shown at weight 0 are not remembered.
 
         Parameters
         ----------
@@ -52,33 +100,33 @@ class Memory:
             What else is shown of this frame, (1, C, H, W); None if nothing is.
         """
         if not weight:
-            self.forget()
+            self._shown.forget()
             return fused, maps
         now = [fused] if maps is None else [fused, maps]
-        if [each.shape for each in self._before] != [each.shape for each in now]:
-            self._before = [torch.zeros_like(each) for each in now]
-            self._valid = torch.zeros((), dtype=torch.bool, device=fused.device)
+        self._shown.make_room(now)
+        before = self._shown.tensors
         # Chosen and not multiplied: what is not finite in the last frame must not come back.
-        is_new = ~self._valid | is_cut(self._before[0], fused)
-        share = unmoved(self._before[0], fused, weight)
+        is_new = ~self._shown.valid | is_cut(before[0], fused)
+        share = unmoved(before[0], fused, weight)
         shown = []
-        for kept, own in zip(self._before, now, strict=True):
+        for kept, own in zip(before, now, strict=True):
             size = (own.shape[-2], own.shape[-1])
             old = functional.interpolate(share, size=size, mode="bilinear")
             shown.append(torch.where(is_new, own, torch.lerp(own, kept, old)))
-            kept.copy_(shown[-1])
-        self._valid.fill_(1)
+        self._shown.keep(shown)
         return shown[0], None if maps is None else shown[1]
 
-    def saved(self) -> list[Tensor]:
+    def saved(self) -> list[list[Tensor]]:
         """Return copies of what it holds, for `restore`."""
-        return [each.clone() for each in (self._valid, *self._before)]
+        both = (self._light, self._shown)
+        return [[each.clone() for each in (kept.valid, *kept.tensors)] for kept in both]
 
-    def restore(self, saved: list[Tensor]) -> None:
+    def restore(self, saved: list[list[Tensor]]) -> None:
         """Hold again what was saved; what has come since is forgotten."""
         self.forget()
-        for kept, each in zip((self._valid, *self._before), saved, strict=False):
-            kept.copy_(each)
+        for kept, tensors in zip((self._light, self._shown), saved, strict=True):
+            for own, each in zip((kept.valid, *kept.tensors), tensors, strict=False):
+                own.copy_(each)
 
 
 def unmoved(before: Tensor, fused: Tensor, weight: float) -> Tensor:

@@ -69,10 +69,14 @@ class CameraPictures:
         return np.asarray(cv2.add(scaled, offset * np.float32(255.0), dtype=cv2.CV_8U), np.uint8)
 
     def _content(self, planes: Tensor) -> Floats:
-        """Return what the frame fills of (1, C, h, w), as (h, w, C)."""
+        """Return what the frame fills of (1, C, h, w), as (h, w, C).
+
+        It has the size that the frame fills of the model's input, whatever size the planes have.
+        """
         height, width = self._letterbox.content
-        content = planes[0, :, :height, :width].float().permute(1, 2, 0)
-        return np.ascontiguousarray(content.cpu().numpy())
+        whole = planes[0].float().permute(1, 2, 0).contiguous().cpu().numpy()
+        content = resize(whole, self._letterbox.padded, smooth=True)
+        return np.ascontiguousarray(content.reshape(*content.shape[:2], -1)[:height, :width])
 
 
 def noise_level(grey: UInt8) -> float:

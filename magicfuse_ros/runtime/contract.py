@@ -51,8 +51,9 @@ class EngineSettings:
     seed
         Seed of the starting noise, 0 or more.
     temporal
-        Weight of the last MagImg in the new one where nothing moves, 0 to `MOST_TEMPORAL`. Above 0,
-        the frames have to be those of one stream, in their order.
+        None fuses each frame by itself. A number takes the frames for those of one stream, in
+        their order: the light of what Ψ restores then changes slowly, and the number is the weight
+        of the last MagImg in the new one where nothing moves, 0 to `MOST_TEMPORAL`.
     resolution
         (width, height) in pixels that frames are fitted into.
     labels
@@ -79,7 +80,7 @@ class EngineSettings:
     steps: int = 0
     tau: float | None = None
     seed: int | None = None
-    temporal: float = 0.0
+    temporal: float | None = None
     resolution: tuple[int, int] | None = None
     labels: str | None = None
     threads: int = 0
@@ -93,7 +94,7 @@ class EngineSettings:
         _require(in_range, "tau", self.tau, "0.0 to 1.0")
         in_range = self.seed is None or 0 <= self.seed < 2**63
         _require(in_range, "seed", self.seed, "0 to 2^63 - 1")
-        in_range = 0.0 <= self.temporal <= MOST_TEMPORAL
+        in_range = self.temporal is None or 0.0 <= self.temporal <= MOST_TEMPORAL
         _require(in_range, "temporal", self.temporal, f"0.0 to {MOST_TEMPORAL}")
         if self.resolution is not None:
             sides = len(self.resolution) == 2 and min(self.resolution) >= 1

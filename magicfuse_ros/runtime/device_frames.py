@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from magicfuse_ros.messages import one_line
+from magicfuse_ros.model.refiner import enlarged
 from magicfuse_ros.model.sampler import SamplerSettings, Step
 from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.runtime.backends import parity
@@ -68,7 +69,7 @@ class Way(NamedTuple):
     letterbox: Letterbox
     extras: frozenset[str]
     settings: SamplerSettings
-    temporal: float
+    temporal: float | None
 
 
 class DeviceFrames:
@@ -248,10 +249,13 @@ class _Work:
             imagined, _ = networks.decode(step.z0_phi, _nothing)
             found.append(imagined)
         with networks.watch.stage("postprocess"):
+            if self.way.temporal is not None:
+                restored = self._memory.steady(step.z0_fused, image, restored)
             picture = shown = pictures.sharpened(self._frame, image, restored)
             heat = maps
             if self.way.temporal:
-                now = torch.cat([maps, restored], dim=1)
+                size = (restored.shape[-2], restored.shape[-1])
+                now = torch.cat([enlarged(maps, size), restored], dim=1)
                 _, carried = self._memory.carry(step.z0_fused, self.way.temporal, now)
                 now = now if carried is None else carried
                 heat, before = now[:, : maps.shape[1]], now[:, maps.shape[1] :]

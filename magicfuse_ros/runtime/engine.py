@@ -103,7 +103,7 @@ class FuseEngine:
         self._backend: Backend | None = None
         self._networks = NetworksBySize(progress)
         self._memory, self._fresh = Memory(), True
-        self._letterbox_before: Letterbox | None = None
+        self._stream_before: tuple[Letterbox, float | None] | None = None
 
     @property
     def backend_name(self) -> str:
@@ -186,15 +186,16 @@ class FuseEngine:
     def fuse(
         self, frame: UInt8, extras: frozenset[str] = frozenset(), *, wait: bool = True
     ) -> FuseResult:
-        """Fuse one frame; the same frame and settings give the same result.
+        """Fuse one frame; by itself, the same frame and settings give the same result.
 
         A frame may need networks of a size that is not ready. With `wait`, they are made first.
         Without it, the frame is fused at once in networks that are ready, with more padding and, if
         need be, less detail. Another thread makes the right networks meanwhile, and frames use them
         as soon as they are ready.
 
-        With `temporal`, MagImg also depends on the frames since the last `forget`: the same frames
-        give the same results. A frame of another size or of another scene begins a new stream.
+        With `temporal`, MagImg and the restored picture also depend on the frames since the last
+        `forget`: the same frames give the same results. A frame of another size or of another scene
+        begins a new stream.
 
         Parameters
         ----------
@@ -240,15 +241,16 @@ class FuseEngine:
         sampling: Sampling,
     ) -> FuseResult:
         networks.before_step = self._sampling.guard(sampling)
-        if letterbox != self._letterbox_before:  # another camera, or other networks
+        stream = letterbox, sampling.temporal
+        if stream != self._stream_before:  # another camera, other networks or another weight
             self.forget()
-            self._letterbox_before = letterbox
+            self._stream_before = stream
         try:
             if networks.frames is not None:
                 way = Way(letterbox, extras, sampling.settings, sampling.temporal)
                 self.preparing, fresh = not networks.frames.ready(way), self._fresh
                 result: FuseResult = networks.frames.fuse(frame, way, sampling.seed, fresh=fresh)
-                self._fresh = not sampling.temporal
+                self._fresh = sampling.temporal is None
                 return result
             watch = networks.watch = Stopwatch(self._candidate.device)
             networks.noise(sampling.seed)
@@ -269,7 +271,9 @@ class FuseEngine:
         finally:
             self.preparing = False
 
-    def update(self, *, steps: int, tau: float | None, seed: int | None, temporal: float) -> None:
+    def update(
+        self, *, steps: int, tau: float | None, seed: int | None, temporal: float | None
+    ) -> None:
         """Change how to sample from the next frame on; values as in `EngineSettings`.
 
         A frame that is being sampled in more steps than are now asked for is started again, because

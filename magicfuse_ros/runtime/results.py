@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from magicfuse_ros.model.refiner import enlarged
 from magicfuse_ros.model.sampler import Step
 from magicfuse_ros.model.temporal import Memory
 from magicfuse_ros.runtime.camera_size import CameraPictures
@@ -28,7 +29,7 @@ def refined(
     letterbox: Letterbox,
     step: Step,
     memory: Memory,
-    temporal: float,
+    temporal: float | None,
 ) -> FuseResult:
     """Make a frame's results with R.
 
@@ -41,7 +42,7 @@ def refined(
     networks
         Those that `step` was sampled with.
     memory, temporal
-        What was shown before, and its weight in what is shown now.
+        What was shown before, and its weight in what is shown now; None leaves it out.
 
     Raises
     ------
@@ -58,9 +59,14 @@ def refined(
     if "infrared" in extras:
         imagined, _ = networks.decode(step.z0_phi, lambda: None)
     with watch.stage("postprocess"):
-        both = _finite(maps), _finite(restored)
-        found = torch.cat(both, dim=1) if temporal else None  # kept for the next frame
-        _, carried = memory.carry(step.z0_fused, temporal, found)
+        _finite(maps), _finite(restored)
+        if temporal is not None:
+            restored = memory.steady(step.z0_fused, networks.image, restored)
+        found = None
+        if temporal:  # kept for the next frame
+            size = (restored.shape[-2], restored.shape[-1])
+            found = torch.cat([enlarged(maps, size), restored], dim=1)
+        _, carried = memory.carry(step.z0_fused, temporal or 0.0, found)
         alone = shown = CameraPictures(frame, networks.image, restored, letterbox)
         heat = maps
         if carried is not None and carried is not found:
@@ -79,13 +85,13 @@ def decoded(
     letterbox: Letterbox,
     step: Step,
     memory: Memory,
-    temporal: float,
+    temporal: float | None,
 ) -> FuseResult:
     """Make a frame's results as the paper does, with D; as `refined`."""
     del frame  # D makes all of every picture
     watch = networks.watch
     with watch.stage("fuse"):
-        fused, _ = memory.carry(step.z0_fused, temporal)
+        fused, _ = memory.carry(step.z0_fused, temporal or 0.0)
 
     def picture(image: Tensor, *, grey: bool = False) -> UInt8:
         with watch.stage("postprocess"):

@@ -26,7 +26,7 @@ class Sampling:
 
     settings: SamplerSettings
     seed: int
-    temporal: float
+    temporal: float | None
 
     @property
     def steps(self) -> int:

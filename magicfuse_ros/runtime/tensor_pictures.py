@@ -161,9 +161,11 @@ class TensorPictures:
         return _bytes(self._back(levels))
 
     def content(self, planes: Tensor) -> Tensor:
-        """Return what the frame fills of planes of the model's size."""
+        """Return what the frame fills of planes, enlarged to the model's size."""
         height, width = self._letterbox.content
-        return planes[..., :height, :width].float()
+        old, padded = (planes.shape[-2], planes.shape[-1]), self._letterbox.padded
+        whole = _resizer(old, padded, self._device, smooth=True)(planes.float())
+        return whole[..., :height, :width]
 
     def _grey(self, frame: Tensor) -> Tensor:
         grey = (frame.int() * self._grey_weights).sum(dim=2, dtype=torch.int32)

@@ -18,7 +18,7 @@ from magicfuse_ros.model.labels import UNKNOWN, LabelSet
 from magicfuse_ros.model.magicfuse import MagicFuse
 from magicfuse_ros.model.partial import Branch
 from magicfuse_ros.training.losses import sobel, weighted_l1
-from magicfuse_ros.training.stage import BOXED, Batch, Stage, encode, outside_boxes
+from magicfuse_ros.training.stage import Batch, Stage, encode, outside_boxes
 
 _HEAD = "objects"
 _RING = 6  # pixels
@@ -65,7 +65,7 @@ class ObjectsHead(nn.Module):
     def __init__(self, branch: nn.Module, labels: LabelSet) -> None:
         super().__init__()
         last = branch.get_submodule("unet.conv_out")
-        self._ids = [label.id for label in labels.labels if label.name in BOXED]
+        self._ids = list(labels.object_ids())
         self.head = nn.Conv2d(cast("nn.Conv2d", last).in_channels, len(self._ids), 1)
         self._heard: Tensor | None = None
         last.register_forward_pre_hook(self._hear)

@@ -109,7 +109,7 @@ class DistillStage(Stage):
             maps, logits = teacher.refiner(image, *latents, step.state)
         given[TAUGHT_CLASSES] = enlarged(logits, size).softmax(dim=1)
         if stage == "refine" and maps is not None:
-            given[TAUGHT_HEAT] = split_maps(maps).heat[:, 0]
+            given[TAUGHT_HEAT] = enlarged(split_maps(maps).heat, size)[:, 0]
             big = split_maps(enlarged(maps, (frame.shape[-2], frame.shape[-1])))
             imagined = infrared_at(frame, big).clamp(0.0, 1.0)
             given |= _instead(batch, "infrared", imagined, taught)

@@ -141,7 +141,9 @@ class _Loop:
         self._seconds = None if minutes is None else 60.0 * minutes
         self._path = state_path(folder, name)
         self.parts = Checkpointed(
-            stage.trained, make_average(config, stage.trained), make_optimizer(config, stage)
+            stage.trained,
+            make_average(config, stage.trained),
+            make_optimizer(config, stage, stage.pretrained),
         )
         self.state = read_state(self._path, self.parts) if self._path.is_file() else TrainingState()
 
@@ -207,7 +209,7 @@ class _Loop:
 
     def _update(self, optimizer: Any) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = self._config.rate_at(self.state.step, self._passed)
+            group["lr"] = group["share"] * self._config.rate_at(self.state.step, self._passed)
         optimizer.step()
         self.parts.average.update_parameters(self._stage.trained)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from magicfuse_ros.model.config_values import ConfigError
+
+# The share of the learning rate with which pretrained networks learn on: they know much already.
+_PRETRAINED = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,19 +102,30 @@ class LoopConfig:
         return self.learning_rate * warm * factor
 
 
-def make_optimizer(config: LoopConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimiser of the module's trainable parameters."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def make_optimizer(
+    config: LoopConfig, module: nn.Module, pretrained: Iterable[nn.Module] = ()
+) -> torch.optim.Optimizer:
+    """Build the optimiser of the module's trainable parameters.
+
+    Those of the pretrained modules in it have a group of their own. A group's `share` says what
+    part of the learning rate is its own.
+    """
+    slow = {id(each) for part in pretrained for each in part.parameters()}
+    parameters = [each for each in module.parameters() if each.requires_grad]
+    groups = [
+        {"params": [each for each in parameters if (id(each) in slow) == is_slow], "share": share}
+        for is_slow, share in ((False, 1.0), (True, _PRETRAINED))
+    ]
+    groups = [group for group in groups if group["params"]]
+    rates: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "fused": True,
+    }
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        return torch.optim.SGD(groups, momentum=config.momentum, **rates)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    return kind(groups, **rates)
 
 
 def make_average(config: LoopConfig, module: nn.Module) -> AveragedModel:

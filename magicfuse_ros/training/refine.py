@@ -17,10 +17,12 @@ from magicfuse_ros.model.refiner import Maps, Refiner, enlarged, infrared_at, sp
 from magicfuse_ros.model.sampler import SamplerSettings, sample
 from magicfuse_ros.training.losses import sobel, weighted_l1
 from magicfuse_ros.training.semantics import TAUGHT, TAUGHT_HEAT, SemanticLoss, SemanticTerms
-from magicfuse_ros.training.stage import BOXED, Batch, Stage, outside_boxes, starting_point
+from magicfuse_ros.training.stage import Batch, Stage, outside_boxes, starting_point
 
 # Heat from the first of these levels of the common infrared scale on, all of it from the second.
 _WARM, _HOT = 0.3, 0.7
+# Heat nearer to 0 or 1 is as good as there, and asks for no more.
+_LEAST = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +40,7 @@ class RefineLoss(SemanticLoss):
     objects
         Extra weight of that inside people and vehicles.
     segmentation, absence, class_weights
-        Of R's classes, as in phase 2.
-    blind
-        Chance that R does not see a sample's z^s. S is surer of the pictures it learned from than
-        of others, and R would trust it too far.
+        Of R's own classes, as in phase 2.
     """
 
     infrared: float = 4.0
@@ -49,7 +48,6 @@ class RefineLoss(SemanticLoss):
     thermal: float = 8.0
     heat: float = 3.0
     objects: float = 2.0
-    blind: float = 0.0
 
 
 class RefineStage(Stage):
@@ -72,11 +70,12 @@ class RefineStage(Stage):
                 f"stage is 'refine', but model {model.config.name!r} has no section `refiner`; "
                 "accepted: a size that has one, such as 'tiny'"
             )
-        if not model.refiner.maps.weight.any():  # it is new
+        if model.refiner.is_new:
             model.refiner.begin_with(model.decoder)
         frozen: dict[str, nn.Module] = {part: getattr(model, part) for part in PARTS}
         super().__init__({REFINER: model.refiner}, frozen)
         self._classes_alone = bool(labels)
+        self.pretrained = (model.refiner.trunk,)
         model.refiner.requires_grad_(requires_grad=not labels)
         model.refiner.more_classes.requires_grad_(requires_grad=bool(labels))
         self.__dict__["_model"] = model.with_classes_of(labels) if labels else model
@@ -84,7 +83,7 @@ class RefineStage(Stage):
         self._loss, self.camera = loss, model.refiner.config.camera
         self.trained_steps = (model.config.diffusion.steps,)
         self._settings = SamplerSettings.of(model.config, model.labels.thermal_ids())
-        self._objects = tuple(label.id for label in shown.labels if label.name in BOXED)
+        self._objects = shown.object_ids()
         self._semantics = SemanticTerms(shown, loss, "refine")
 
     _model: MagicFuse
@@ -93,28 +92,31 @@ class RefineStage(Stage):
         condition, noise = starting_point(self._model, image, generator)
         with torch.no_grad():
             step = sample(self._model, condition, noise, self._model.config, self._settings)
-        chance = torch.rand(len(image), generator=generator, device=generator.device)
-        state = step.state * (chance >= self._loss.blind)[:, None, None, None]
         refiner: Refiner = self._model.refiner  # type: ignore[assignment]
-        maps, logits = refiner(image, step.z0_psi, step.z0_phi, step.z0_fused, state)
+        # Its own classes, without those of S, which is surer of the pictures it learned from than
+        # of others: R would learn to add nothing.
+        own = torch.zeros_like(step.state)
+        maps, logits = refiner(image, step.z0_psi, step.z0_phi, step.z0_fused, own)
         return maps, logits
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the terms, and the terms to log."""
         loss, frame = self._loss, batch["degraded"]
         camera = self.camera
-        maps, logits = self._refine(shrunk(frame, camera), generator)
+        image = shrunk(frame, camera)
+        maps, logits = self._refine(image, generator)
+        size = (image.shape[-2], image.shape[-1])
         small = {
             **batch,
             "labels": batch["labels"][:, ::camera, ::camera],
             "thermal_weight": batch["thermal_weight"][:, ::camera, ::camera],
             "infrared": shrunk(batch["infrared"], camera),
         }
-        terms = self._semantics(enlarged(logits, (maps.shape[-2], maps.shape[-1])), small)
+        terms = self._semantics(enlarged(logits, size), small)
         if not self._classes_alone:
             at_camera = split_maps(enlarged(maps, (frame.shape[-2], frame.shape[-1])))
             terms |= self._infrared(frame, at_camera, batch)
-            terms["heat"] = self._heat(maps[:, -1:], small)
+            terms["heat"] = self._heat(enlarged(maps[:, -1:], size), small)
         weighted = [getattr(loss, name) * value for name, value in terms.items()]
         return torch.stack(weighted).sum(), {k: value.detach() for k, value in terms.items()}
 
@@ -127,20 +129,22 @@ class RefineStage(Stage):
             "infrared_texture": weighted_l1(sobel(imagined), sobel(real), weight),
         }
 
-    def _heat(self, logit: Tensor, batch: Batch) -> Tensor:
+    def _heat(self, found: Tensor, batch: Batch) -> Tensor:
         """Return the cross-entropy of the heat map with how warm known people and vehicles are."""
         labels, warmth = batch["labels"], batch["infrared"][:, 0]
         objects = is_one_of(labels, self._objects)
         target = ((warmth - _WARM) / (_HOT - _WARM)).clamp(0.0, 1.0) * objects
         # Without an infrared picture it is known what is cold, but not what is warm.
         known = (labels != UNKNOWN) | outside_boxes(batch)
-        known = known & (~objects | (batch["has_infrared"][:, None, None] > 0.0))
+        recorded = batch["has_infrared"][:, None, None] > 0.0
+        known = (known & ~objects) | (recorded & (known | (warmth < _WARM)))
         weight = known * (1.0 + self._loss.objects * objects)
         if TAUGHT_HEAT in batch:
             taught, heat = batch[TAUGHT][:, None, None], batch[TAUGHT_HEAT]
             target = torch.where(taught, heat, target)
             weight = torch.where(taught, 1.0 + self._loss.objects * heat, weight)
-        losses = functional.binary_cross_entropy_with_logits(logit[:, 0], target, reduction="none")
+        sure = found[:, 0].float().clamp(_LEAST, 1.0 - _LEAST)
+        losses = -(target * sure.log() + (1.0 - target) * torch.log1p(-sure))
         return (losses * weight).sum() / weight.sum().clamp(min=1.0)
 
     def sheet(self, batch: Batch, generator: torch.Generator) -> Tensor:

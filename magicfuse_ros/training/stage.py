@@ -11,9 +11,6 @@ from magicfuse_ros.model.sampler import Noise
 
 Batch = dict[str, Tensor]
 
-BOXED = ("person", "car", "bike", "bicycle")
-"""Classes that the boxes of MSRS annotate, by their names in the label sets."""
-
 
 def outside_boxes(batch: Batch) -> Tensor:
     """Return where a batch is known to hold no boxed object, (B, H, W) boolean.
@@ -70,10 +67,13 @@ class Stage(nn.Module):
     ----------
     trained_steps
         Numbers of DDIM steps for which what it trains is made; empty where it is for any.
+    pretrained
+        Those modules of the networks that learn which know much already, and learn more slowly.
     """
 
     frozen: dict[str, nn.Module]
     trained_steps: tuple[int, ...] = ()
+    pretrained: tuple[nn.Module, ...]
     _model: MagicFuse
 
     def __init__(
@@ -84,7 +84,8 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(trained)
-        self.__dict__["frozen"], self.__dict__["_model"] = {}, model
+        # Not as attributes, which would make their networks submodules.
+        self.__dict__.update(frozen={}, pretrained=(), _model=model)
         self._freeze(frozen)
 
     def _freeze(self, modules: dict[str, nn.Module]) -> None:

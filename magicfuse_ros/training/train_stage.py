@@ -31,6 +31,7 @@ from magicfuse_ros.training.datasets.packing import training_sources
 from magicfuse_ros.training.distill import DistillStage
 from magicfuse_ros.training.loop import run
 from magicfuse_ros.training.mkf import MkfStage
+from magicfuse_ros.training.pretrained import begin_with, imagenet_weights
 from magicfuse_ros.training.recipe import StageRecipe
 from magicfuse_ros.training.refine import RefineStage
 from magicfuse_ros.training.stage import Stage
@@ -89,6 +90,8 @@ def train_stage(
         return True
     with processes.main_process_first():
         model, is_new = _open_model(recipe, folder)
+        if recipe.learns == "refine" and model.refiner is not None and model.refiner.is_new:
+            begin_with(model.refiner.trunk, imagenet_weights(data))
         # Before the data, whose decoding may take hours: it finds what is wrong with the recipe.
         stage, multiple_of = _stage(recipe, model, folder)
         crops = _open_data(recipe, model, multiple_of, data, cache, processes.device)

@@ -128,7 +128,7 @@ class EngineShow:
         try:
             engine = self._load(self._say)
             self._model_tau = read_config(model_path(engine.settings.model)).diffusion.tau
-            self._tau, self._temporal = engine.settings.tau, engine.settings.temporal
+            self._tau, self._temporal = engine.settings.tau, engine.settings.temporal or 0.0
             try:
                 engine.warm_up(self._say)
                 self._engine = engine

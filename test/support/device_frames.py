@@ -24,7 +24,7 @@ def save_telling(config, folder):
     with torch.no_grad():
         model.fusion.segproj[-1].weight.mul_(60.0)
         if model.refiner is not None:
-            model.refiner.maps.weight.normal_(std=0.3)
+            model.refiner.head.outputs.weight.normal_(std=0.3)
     model.save_pretrained(folder / "model")
     return folder / "model"
 

@@ -91,9 +91,7 @@ SMALL_FEW_STEP = MagicFuseConfig(
 SMALL_REFINED = dataclasses.replace(
     SMALL_FEW_STEP,
     name="small-refined",
-    refiner=RefinerConfig(
-        widths=(8, 8), blocks=(1, 1), fine_width=4, class_width=4, more_labels=("mfnet",)
-    ),
+    refiner=RefinerConfig(widths=(8,), head_width=4, more_labels=("mfnet",)),
     diffusion=dataclasses.replace(SMALL_FEW_STEP.diffusion, steps=1, trained_steps=(1,)),
 )
 """The same with an R, at one step, as `tiny` ships."""

@@ -68,7 +68,7 @@ PARAMETERS: tuple[ParameterSpec, ...] = (
         high=MOST_TEMPORAL,
         live=True,
         description="Weight of the MagImg before in the new one where nothing moves: less flicker, "
-        "some ghosting (docs/video.md). 0 fuses each frame by itself.",
+        "some ghosting (docs/video.md). 0 keeps nothing of it but a steady light.",
     ),
     ParameterSpec(
         name="model_width",
