@@ -114,7 +114,7 @@ def test_a_decoding_is_awaited_when_what_is_done_beside_it_fails(folder):
         raise RuntimeError("no")
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match="no"):
-        networks.decode(networks.noise(0).latent, fail)
+        networks.decode(networks._noise[0], fail)
     assert networks._decoder.started is None
 
 
@@ -128,7 +128,7 @@ def test_a_branch_that_cannot_start_leaves_the_other_finished(folder):
         raise RuntimeError("no")
 
     phi.start = refuse
-    latent = networks.noise(0).latent
+    latent = networks._noise[0]
     with torch.inference_mode(), pytest.raises(RuntimeError, match="no"):
         networks.denoise(latent, latent, latent, 5)
     assert psi.started is None
