@@ -185,7 +185,10 @@ class Refiner(nn.Module):
         # Warm, if it is somebody, and somebody: two answers that seldom are wrong together.
         heat = heat.sigmoid()
         if self._objects:
-            heat = heat * logits.softmax(dim=1)[:, self._objects].sum(dim=1, keepdim=True)
+            shares = logits.softmax(dim=1)
+            # Plane by plane: a list of indices would come from the CPU, see `luminance`.
+            objects = torch.cat([shares[:, i : i + 1] for i in self._objects], dim=1)
+            heat = heat * objects.sum(dim=1, keepdim=True)
         light = luminance(functional.avg_pool2d(image, 2))
         offset = infrared + self._smooth(z0_phi) - gain * light
         if self.config.labels:
