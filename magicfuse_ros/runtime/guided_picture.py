@@ -30,7 +30,7 @@ CHANGED = (0.03, 0.05)
 DARK, EXPOSURE = (40.0 / 255.0, 60.0 / 255.0), 2.4
 # Heat lifts a pixel this share of the way to white: nothing up to the first level of heat, all of
 # it from the second on.
-LIFT, SURE = 0.75, (0.3, 0.6)
+LIFT, SURE = 0.75, (0.27, 0.6)
 
 
 class Coefficients(NamedTuple):
